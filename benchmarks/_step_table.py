@@ -1,0 +1,79 @@
+"""The table of `step`: printed line by line as it is measured, and kept as numbers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from benchmarks._rounds import Contender, Ratio, ratio, time_rounds
+
+LONG_STEP_MS = 100.0  # shorter steps say nothing about a bound
+BOUNDS = {"rate 0": 1.01, "rate 0.5": 1.03, "bart": 1.01}
+
+
+class Report:
+    """What was measured so far.
+
+    Attributes:
+        numbers: The same as the table, as JSON values.
+    """
+
+    def __init__(self, size: Any) -> None:
+        self.numbers: dict[str, Any] = {"comparisons": {}, "bounds": {}}
+        self._start = time.perf_counter()
+        print(f"One step: forward, backward, AdamW; {size}.\n")
+        print("| what | LayerDrop, ms | beside, ms | ratio (95 % interval) | rounds |")
+        print("| :--- | ---: | ---: | :--- | ---: |", flush=True)
+
+    def compare(self, name: str, contenders: Mapping[str, Contender], rounds: int, *, exact: bool = True) -> None:
+        """Time the first contender beside each other one; ``exact`` if their losses have to be equal in every round."""
+        losses: list[dict[str, Any]] = []
+        times = time_rounds(contenders, rounds, on_round=losses.append)
+        ours, *others = times
+        for other in others:
+            label = f"{name}: against {other}"
+            self._add(label, times[ours], times[other], ratio(times[ours], times[other]))
+            if exact:
+                same = all(bool(returned[ours] == returned[other]) for returned in losses)
+                self.numbers["comparisons"][label]["same_losses"] = same
+            if name in BOUNDS:
+                self._judge(name, label)
+        self.progress(name)
+
+    def _add(self, label: str, ours: list[float], others: list[float], found: Ratio) -> None:
+        self.numbers["comparisons"][label] = {
+            "ms": median(ours),
+            "beside_ms": median(others),
+            "rounds": len(ours),
+            **{f"ratio_{key}": value for key, value in found.to_dict().items()},
+        }
+        print(f"| {label} | {median(ours):.1f} | {median(others):.1f} | {found} | {len(ours)} |", flush=True)
+
+    def _judge(self, name: str, label: str) -> None:
+        numbers = self.numbers["comparisons"][label]
+        self.numbers["bounds"][name] = {
+            "at_most": BOUNDS[name],
+            "met": numbers["ratio_low"] <= BOUNDS[name],
+            "steps_long_enough": min(numbers["ms"], numbers["beside_ms"]) >= LONG_STEP_MS,
+        }
+
+    def overheads(self, found: Mapping[int, Mapping[str, float]]) -> None:
+        """Print what a forward costs more."""
+        self.numbers["overhead"] = dict(found)
+        print("\n| layers | added to a forward, us | of it the draw, us |\n| ---: | ---: | ---: |")
+        for depth, values in found.items():
+            print(f"| {depth} | {values['forward_us']:.1f} | {values['draw_us']:.1f} |", flush=True)
+
+    def memory(self, found: Mapping[float, float]) -> None:
+        """Print what a forward keeps for its backward pass."""
+        self.numbers["saved_mb"] = dict(found)
+        print("\n| rate | kept for the backward pass, MB | share of rate 0 |\n| ---: | ---: | ---: |")
+        for rate, value in found.items():
+            print(f"| {rate} | {value:.2f} | {value / found[0.0]:.3f} |", flush=True)
+
+    def progress(self, done: str) -> None:
+        """Say on stderr, out of the table's way, how far it has come."""
+        print(f"  {done}: done after {time.perf_counter() - self._start:.0f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""Train transformers with LayerDrop, then take out a sub-network of any depth, without finetuning.
+
+For Hugging Face Transformers, after "Reducing Transformer Depth on Demand with Structured Dropout" (Fan, Grave and
+Joulin, ICLR 2020).
+Names are imported on first use, so that the command line starts without torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ["LayerDropConfig"],
+    "results": ["SubNetworkResult"],
+    "injection": ["inject_layerdrop", "layerdrop_state", "remove_layerdrop", "set_rates", "set_step"],
+    "pruning": ["prune_layers", "sub_network"],
+    "evaluation": ["evaluate_depths"],
+    "selection": ["Selection", "average_without_layer", "search_layers"],
+    "callbacks": ["DepthEvaluationCallback", "LayerDropScheduleCallback"],
+    "hub": ["pipeline", "push_pruned_to_hub", "save_pruned"],
+    "modeling": [
+        "AutoLayerDropModel",
+        "AutoLayerDropModelForCausalLM",
+        "AutoLayerDropModelForMaskedLM",
+        "AutoLayerDropModelForMultipleChoice",
+        "AutoLayerDropModelForQuestionAnswering",
+        "AutoLayerDropModelForSeq2SeqLM",
+        "AutoLayerDropModelForSequenceClassification",
+        "AutoLayerDropModelForTokenClassification",
+        "load_checkpoint",
+    ],
+    "named": [
+        "LayerDropBartForCausalLM",
+        "LayerDropBartForConditionalGeneration",
+        "LayerDropBartForQuestionAnswering",
+        "LayerDropBartForSequenceClassification",
+        "LayerDropBartModel",
+        "LayerDropBertForMaskedLM",
+        "LayerDropBertForMultipleChoice",
+        "LayerDropBertForNextSentencePrediction",
+        "LayerDropBertForPreTraining",
+        "LayerDropBertForQuestionAnswering",
+        "LayerDropBertForSequenceClassification",
+        "LayerDropBertForTokenClassification",
+        "LayerDropBertLMHeadModel",
+        "LayerDropBertModel",
+        "LayerDropRobertaForCausalLM",
+        "LayerDropRobertaForMaskedLM",
+        "LayerDropRobertaForMultipleChoice",
+        "LayerDropRobertaForQuestionAnswering",
+        "LayerDropRobertaForSequenceClassification",
+        "LayerDropRobertaForTokenClassification",
+        "LayerDropRobertaModel",
+    ],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

@@ -1,0 +1,115 @@
+"""Trainer callbacks: drop rates that move over training, and quality at several depths at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.evaluation import depth_name, evaluate_depths
+from hf_layerdrop.injection import injected_model, scale_rates
+from hf_layerdrop.keep import KeepLayers, parse_keep_layers
+from hf_layerdrop.schedules import SCHEDULES, Schedule, make_schedule
+from hf_layerdrop.stacks import depths_of
+from hf_layerdrop.stepping import calling_trainer
+
+
+class LayerDropScheduleCallback(TrainerCallback):
+    """Scale the configured rates by a schedule at every step.
+
+    Args:
+        schedule: A name of `schedules.SCHEDULES` (``constant``, ``linear``, ``cosine``, ``step``, ``pld``), or a
+            function from the share of training that is done, in [0, 1], to a factor in [0, 1].
+        numbers: What the named schedule takes, such as ``end=0.5``.
+
+    The rate depends on the step alone, so that a resumed run goes on where it was, and there is no state to restore.
+
+    Raises:
+        LayerDropConfigError: If the schedule is unknown, or, during training, leaves [0, 1].
+    """
+
+    def __init__(self, schedule: Schedule | str = "constant", **numbers: float) -> None:
+        self.schedule: Schedule = make_schedule(schedule, **numbers) if isinstance(schedule, str) else schedule
+        if not callable(self.schedule) or (numbers and not isinstance(schedule, str)):
+            raise LayerDropConfigError(
+                f"schedule is {schedule!r}; give a name ({', '.join(SCHEDULES)}) with its numbers, or a function of "
+                "one number."
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Say so before the first step if LayerDrop is not injected: a schedule of nothing would do nothing."""
+        injected_model(model)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Set the rates of the step that begins."""
+        scale_rates(model, self.schedule(state.global_step / max(state.max_steps, 1)))
+
+
+class DepthEvaluationCallback(TrainerCallback):
+    """Evaluate sub-networks at each evaluation, next to the whole model.
+
+    The values are logged like any metric, ``eval_depth_6_accuracy``, and stand in what `Trainer.evaluate` returns, so
+    that ``metric_for_best_model`` can name one.
+
+    Args:
+        depths: The sub-networks, each in any form of ``keep_layers``.
+    """
+
+    def __init__(self, depths: Sequence[KeepLayers]) -> None:
+        self.depths = list(depths)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the depths, and that their metrics are there when early stopping looks for them."""
+        trainer = calling_trainer()
+        for spec in self.depths:
+            parse_keep_layers(spec, depths_of(trainer.accelerator.unwrap_model(trainer.model)))
+        callbacks = trainer.callback_handler.callbacks
+        if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks[: callbacks.index(self)]):
+            raise LayerDropConfigError(
+                "EarlyStoppingCallback stands before DepthEvaluationCallback, so it would not see the metrics "
+                "of the depths; "
+                "give the callbacks to Trainer in the other order."
+            )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Measure the sub-networks on the data that was just evaluated."""
+        trainer = calling_trainer()
+        prefix = next(name for name in metrics if name.endswith("_runtime")).removesuffix("_runtime")
+        found = depth_metrics(trainer, kwargs["eval_dataloader"], self.depths, prefix)
+        trainer.log(dict(found))
+        metrics.update(found)
+
+
+def depth_metrics(trainer: Trainer, dataloader: Any, depths: Sequence[KeepLayers], prefix: str) -> dict[str, float]:
+    """Return the metrics of sub-networks under the keys by which they are logged."""
+    results = evaluate_depths(trainer, dataloader, depths=depths, progress=not trainer.args.disable_tqdm)
+    model_depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
+    return {
+        f"{prefix}_{depth_name(result.keep_layers, model_depths)}_{name}": value
+        for result in results
+        for name, value in result.metrics.items()
+    }

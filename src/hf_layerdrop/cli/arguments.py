@@ -1,0 +1,104 @@
+"""Arguments that several commands share, and the checks of them that cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_layerdrop.errors import OutputExistsError
+from hf_layerdrop.headers import has_only_pickle, read_config, read_headers
+from hf_layerdrop.keep import parse_keep_layers
+from hf_layerdrop.report.table import read_results
+from hf_layerdrop.results import SubNetworkResult
+from hf_layerdrop.training import RESULTS_FILE
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
+KeepLayersSpec = Annotated[
+    str,
+    typer.Option(
+        "--keep-layers",
+        metavar="SPEC",
+        help="A depth (6), indices (0,2,4), a slice (::2), every_other, every_other:p, first:n, last:n, all, a "
+        "selection file; by stack: 'encoder=6;decoder=::2'.",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a model on the Hub.", show_default=False)
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code: only if you trust them.")
+]
+
+
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        "--results",
+        metavar="FILE",
+        help="Results of sweep or train (JSON, CSV) for the model card.",
+        show_default=f"{RESULTS_FILE} beside a local model, if there",
+    ),
+]
+NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Go on where the model has no tokenizer.")]
+
+
+def found_results(model: str, given: Path | None) -> list[SubNetworkResult] | None:
+    """Read the results for the card: those that were given, else those that train left beside the model."""
+    beside = Path(model) / RESULTS_FILE
+    if given is None and not beside.is_file():
+        return None
+    return read_results(given or beside)
+
+
+def check_tokenizer(model: str, *, none_wanted: bool) -> None:
+    """Refuse a local model without a tokenizer before anything heavy is imported; one on the Hub is checked later."""
+    from hf_layerdrop.hub.source import check_processors, find_source
+
+    if Path(model).is_dir():
+        check_processors(find_source(model, None, {}), model, False if none_wanted else None)
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that exists, before any work is done for it.
+
+    Raises:
+        OutputExistsError: The folder exists, and --overwrite was not given; or it is a file.
+    """
+    if folder.is_file():
+        raise OutputExistsError(f"The output folder {str(folder)!r} is a file: give another by --output.")
+    if folder.exists() and not overwrite:
+        raise OutputExistsError(f"The output folder {str(folder)!r} exists: give another by --output, or --overwrite.")
+
+
+def checkpoint_facts(
+    model: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
+) -> tuple[Mapping[str, Any], dict[str, int]]:
+    """Return the config of a checkpoint and the depth of each stack, read from headers.
+
+    Pickled weights have no headers: with ``allow_pickle`` no stacks are returned for them, and what is asked of the
+    layers is checked when the model is loaded.
+    """
+    if allow_pickle and has_only_pickle(model):
+        return read_config(model), {}
+    headers = read_headers(model, revision=revision, token=token)
+    return headers.config, {stack.name: stack.depth for stack in headers.stacks()}
+
+
+def check_keep_layers(
+    model: str, keep_layers: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
+) -> None:
+    """Check a specification against the headers of a checkpoint, before anything heavy is imported or read."""
+    _, depths = checkpoint_facts(model, revision=revision, allow_pickle=allow_pickle, token=token)
+    if depths:
+        parse_keep_layers(keep_layers, depths)
+
+
+def loading_arguments(model: str, *, revision: str | None, allow_pickle: bool) -> dict[str, Any]:
+    """Translate --revision and --allow-pickle for from_pretrained; pickles are read only where there is no other."""
+    arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if allow_pickle and has_only_pickle(model):
+        arguments["use_safetensors"] = False
+    return arguments

@@ -1,0 +1,96 @@
+"""hf-layerdrop demo: the whole story on embedded data."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hf_layerdrop.cli.arguments import check_output, checkpoint_facts
+
+SHORT_STEPS = 200
+
+_SENTENCE_WIDTH = 52
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option(help="Folder for the plot, the records and the shallow model.")] = Path(
+        "demo-output"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="A pretrained encoder; by default all-MiniLM-L6-v2 from its PyPI package.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A GLUE task of the Hub; by default the sample of SST-2 that comes along.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="LayerDrop rate of the first model; the second has none.")] = 0.25,
+    steps: Annotated[int, typer.Option(min=1, help="Steps without LayerDrop; with it, as many layer forwards.")] = 900,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an output folder that exists.")] = False,
+    short: Annotated[bool, typer.Option("--short", help=f"{SHORT_STEPS} steps: quick, and poorer models.")] = False,
+) -> None:
+    """Train with and without LayerDrop, cut both to every depth, compare, and serve three layers."""
+    from hf_layerdrop.config import LayerDropConfig
+    from hf_layerdrop.demo import DemoSettings, demo_data, find_weights, run_demo
+    from hf_layerdrop.tasks import find_task, load_task_data
+
+    LayerDropConfig(rate)
+    check_output(output, overwrite=overwrite)
+    if model:
+        checkpoint_facts(model, revision=None, allow_pickle=False)
+    start = time.perf_counter()
+    console = Console()
+    settings = DemoSettings(rate=rate, steps=SHORT_STEPS if short else steps, seed=seed)
+    weights = model or str(find_weights())
+    data = load_task_data(find_task(task)) if task else demo_data()
+    quiet_transformers()
+    console.print(f"[bold]LayerDrop demo[/bold]: {data.task.name}, {len(data.train or ())} training rows, seed {seed}.")
+    result, shallow = run_demo(data, weights, settings, output, lambda text: console.print(f"[cyan]>[/cyan] {text}"))
+    show(console, result, output, title=f"{data.task.name}, no finetuning after the cut")
+    classify(console, shallow)
+    console.print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes.")
+
+
+def show(console: Console, result: object, output: Path, title: str) -> None:
+    """Print the comparison and write it: Markdown, JSON, and the plot."""
+    from hf_layerdrop.report.comparison import as_markdown, as_table, comparison_rows, extreme_rows
+    from hf_layerdrop.report.plot import draw_depth_plot
+
+    series, metric, costs = result.series, result.metric, result.costs  # type: ignore[attr-defined]
+    for name, cost in costs.items():
+        console.print(
+            f"{name}: {cost.steps} steps, {cost.layer_forwards} layer forwards, {cost.seconds:.0f} s of training."
+        )
+    rows, extremes = comparison_rows(series, metric), extreme_rows(series, metric)
+    console.print(as_table(rows, f"{metric}, {title}: the evenly spread set, and mean, worst and best of all sets"))
+    console.print(as_table(extremes, "The sets behind worst and best"))
+    plots = draw_depth_plot(series, metric, output / "depth", title=title)
+    (output / "depth.md").write_text(f"{as_markdown(rows)}\n\n{as_markdown(extremes)}\n", encoding="utf-8")
+    records = {name: [record.to_dict() for record in records] for name, records in series.items()}
+    (output / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    console.print(f"Plot: {plots[0]}, table: {output / 'depth.md'}, records: {output / 'records.json'}.")
+
+
+def classify(console: Console, folder: Path) -> None:
+    """Classify two sentences with the shallow model: a plain checkpoint in transformers' own pipeline."""
+    from transformers import pipeline
+
+    from hf_layerdrop.demo import SENTENCES
+
+    console.print(f"The shallow model is a plain checkpoint: transformers.pipeline('text-classification', '{folder}')")
+    for sentence, answer in zip(SENTENCES, pipeline("text-classification", str(folder))(list(SENTENCES)), strict=True):
+        console.print(f"  {sentence:{_SENTENCE_WIDTH}} {answer['label']} ({answer['score']:.2f})")
+
+
+def quiet_transformers() -> None:
+    """Leave out transformers' notices, such as the report that the new head has no weights yet."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()  # of loading and saving; those of training and measuring stay
+    logging.set_verbosity_error()

@@ -1,0 +1,47 @@
+"""What a failing command says, and how it ends: one line on stderr, and a traceback only on request."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from hf_layerdrop.errors import LayerDropError
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Base of all that typer says of wrong arguments. Newer releases bring a copy of click, so it has no public name.
+UsageError: type[Any] = typer.BadParameter.__mro__[2]
+
+
+def run_reporting_errors(command: Callable[[], Any], *, debug: bool) -> int:
+    """Run a command and return its exit code; what goes wrong is reported, not raised."""
+    try:
+        code = command()
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            typer.echo(_one_line(error), err=True)
+        return WRONG_INPUT if isinstance(error, LayerDropError | UsageError) else FAILED
+    return code if isinstance(code, int) else DONE  # typer returns the code of typer.Exit
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, LayerDropError):
+        text = str(error)
+    elif isinstance(error, UsageError):
+        text = _usage(error)
+    else:
+        text = f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
+    return " ".join(f"Error: {text}".split())
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "hf-layerdrop"
+    return f"{error.format_message().rstrip('.')}; see {command} --help."

@@ -1,0 +1,49 @@
+"""hf-layerdrop prune: write a shallow model as a plain checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hf_layerdrop.cli.arguments import (
+    AllowPickle,
+    KeepLayersSpec,
+    Model,
+    NoTokenizer,
+    Results,
+    Revision,
+    check_keep_layers,
+    check_output,
+    check_tokenizer,
+    found_results,
+    loading_arguments,
+)
+
+
+def prune_command(
+    model: Model,
+    keep_layers: KeepLayersSpec,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write; it must not exist yet.")],
+    results: Results = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    no_tokenizer: NoTokenizer = False,
+) -> None:
+    """Keep only some layers of MODEL and write a plain transformers checkpoint, which needs no hf_layerdrop."""
+    check_output(output, overwrite=overwrite)
+    records = found_results(model, results)
+    check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle)
+    check_tokenizer(model, none_wanted=no_tokenizer)
+
+    from hf_layerdrop.hub import save_pruned
+
+    loading = loading_arguments(model, revision=revision, allow_pickle=allow_pickle)
+    tokenizer = False if no_tokenizer else None
+    folder = save_pruned(
+        model, output, keep_layers=keep_layers, results=records, overwrite=overwrite, tokenizer=tokenizer, **loading
+    )
+    Console().print(f"Wrote {folder}", highlight=False, markup=False, soft_wrap=True)

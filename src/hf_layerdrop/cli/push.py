@@ -1,0 +1,59 @@
+"""hf-layerdrop push: publish a shallow model on the Hub, with a model card."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hf_layerdrop.cli.arguments import (
+    AllowPickle,
+    KeepLayersSpec,
+    Model,
+    NoTokenizer,
+    Results,
+    Revision,
+    check_keep_layers,
+    check_tokenizer,
+    found_results,
+    loading_arguments,
+)
+
+
+def push_command(
+    model: Model,
+    keep_layers: KeepLayersSpec,
+    repo_id: Annotated[str, typer.Option("--repo-id", metavar="USER/NAME", help="Repository to create or add to.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who may see a new repository.", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="Access token, if not logged in.", show_default=False),
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    results: Results = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    no_tokenizer: NoTokenizer = False,
+) -> None:
+    """Keep only some layers of MODEL and publish them on the Hub as a plain transformers checkpoint, in one commit."""
+    records = found_results(model, results)
+    check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle, token=token)
+    check_tokenizer(model, none_wanted=no_tokenizer)
+
+    from hf_layerdrop.hub import push_pruned_to_hub
+
+    commit = push_pruned_to_hub(
+        model,
+        repo_id,
+        keep_layers=keep_layers,
+        results=records,
+        tokenizer=False if no_tokenizer else None,
+        private=private,
+        token=token,
+        create_pr=create_pr,
+        **loading_arguments(model, revision=revision, allow_pickle=allow_pickle),
+    )
+    Console().print(f"Published {commit.pr_url or commit.commit_url}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,64 @@
+"""The option --report of the commands that measure: one HTML file beside what they write anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_layerdrop.results import SubNetworkResult
+from hf_layerdrop.selection.record import Selection
+from hf_layerdrop.tasks import Task
+
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Also write one HTML file with charts, a map of the kept layers, and lines to copy.",
+        show_default=False,
+    ),
+]
+
+
+def check_wanted(report: Path | None, *, overwrite: bool) -> None:
+    """Check what can be known of a wanted report before anything is measured."""
+    if report is not None:
+        from hf_layerdrop.report.html import check_report
+
+        check_report(report, overwrite=overwrite)
+
+
+def write_wanted(
+    report: Path | None,
+    model: str,
+    config: Mapping[str, Any],
+    revision: str | None,
+    task: Task,
+    depths: Mapping[str, int],
+    *,
+    results: Mapping[str, Sequence[SubNetworkResult]] | None = None,
+    selection: Selection | None = None,
+) -> list[Path]:
+    """Write the report, if one is wanted, and return its path; `check_wanted` allowed to overwrite."""
+    if report is None:
+        return []
+    from hf_layerdrop.report.html import write_report
+    from hf_layerdrop.report.series import learned_rates
+
+    path = write_report(
+        report,
+        results or {},
+        metric=selection.metric if selection else task.headline,
+        model=model,
+        model_class=f"AutoLayerDropModelFor{task.head}",
+        revision=revision,
+        measured_on=f"the validation data of {task.name}" if task.hub_name else "local validation data",
+        selections=[selection] if selection else [],
+        layer_scores=learned_rates(config, depths),
+        depths=depths,
+        overwrite=True,
+    )
+    return [path]

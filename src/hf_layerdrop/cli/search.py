@@ -1,0 +1,230 @@
+"""hf-layerdrop search: choose the layers of a finetuned checkpoint by measuring sub-networks of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hf_layerdrop.cli.arguments import Model, Revision, loading_arguments
+from hf_layerdrop.cli.budgets import check_budgets, read_count
+from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
+from hf_layerdrop.cli.sweep import choose_task
+from hf_layerdrop.errors import OutputExistsError, TaskError
+from hf_layerdrop.headers import read_headers
+from hf_layerdrop.selection.record import Selection
+from hf_layerdrop.selection.space import Space, parse_depth
+from hf_layerdrop.selection.strategies import MAX_SETS, STRATEGIES, check_settings, check_space, find_strategy
+from hf_layerdrop.tasks import (
+    MAX_LENGTH,
+    TASKS,
+    Task,
+    TaskData,
+    compute_metrics_for,
+    load_task_data,
+    local_files,
+    padding_collator,
+    tokenize,
+)
+from hf_layerdrop.training import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def search_command(
+    model: Model,
+    depth: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Layers to keep; by stack: 'encoder=6;decoder=3'.", show_default=False),
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Or: most milliseconds of a forward on this machine.", show_default=False),
+    ] = None,
+    max_parameters: Annotated[
+        str | None, typer.Option(metavar="N", help="Or: most parameters, such as 60M.", show_default=False)
+    ] = None,
+    max_size_mb: Annotated[
+        float | None, typer.Option(metavar="MB", help="Or: largest size of the weights.", show_default=False)
+    ] = None,
+    strategy: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(STRATEGIES)}.")] = "beam",
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
+    ] = None,
+    validation_file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Local rows to search on: CSV, TSV, JSON or Parquet.", show_default=False),
+    ] = None,
+    test_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Local rows to score the winner on.",
+            show_default="half of the validation rows, held out of the search",
+        ),
+    ] = None,
+    text_columns: Annotated[
+        str | None, typer.Option(metavar="A[,B]", help="Text columns of the files.", show_default=False)
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Label column of the files.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A metric of the task, or loss.", show_default="the task's first"),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Selection file to write; --keep-layers reads it.")
+    ] = Path("selection.json"),
+    report: Report = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files if they exist.")] = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where every score is kept; the same search goes on from it.",
+            show_default="OUTPUT.journal",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(metavar="N", help="Width of the beam.", show_default=False, min=1)
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Random sets to score, of strategy random.", show_default=False, min=1),
+    ] = None,
+    max_sub_networks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Most sets of strategy exhaustive.", show_default=f"{MAX_SETS:,}", min=1),
+    ] = None,
+    memory_limit_mb: Annotated[float, typer.Option(min=1, help="Most memory for shared layer outputs.")] = 1024,
+    latency_batch_size: Annotated[int, typer.Option(min=1, help="Rows of the input that is timed.")] = 1,
+    latency_length: Annotated[int, typer.Option(min=1, help="Tokens of the input that is timed.")] = MAX_LENGTH,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Longer inputs are cut to this many tokens.")] = MAX_LENGTH,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    revision: Revision = None,
+) -> None:
+    """Choose which layers of MODEL to keep, at a depth or within a budget, by what sub-networks score."""
+    name = find_strategy(strategy)
+    settings = {"width": width, "samples": samples, "max_sub_networks": max_sub_networks}
+    asked: dict[str, Any] = {setting: value for setting, value in settings.items() if value is not None}
+    check_settings(name, asked)
+    budgets: dict[str, Any] = {
+        "max_latency_ms": max_latency_ms,
+        "max_parameters": read_count(max_parameters),
+        "max_size_mb": max_size_mb,
+    }
+    headers = read_headers(model, revision=revision)
+    stacks = {stack.name: stack.depth for stack in headers.stacks()}
+    check_budgets(depth, budgets, headers)
+    if depth is not None:
+        check_space(name, Space(stacks, parse_depth(depth, stacks)), max_sub_networks or MAX_SETS)
+    if output.exists() and not overwrite:
+        raise OutputExistsError(f"The selection file {str(output)!r} exists: give another by --output, or --overwrite.")
+    check_wanted(report, overwrite=overwrite)
+    columns = [column.strip() for column in text_columns.split(",")] if text_columns else []
+    chosen = choose_task(task, columns, label_column, headers.config)
+    for files in (validation_file, *([test_file] if test_file else [])):
+        local_files(chosen, None, files, train=False)
+    _check_metric(metric, chosen)
+    rows = [
+        load_task_data(chosen, validation_file=files, text_columns=columns, label_column=label_column, train=False)
+        for files in (validation_file, *([test_file] if test_file else []))
+    ]
+    loading = loading_arguments(model, revision=revision, allow_pickle=False)
+    with _trainer(model, rows, batch_size, max_length, loading) as (trainer, sets):
+        from hf_layerdrop.selection.search import search_layers
+
+        selection = search_layers(
+            trainer,
+            sets[0],
+            test_dataset=sets[1] if test_file else None,
+            metric=metric or rows[0].task.headline,
+            strategy=name,
+            depth=depth,
+            journal=journal or output.with_name(f"{output.name}.journal"),
+            memory_limit_mb=memory_limit_mb,
+            latency_batch_size=latency_batch_size,
+            latency_length=latency_length,
+            seed=seed,
+            **budgets,
+            **asked,
+        )
+    selection.write(output, overwrite=overwrite)
+    written = write_wanted(report, model, headers.config, revision, rows[0].task, stacks, selection=selection)
+    show(Console(), selection, model, output)
+    for path in written:
+        Console().print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show(console: Console, selection: Selection, model: str, output: Path) -> None:
+    """Print what was chosen, what it cost to find, and how to cut the model to it."""
+    table = Table(title=f"{Path(model).name}, {selection.strategy}", title_justify="left", show_header=False, box=None)
+    for name, value in _lines(selection):
+        table.add_row(name, value)
+    console.print(table)
+    for warning in selection.warnings:
+        console.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
+    console.print(f"Wrote {output}", highlight=False, markup=False, soft_wrap=True)
+    command = f"hf-layerdrop prune {model} --keep-layers {output} --output {Path(model).name}-pruned"
+    console.print(command, highlight=False, markup=False, soft_wrap=True)
+
+
+def _lines(selection: Selection) -> Iterator[tuple[str, str]]:
+    yield "kept layers", selection.spec
+    separate = "" if selection.test_score is None else f", {selection.test_score:.4f} on separate data"
+    yield selection.metric, f"{selection.score:.4f}{separate} (whole model {selection.whole_score:.4f})"
+    time = "" if selection.latency_ms is None else f", {selection.latency_ms:.3g} ms a forward"
+    yield "size", f"{selection.parameters:,} parameters, {selection.size_mb:.4g} MB{time}"
+    exact = "" if selection.share_is_exact else f" (estimated from {selection.share_samples} of them)"
+    yield "as good", f"{selection.share_as_good:.1%} of {selection.sub_networks:,} sets of this depth{exact}"
+    how = "a batch, prefixes shared" if selection.shared else "in all, run one by one"
+    cost = f"{selection.evaluations:,} sub-networks, {selection.layer_forwards:,} layer forwards {how}"
+    yield "cost", cost + (f"; {selection.from_journal:,} from the journal" if selection.from_journal else "")
+    for neighbour in selection.outside:
+        time = "" if neighbour.latency_ms is None else f", {neighbour.latency_ms:.3g} ms"
+        kept = sum(len(layers) for layers in neighbour.keep_layers.values())
+        costs = f"{neighbour.parameters:,} parameters, {neighbour.size_mb:.4g} MB{time}"
+        yield "just outside", f"{kept} layers: {neighbour.score:.4f}, {costs}"
+
+
+def _check_metric(metric: str | None, task: Task) -> None:
+    known = (*task.metrics, "loss", "perplexity")
+    if metric is not None and metric not in known:
+        raise TaskError(f"--metric is {metric!r}, but task {task.name} has {', '.join(known)}: take one of these.")
+
+
+@contextmanager
+def _trainer(
+    model: str, rows: Sequence[TaskData], batch_size: int, max_length: int, loading: Mapping[str, Any]
+) -> Iterator[tuple[Trainer, list[Any]]]:
+    """Load the model into a Trainer, and encode the first validation set of each task's rows."""
+    from torch import accelerator
+    from transformers import Trainer, TrainingArguments
+
+    from hf_layerdrop.modeling import load_checkpoint
+
+    tokenizer = load_tokenizer(model, **loading)
+    sets = [next(iter(tokenize(part, tokenizer, max_length=max_length).validation.values())) for part in rows]
+    with tempfile.TemporaryDirectory() as unused:  # Trainer makes its output folder, whatever it is used for
+        arguments = TrainingArguments(
+            unused,
+            per_device_eval_batch_size=batch_size,
+            dataloader_pin_memory=accelerator.is_available(),  # without one, torch warns
+            report_to="none",
+        )
+        trainer = Trainer(
+            model=load_checkpoint(model, **loading),
+            args=arguments,
+            data_collator=padding_collator(tokenizer),
+            compute_metrics=compute_metrics_for(rows[0].task),
+        )
+        yield trainer, sets

@@ -1,0 +1,327 @@
+"""hf-layerdrop train: finetune on a task with LayerDrop, and end with the table of quality against depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from hf_layerdrop.cli.arguments import checkpoint_facts
+from hf_layerdrop.cli.depths import parse_depths
+from hf_layerdrop.cli.training_flags import (
+    Flags,
+    config_flags,
+    parse_training_arguments,
+    read_flags,
+    training_help,
+)
+from hf_layerdrop.config import SAMPLERS, LayerDropConfig
+from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.keep import KeepLayers, evenly_spread
+from hf_layerdrop.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
+from hf_layerdrop.tasks import MAX_LENGTH, TASKS, custom_task, find_task, local_files
+from hf_layerdrop.training import TrainingRun, check_output
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+# Where finetuning for classification differs from TrainingArguments' own defaults.
+DEFAULTS: Flags = {
+    "per_device_train_batch_size": ["32"],
+    "per_device_eval_batch_size": ["32"],
+    "learning_rate": ["2e-5"],
+    "eval_strategy": ["epoch"],
+    "save_strategy": ["epoch"],
+    "save_total_limit": ["2"],
+}
+
+_SAMPLES = 1000  # points at which a schedule is averaged for the table of rates
+_CONFIG = "hf_layerdrop.training_flags"  # key of the context's notes, for what --config says of TrainingArguments
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make a config file's values the defaults of our options, and note those of TrainingArguments."""
+    if path is None:
+        return None
+    options = {str(option.name): option for option in context.command.params}
+    values = _load_mapping(path)
+    ours = {key: value for key, value in values.items() if str(key).replace("-", "_") in options}
+    context.default_map = {
+        str(key).replace("-", "_"): _option_value(value, multiple=options[str(key).replace("-", "_")].multiple)
+        for key, value in ours.items()
+    }
+    rest = {key: value for key, value in values.items() if key not in ours}
+    context.meta[_CONFIG] = config_flags(rest, options=options)
+    return path
+
+
+def _show_all_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(context.get_help())
+        typer.echo(f"Flags of TrainingArguments:{training_help()}")
+        raise typer.Exit
+
+
+def train_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")],
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
+    ] = None,
+    train_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Local training rows: CSV, TSV, JSON, JSONL or Parquet.", show_default=False),
+    ] = None,
+    validation_file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Local validation rows; for mnli give it twice.", show_default=False),
+    ] = None,
+    text_columns: Annotated[
+        str | None, typer.Option(metavar="A[,B]", help="Text columns of your files.", show_default=False)
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Label column of your files.", show_default=False)
+    ] = None,
+    layerdrop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            help="Chance that a layer is skipped in a training step: 0.2; one a layer: 0,0.1,0.2; by stack: "
+            "'encoder=0.2;decoder=0.1'. Left out: what the checkpoint says, else 0.",
+            show_default=False,
+        ),
+    ] = None,
+    shape: Annotated[str, typer.Option(metavar="NAME", help=f"Rates over depth: {', '.join(SHAPES)}.")] = "uniform",
+    sampler: Annotated[str, typer.Option(metavar="NAME", help=f"Draws: {', '.join(SAMPLERS)}.")] = "bernoulli",
+    never_drop: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help="Layers that always run, such as 0,-1.", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:NUMBERS]",
+            help=f"Rates over training: {', '.join(SCHEDULES)}; with numbers: linear:start=0,end=0.5, step:at=0.3, "
+            "pld:theta=0.5,gamma=10 (which scales rates of 1).",
+        ),
+    ] = "constant",
+    eval_depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Depths to measure at each evaluation and at the end, such as 6,3,1, or all.",
+            show_default="the full depth, halved down to 1",
+        ),
+    ] = None,
+    freeze_embeddings: Annotated[
+        bool, typer.Option("--freeze-embeddings", help="Leave the token embeddings as they are: faster.")
+    ] = False,
+    max_length: Annotated[int, typer.Option(min=1, help="Longer inputs are cut to this many tokens.")] = MAX_LENGTH,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into --output_dir though it is in use.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML or JSON with any of these options and any of TrainingArguments; the command line wins.",
+            callback=_read_config,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
+    help_all: Annotated[
+        bool,
+        typer.Option(
+            "--help-all", help="Show every flag of TrainingArguments too.", callback=_show_all_help, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Finetune MODEL with LayerDrop on a task, then measure its sub-networks without further finetuning.
+
+    Every flag of TrainingArguments works too: --output_dir, --learning_rate, --max_steps, --bf16, ... (see --help-all).
+    """
+    columns = [column.strip() for column in text_columns.split(",")] if text_columns else []
+    chosen = find_task(task) if task else custom_task(columns, label_column=label_column or "label")
+    local_files(chosen, train_file, validation_file)
+    drop = _layerdrop(layerdrop, shape, sampler, never_drop)
+    factor = _schedule(schedule)
+    depths = _checked_model(model, drop, eval_depths)
+    flags = _training_flags(context, f"runs/{chosen.name}-{Path(model).name}")
+    resume = flags.get("resume_from_checkpoint", [None])[0]
+    check_output(Path(flags["output_dir"][0]), overwrite=overwrite, resume=resume)
+
+    arguments = parse_training_arguments(flags)
+
+    from hf_layerdrop.report.table import render_table
+    from hf_layerdrop.tasks import load_task_data
+    from hf_layerdrop.training import train
+
+    data = load_task_data(
+        chosen,
+        train_file=train_file,
+        validation_file=validation_file,
+        text_columns=columns,
+        label_column=label_column,
+    )
+    console = Console()
+    run = train(
+        data,
+        model,
+        arguments,
+        layerdrop=drop,
+        schedule=factor,
+        eval_depths=depths,
+        max_length=max_length,
+        freeze_embeddings=freeze_embeddings,
+        overwrite=overwrite,
+        on_start=lambda trainer: _print_start(console, trainer, factor, schedule),
+    )
+    if run.trainer.is_world_process_zero():
+        console.print(
+            render_table(run.results, title=f"{Path(model).name} on {data.task.name}, cut without finetuning")
+        )
+        _write_learned(console, run)
+        console.print(f"Wrote {run.output_dir}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _training_flags(context: typer.Context, output_dir: str) -> Flags:
+    """Join the defaults, the config file and the command line; the later one wins."""
+    options = [str(option.name).replace("_", "-") for option in context.command.params]
+    given = {**context.meta.get(_CONFIG, {}), **read_flags(context.args, options=options)}
+    flags = {"output_dir": [output_dir], **DEFAULTS, **given}
+    for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
+        if save not in given and given.get(evaluate, ["no"]) != ["no"]:
+            flags[save] = given[evaluate]  # load_best_model_at_end wants them to agree
+    return flags
+
+
+def _layerdrop(rate: str | None, shape: str, sampler: str, never_drop: str | None) -> LayerDropConfig | None:
+    if rate is None:
+        if (shape, sampler, never_drop) != ("uniform", "bernoulli", None):
+            raise LayerDropConfigError(
+                "--shape, --sampler and --never-drop need a rate; give --layerdrop too, such as 0.2."
+            )
+        return None
+    return LayerDropConfig(_rate(rate), shape=shape, sampler=sampler, never_drop=_layers(never_drop))
+
+
+def _rate(text: str) -> Any:
+    if "=" in text:
+        parts = (part.partition("=") for part in text.split(";") if part.strip())
+        return {stack.strip(): _rate(rate) for stack, _, rate in parts}
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise LayerDropConfigError(
+            f"--layerdrop is {text!r}; give a number such as 0.2, one a layer (0,0.1,0.2), or both by stack "
+            "('encoder=0.2;decoder=0.1')."
+        ) from None
+    return numbers if "," in text else numbers[0]
+
+
+def _layers(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise LayerDropConfigError(f"--never-drop is {text!r}; give layer indices such as 0,-1.") from None
+
+
+def _schedule(text: str) -> Schedule:
+    name, _, numbers = text.partition(":")
+    pairs = [part.partition("=") for part in numbers.split(",") if part.strip()]
+    try:
+        return make_schedule(name.strip(), **{number.strip(): float(value) for number, _, value in pairs})
+    except ValueError as error:
+        if isinstance(error, LayerDropConfigError):
+            raise
+        raise LayerDropConfigError(f"--schedule is {text!r}; write its numbers like linear:start=0,end=0.5.") from None
+
+
+def _checked_model(model: str, layerdrop: LayerDropConfig | None, eval_depths: str | None) -> list[KeepLayers] | None:
+    """Check the rates and depths against the stacks that the model's headers show."""
+    _, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)
+    if layerdrop is not None:
+        layerdrop.rates_for(stacks)
+    return None if eval_depths is None else list(parse_depths(eval_depths.removesuffix("-depths"), stacks))
+
+
+def _load_mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise typer.BadParameter(f"The config file {str(path)!r} cannot be read: {reason}") from error
+    if not isinstance(values, Mapping):
+        raise typer.BadParameter(
+            f"The config file {str(path)!r} must hold keys and values, such as 'learning_rate: 2e-5'"
+        )
+    return values
+
+
+def _option_value(value: Any, *, multiple: bool) -> Any:
+    """Write a value of a config file as the command line would."""
+    if multiple:
+        return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    if isinstance(value, Mapping):
+        return ";".join(f"{key}={_option_value(item, multiple=False)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return value if value is None or isinstance(value, bool) else str(value)
+
+
+def _print_start(console: Console, trainer: Trainer, schedule: Schedule, name: str) -> None:
+    if trainer.is_world_process_zero():
+        console.print(_rates_table(trainer.model, schedule, title=f"LayerDrop, schedule {name}"))
+
+
+def _write_learned(console: Console, run: TrainingRun) -> None:
+    """Write learned rates as a picture, and for each measured depth the layers that they keep; nothing for others."""
+    from hf_layerdrop.evaluation import depth_name
+    from hf_layerdrop.injection import layerdrop_state
+    from hf_layerdrop.learned import write_learned_selection
+    from hf_layerdrop.report.plot import draw_rates_plot
+
+    model = run.trainer.model
+    rates = layerdrop_state(model).learned().get("learned_rates")
+    if rates is None:
+        return
+    files = draw_rates_plot(rates, run.output_dir / "learned_rates", title="Learned drop rates")
+    depths = {stack: len(values) for stack, values in rates.items()}
+    try:
+        for result in run.results:
+            wanted = {stack: len(kept) for stack, kept in result.keep_layers.items()}
+            name = depth_name({stack: evenly_spread(depth, depths[stack]) for stack, depth in wanted.items()}, depths)
+            if wanted != depths:
+                file = run.output_dir / f"learned_{name}.json"
+                files.append(write_learned_selection(model, wanted, file, overwrite=True))
+    except LayerDropConfigError as error:  # the run was too short to learn anything
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+    names = ", ".join(file.name for file in files)
+    console.print(
+        f"Learned rates, and layers for --keep-layers: {names}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def _rates_table(model: PreTrainedModel, schedule: Schedule, *, title: str) -> Table:
+    """Show the rate of each layer, and how many layers a training step runs on average over the training."""
+    from hf_layerdrop.injection import layerdrop_state
+
+    table = Table(title=title, title_justify="left")
+    for column in ("stack", "layers", "rates at the start", "rates at the end", "layers used on average"):
+        table.add_column(column)
+    mean_factor = sum(schedule(step / _SAMPLES) for step in range(_SAMPLES)) / _SAMPLES
+    for stack, draw in layerdrop_state(model).draws.items():
+        start, end = ([rate * schedule(progress) for rate in draw.rates] for progress in (0.0, 1.0))
+        used = draw.depth - (draw.depth - draw.mean_kept) * mean_factor
+        at_the_end = _listed(end) if draw.learner is None else f"learned, {sum(end) / draw.depth:.3g} on average"
+        table.add_row(stack, str(draw.depth), _listed(start), at_the_end, f"{used:.3g}")
+    return table
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return f"{rates[0]:.3g} each" if len(set(rates)) == 1 else " ".join(f"{rate:.3g}" for rate in rates)

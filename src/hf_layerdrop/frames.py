@@ -1,0 +1,15 @@
+"""Look at who is calling: for the few facts that neither torch nor transformers hands on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+
+def callers() -> Iterator[FrameType]:
+    """Yield the frames of the callers of the function that calls this, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

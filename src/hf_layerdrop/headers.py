@@ -1,0 +1,388 @@
+"""Stacks, shapes and sizes of a checkpoint, from config.json and weight headers alone: no torch, no weights read.
+
+A safetensors file begins with eight bytes, the length of its header, and a JSON header that gives each tensor's dtype,
+shape and place in the data that follows. Nothing of it is believed unchecked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NoReturn, TypeGuard
+
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.families import DEPTH_FIELDS, refusal, stack_name
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+_BUFFER_DTYPES = {"BOOL", "I32", "I64"}  # position_ids and the like
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor; ``begin`` and ``end`` count bytes from the end of the header of ``file``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    file: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes in its file."""
+        return self.end - self.begin
+
+    @property
+    def parameters(self) -> int:
+        """Number of values, or 0 for integer buffers."""
+        return 0 if self.dtype in _BUFFER_DTYPES else math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class StackHeader:
+    """A stack of layers, as the names in the weight files show it.
+
+    Attributes:
+        name: ``encoder``, ``decoder`` or ``layers``.
+        path: What stands before the layer index in weight names, e.g. ``bert.encoder.layer``.
+        depth: Number of layers.
+        config_field: The field of config.json that counts them.
+        parameters: Number of parameters of each layer.
+    """
+
+    name: str
+    path: str
+    depth: int
+    config_field: str
+    parameters: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointHeaders:
+    """Config and tensors of a whole checkpoint; ``source`` is the folder or the Hub id it was read from."""
+
+    source: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def model_type(self) -> str | None:
+        """The architecture family as config.json names it."""
+        return self.config.get("model_type")
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; tied weights are stored, and counted, once."""
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    def stacks(self) -> list[StackHeader]:
+        """Find the stacks; see `find_stacks`."""
+        return find_stacks(self.tensors, self.config)
+
+
+def read_headers(
+    name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
+) -> CheckpointHeaders:
+    """Read the headers of a local folder, or of a model on the Hub if there is no such folder.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is broken; see `read_checkpoint`.
+    """
+    if Path(name_or_path).exists() or not _HUB_ID.fullmatch(str(name_or_path)):
+        return read_checkpoint(name_or_path)
+    return read_hub_checkpoint(str(name_or_path), revision=revision, token=token)
+
+
+def has_only_pickle(folder: str | Path) -> bool:
+    """Tell a folder whose weights can be read by unpickling alone."""
+    names = {name for name in (WEIGHTS_NAME, INDEX_NAME, *PICKLE_NAMES) if (Path(folder) / name).exists()}
+    return bool(names) and names <= set(PICKLE_NAMES)
+
+
+def read_checkpoint(folder: str | Path) -> CheckpointHeaders:
+    """Read config.json and the headers of all weight files of a local folder.
+
+    Raises:
+        CheckpointError: Something is missing, corrupt, contradicts itself, or is a pickle.
+    """
+    folder = Path(folder)
+    return CheckpointHeaders(str(folder), read_config(folder), _read_tensors(folder))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read config.json of a local folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file, not a checkpoint folder" if folder.exists() else "does not exist"
+        raise CheckpointError(
+            f"The checkpoint {str(folder)!r} {what}: give a folder that holds {CONFIG_NAME}, or a Hub id."
+        )
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
+        )
+    return _read_json(folder / CONFIG_NAME)
+
+
+def read_header(file: str | Path) -> dict[str, TensorInfo]:
+    """Read and check the header of one safetensors file."""
+    file = Path(file)
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+                _refuse(file, f"it is {size} bytes long, too short for its header")
+            header = _parse_header(stream.read(length), file)
+    except OSError as error:
+        raise CheckpointError(f"The weight file {str(file)!r} cannot be read: {error.strerror}.") from error
+    tensors = {name: _tensor_info(name, entry, file) for name, entry in header.items() if name != "__metadata__"}
+    _check_layout(tensors, size - 8 - length, file)
+    return tensors
+
+
+def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str | None = None) -> CheckpointHeaders:
+    """Read config.json and the weight headers of a model on the Hub; no weights are downloaded."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+
+    api = HfApi(token=token)
+    try:
+        api.model_info(repo_id, revision=revision, timeout=10)  # answers at once where a download would retry for long
+        config = _read_json(Path(api.hf_hub_download(repo_id, CONFIG_NAME, revision=revision)))
+        files = api.get_safetensors_metadata(repo_id, revision=revision).files_metadata
+    except NotASafetensorsRepoError as error:
+        raise CheckpointError(_only_pickle(repo_id)) from error
+    except (HTTPError, HFValidationError, SafetensorsParsingError, OSError) as error:  # OSError: offline, no network
+        raise CheckpointError(
+            f"{repo_id!r} is neither a local folder nor could it be read from the Hub ({_reason(error)}): check "
+            "its name, the revision and the network, and for a private model log in with `hf auth login`."
+        ) from error
+    tensors = {
+        name: TensorInfo(info.dtype, tuple(info.shape), *info.data_offsets, file)
+        for file, metadata in files.items()
+        for name, info in metadata.tensors.items()
+    }
+    return CheckpointHeaders(repo_id, config, tensors)
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why the Hub did not answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"HTTP status {status}"
+    return (
+        "offline mode is on"
+        if type(error).__name__ == "OfflineModeIsEnabled"
+        else "no answer, or not a repository's name"
+    )
+
+
+def find_stacks(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[StackHeader]:
+    """Find the stacks by looking: names ``path.<i>.rest`` with i from 0 to N - 1, where config.json gives N.
+
+    Raises:
+        UnsupportedModelError: The model has no stack, or shares its layers.
+        CheckpointError: The weights hold another number of layers than config.json says.
+    """
+    if reason := refusal(config.get("model_type")):
+        raise UnsupportedModelError(f"This checkpoint cannot be cut by layers: {reason}")
+    groups = _numbered_groups(tensors)
+    stacks: dict[str, StackHeader] = {}
+    rejected: list[str] = []
+    for path, layers in groups.items():
+        field = _field_that_says(config, stack_name(path), layers)
+        if field is None:
+            rejected.append(path)
+            continue
+        stack = StackHeader(stack_name(path), path, len(layers), field, tuple(layers[i] for i in range(len(layers))))
+        if stack.name in stacks:
+            raise UnsupportedModelError(
+                f"This checkpoint has two stacks that are both named {stack.name!r}, {stacks[stack.name].path} and "
+                f"{path}; models of this kind are not supported yet."
+            )
+        stacks[stack.name] = stack
+    for path in rejected:
+        _check_not_a_stack(path, groups[path], config, stacks)
+    if not stacks:
+        raise UnsupportedModelError(
+            "This checkpoint has no stack of layers: looked for numbered weights whose count is a depth in config.json "
+            f"({', '.join(DEPTH_FIELDS['layers'][:4])}, ...) and found none."
+        )
+    return sorted(stacks.values(), key=lambda stack: stack.name == "decoder")  # files list names by the alphabet
+
+
+def _numbered_groups(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[int, int]]:
+    """Group weights by what stands before their first number: path -> index -> parameters."""
+    groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        first = next((i for i, part in enumerate(parts[:-1]) if i and part.isdecimal() and part.isascii()), None)
+        if first is not None:
+            groups[".".join(parts[:first])][int(parts[first])] += tensor.parameters
+    return groups
+
+
+def _declared_depths(config: Mapping[str, Any], stack: str) -> Iterator[tuple[str, int]]:
+    """Yield the field that counts a stack in the config, then those of its parts (``text_config`` and the like)."""
+    for prefix, part in [("", config), *((f"{key}.", value) for key, value in config.items())]:
+        if isinstance(part, Mapping):
+            counts = ((prefix + field, part.get(field)) for field in DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"]))
+            yield from [(field, count) for field, count in counts if type(count) is int][:1]
+
+
+def _field_that_says(config: Mapping[str, Any], stack: str, layers: Mapping[int, int]) -> str | None:
+    if set(layers) != set(range(len(layers))):
+        return None
+    return next((field for field, count in _declared_depths(config, stack) if count == len(layers)), None)
+
+
+def _check_not_a_stack(
+    path: str, layers: Mapping[int, int], config: Mapping[str, Any], stacks: Mapping[str, StackHeader]
+) -> None:
+    """Refuse numbered weights that must be the stack which config.json counts otherwise.
+
+    Convolutions or heads may be numbered too, so this speaks only where the stack of that name was not found.
+    """
+    name = stack_name(path)
+    declared = next(_declared_depths(config, name), None)
+    if declared is None or name in stacks or (name == "layers" and stacks):
+        return
+    field, count = declared
+    missing = sorted(set(range(count)) - set(layers))[:5]
+    lacking = f" (layers missing: {', '.join(map(str, missing))})" if missing else ""
+    raise CheckpointError(
+        f"The weights hold {len(layers)} layers of {path}{lacking}, but {CONFIG_NAME} says {field} = {count}: use the "
+        "config that belongs to these weights, or download the checkpoint again."
+    )
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / WEIGHTS_NAME).exists():  # the order of transformers, should there be both
+        return read_header(folder / WEIGHTS_NAME)
+    if (folder / INDEX_NAME).exists():
+        return _read_sharded(folder)
+    if has_only_pickle(folder):
+        raise CheckpointError(_only_pickle(str(folder)))
+    raise CheckpointError(
+        f"The folder {str(folder)!r} has no weights ({WEIGHTS_NAME} or {INDEX_NAME}): download the checkpoint again."
+    )
+
+
+def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
+    index = folder / INDEX_NAME
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        _refuse(index, "it has no weight_map")
+    shards = {shard: read_header(folder / shard) for shard in _checked_names(weight_map.values(), index)}
+    for name, shard in weight_map.items():
+        if name not in shards[shard]:
+            _refuse(folder / shard, f"it lacks the tensor {name!r} that {INDEX_NAME} places there")
+    return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _checked_names(shards: Iterable[Any], index: Path) -> list[str]:
+    """Return the distinct shard names; a name from the network must not lead out of the folder.
+
+    Only the name is judged: in the Hub's cache every file is a link that leads out of its folder.
+    """
+    names: dict[str, None] = {}
+    for name in shards:
+        if not isinstance(name, str) or not _stays_inside(name):
+            _refuse(index, f"it names the weight file {name!r}, which is not inside the folder")
+        names[name] = None
+    return list(names)
+
+
+def _stays_inside(name: str) -> bool:
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    return bool(name) and "\0" not in name and not any(path.anchor or ".." in path.parts for path in paths)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        _refuse(file, "it is not a JSON object")
+    return content
+
+
+def _parse_header(raw: bytes, file: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            raise ValueError("a key stands twice")
+        return entries
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        _refuse(file, "its header is not a JSON object")
+    return header
+
+
+def _tensor_info(name: str, entry: Any, file: Path) -> TensorInfo:
+    if not isinstance(entry, dict):
+        _refuse(file, f"its header does not describe the tensor {name!r}")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        _refuse(file, f"the tensor {name!r} has the unknown dtype {dtype!r}")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        _refuse(file, f"the tensor {name!r} has no usable shape and offsets")
+    begin, end = offsets
+    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+        _refuse(file, f"the tensor {name!r} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
+    return TensorInfo(dtype, tuple(shape), begin, end, file.name)
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int, file: Path) -> None:
+    """Check that the tensors fill the data from end to end, as the format demands."""
+    expected = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if tensor.begin != expected:
+            _refuse(file, f"the tensor {name!r} begins at byte {tensor.begin} of the data instead of {expected}")
+        expected = tensor.end
+    if data_size < expected:
+        _refuse(file, f"it is truncated, {expected - data_size} bytes are missing")
+    if data_size > expected:
+        _refuse(file, f"it has {data_size - expected} bytes that its header does not know")
+
+
+def _refuse(file: Path, reason: str) -> NoReturn:
+    raise CheckpointError(f"The file {str(file)!r} is corrupt: {reason}; download it again.")
+
+
+def _only_pickle(source: str) -> str:
+    return (
+        f"{source!r} has its weights only as a pickle ({PICKLE_NAMES[0]}), which can run code when read: if you trust "
+        "it, allow it with use_safetensors=False in Python or --allow-pickle on the command line."
+    )

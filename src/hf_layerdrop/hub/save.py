@@ -1,0 +1,184 @@
+"""Save a sub-network as a folder that plain transformers loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_layerdrop.errors import CheckpointError, OutputExistsError
+from hf_layerdrop.hub.source import Source, check_processors, find_source, load_pruned
+from hf_layerdrop.report.card import CardInfo, MeasuredOn, render_card
+from hf_layerdrop.report.plot import draw_depth_plot
+from hf_layerdrop.report.table import metric_names
+from hf_layerdrop.results import SubNetworkResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PLOT_STEM = "depth"
+
+
+def save_pruned(
+    model: PreTrainedModel | str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    keep_layers: Any,
+    results: Sequence[SubNetworkResult] | None = None,
+    plot: str | os.PathLike[str] | bool | None = None,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    measured_on: MeasuredOn | None = None,
+    revision: str | None = None,
+    **load_kwargs: Any,
+) -> Path:
+    """Write a sub-network as a plain checkpoint with tokenizer and model card; the folder appears whole or not at all.
+
+    Args:
+        model: A model in memory, which stays as it is, or the folder or Hub id of a checkpoint.
+        output_dir: The folder to make.
+        keep_layers: The layers to keep, in any form that `hf_layerdrop.keep` reads; None keeps all.
+        results: What `evaluate_depths` measured, for the card. The record of this very sub-network becomes its
+            ``model-index``.
+        plot: A picture for the card (an SVG or PNG of the same name beside it comes along). Left out, it is drawn from
+            ``results`` if they have more than one depth; False leaves it out.
+        overwrite: Replace an existing checkpoint folder.
+        tokenizer: A tokenizer or processor to save. Left out, its files are copied from the model's source; False saves
+            none.
+        measured_on: The data behind ``results``, for the card; left out, what `train` noted in the source's config.
+        revision: Revision of the source; like ``load_kwargs`` only for a name.
+        **load_kwargs: Passed to ``from_pretrained``.
+
+    Raises:
+        CheckpointError: The source has no tokenizer, or cannot be loaded.
+        OutputExistsError: ``output_dir`` exists. Nothing was loaded or written.
+    """
+    output_dir = Path(output_dir)
+    if isinstance(model, str | os.PathLike) and output_dir.exists() and output_dir.resolve() == Path(model).resolve():
+        raise OutputExistsError(f"{str(output_dir)!r} is the checkpoint that is cut; give another output folder.")
+    with _whole_folder(output_dir, overwrite) as folder:
+        source = find_source(model, revision, load_kwargs)
+        check_processors(source, model, tokenizer)
+        pruned = load_pruned(model, keep_layers, revision, load_kwargs)
+        extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
+        write_checkpoint(pruned, folder, output_dir.resolve().name, source, extras)
+    return output_dir
+
+
+@contextmanager
+def _whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a new folder beside ``output_dir``, and put it in its place when the block ends without an error."""
+    _check_output(output_dir, overwrite)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    folder = output_dir.with_name(f".{output_dir.name}.new-{mark}")
+    replaced = output_dir.with_name(f".{output_dir.name}.old-{mark}")
+    folder.mkdir()
+    try:
+        yield folder
+        _check_output(output_dir, overwrite)  # saving takes a while: someone may have made it meanwhile
+        if output_dir.exists():
+            output_dir.rename(replaced)
+        folder.rename(output_dir)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if replaced.exists() and not output_dir.exists():
+            replaced.rename(output_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check_output(output_dir: Path, overwrite: bool) -> None:
+    if not (output_dir.exists() or output_dir.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputExistsError(
+            f"The output folder {str(output_dir)!r} exists already: choose another one, or allow overwriting it."
+        )
+    # a slip in a path must not cost a home folder: only what a save made is replaced
+    is_ours = output_dir.is_dir() and ((output_dir / "config.json").is_file() or not any(output_dir.iterdir()))
+    if not is_ours or output_dir.is_symlink():
+        raise OutputExistsError(
+            f"{str(output_dir)!r} is not a checkpoint folder, and only those are overwritten: choose another folder."
+        )
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What goes into the folder beside the model; see `save_pruned`."""
+
+    results: Sequence[SubNetworkResult] = ()
+    plot: str | os.PathLike[str] | bool | None = None
+    tokenizer: Any = None
+    measured_on: MeasuredOn | None = None
+
+
+def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: Source | None, extras: Extras) -> None:
+    """Write a pruned model, its tokenizer and its card into a folder; ``name`` is how the card says to load it."""
+    pruned.save_pretrained(folder)
+    _write_processors(folder, source, extras.tokenizer)
+    plot = _write_plot(folder, extras.results, extras.plot)
+    config = pruned.config.to_dict()
+    info = _card_info(name, config, source, extras.measured_on)
+    card = render_card(config, info, parameters=pruned.num_parameters(), results=extras.results, plot=plot)
+    card.save(folder / "README.md")
+
+
+def _write_processors(folder: Path, source: Source | None, tokenizer: Any) -> None:
+    if tokenizer is False:
+        return
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+        return
+    if source is None or source.folder is None:  # check_processors has said so
+        return
+    for path in source.processor_files():
+        target = folder / path.relative_to(source.folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _card_info(name: str, config: Mapping[str, Any], source: Source | None, given: MeasuredOn | None) -> CardInfo:
+    from transformers.modelcard import TASK_MAPPING
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    architecture = (config.get("architectures") or [""])[0]
+    # the last match, as in transformers' own card: BART's generation head is listed as a masked language model too
+    tags = [tag for tag, mapping in TASK_MAPPING.items() if mapping.get(config.get("model_type")) == architecture]
+    tag = tags[-1] if tags else None
+    provenance: Mapping[str, Any] = config.get("hf_layerdrop") or {}
+    return CardInfo(
+        name=name,
+        source=source.name if source else provenance.get("source"),
+        revision=(source.revision if source else None) or provenance.get("revision"),
+        pipeline_tag=tag,
+        served=tag in PIPELINE_REGISTRY.get_supported_tasks(),
+        inherited=source.card_metadata() if source else {},
+        measured_on=given or MeasuredOn(**provenance.get("measured_on", {})),
+    )
+
+
+def _write_plot(
+    folder: Path, results: Sequence[SubNetworkResult], plot: str | os.PathLike[str] | bool | None
+) -> str | None:
+    """Copy or draw the plot; return the file name for the card."""
+    if isinstance(plot, str | os.PathLike):
+        return _copy_plot(Path(plot), folder)
+    metrics = metric_names(results)
+    if plot is False or not metrics or len({result.depth for result in results}) < 2:
+        return None
+    metric = next((name for name in metrics if "loss" not in name), metrics[0])
+    return draw_depth_plot({"": results}, metric, folder / _PLOT_STEM)[0].name
+
+
+def _copy_plot(plot: Path, folder: Path) -> str:
+    twins = [path for path in (plot.with_suffix(".png"), plot.with_suffix(".svg")) if path.is_file()]
+    if not plot.is_file():
+        raise CheckpointError(f"The plot {str(plot)!r} does not exist: give a PNG or SVG file, or leave it out.")
+    for path in {plot, *twins}:
+        shutil.copyfile(path, folder / path.name)
+    return plot.name

@@ -1,0 +1,91 @@
+"""Serve a sub-network through transformers.pipeline."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from hf_layerdrop.errors import TaskError, UnsupportedModelError
+from hf_layerdrop.hub.source import load_pruned
+
+if TYPE_CHECKING:
+    from transformers import Pipeline, PreTrainedModel
+
+_COMPONENTS = ("tokenizer", "image_processor", "feature_extractor", "processor", "video_processor")
+_FOR_LOADING = ("config", "revision", "token", "trust_remote_code", "dtype")
+
+
+def pipeline(
+    task: str, model: PreTrainedModel | str | os.PathLike[str], *, keep_layers: Any = None, **kwargs: Any
+) -> Pipeline:
+    """Build a ``transformers.pipeline`` that runs a sub-network; of a checkpoint only the kept layers are read.
+
+    The model's class is the one that fits the task, as in transformers; it need not be the checkpoint's own (feature
+    extraction from a classifier).
+
+    Args:
+        task: Name of a task of transformers.
+        model: The folder or Hub id of a checkpoint, or a model in memory, which stays as it is.
+        keep_layers: The layers to keep, in any form that `hf_layerdrop.keep` reads; None keeps all.
+        **kwargs: Passed to ``transformers.pipeline``.
+    """
+    import transformers
+
+    if not isinstance(model, str | os.PathLike):
+        return transformers.pipeline(task, _plain_copy(model, keep_layers), **kwargs)
+    name = os.fspath(model)
+    served = _find_task(task)
+    pruned = _load_for_task(served, task, name, keep_layers, kwargs)
+    return transformers.pipeline(task, pruned, **{**_components(served, name), **kwargs})
+
+
+def _plain_copy(model: PreTrainedModel, keep_layers: Any) -> PreTrainedModel:
+    """Return a pruned copy of a model in memory, or the model itself, as the class that pipelines know by its name."""
+    from hf_layerdrop.mixin import plain_class
+
+    if keep_layers is None and type(model) is plain_class(type(model)):
+        return model
+    pruned = load_pruned(model, keep_layers, None, {})
+    pruned.__class__ = plain_class(type(pruned))
+    return pruned
+
+
+def _find_task(task: str) -> dict[str, Any]:
+    """Look up transformers' record of a task."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    try:
+        return PIPELINE_REGISTRY.check_task(task)[1]
+    except KeyError as error:
+        known = ", ".join(PIPELINE_REGISTRY.get_supported_tasks())
+        raise TaskError(f"{task!r} is not a task of transformers.pipeline: choose one of {known}.") from error
+
+
+def _load_for_task(
+    served: dict[str, Any], task: str, name: str, keep_layers: Any, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
+    from transformers.models.auto.auto_factory import _get_model_class
+
+    from hf_layerdrop.loading import load_plain
+    from hf_layerdrop.modeling import find_config
+
+    loading = {**kwargs.get("model_kwargs", {}), **{key: kwargs[key] for key in _FOR_LOADING if key in kwargs}}
+    if "device_map" in kwargs:
+        loading["device_map"] = kwargs.pop("device_map")
+    config = find_config(name, loading)
+    for auto_class in served["pt"]:
+        if type(config) in auto_class._model_mapping:
+            model_class = _get_model_class(config, auto_class._model_mapping)
+            return load_plain(model_class, name, keep_layers=keep_layers, **loading)
+    raise UnsupportedModelError(
+        f"{name!r} is of model type {config.model_type!r}, which transformers does not serve as {task!r}: choose a "
+        "task that its class has."
+    )
+
+
+def _components(served: dict[str, Any], name: str) -> dict[str, str]:
+    """Name the source of what goes with the model; transformers knows it only when it loads the model itself."""
+    pipeline_class = pkgutil.resolve_name(served["impl"]) if isinstance(served["impl"], str) else served["impl"]
+    return {part: name for part in _COMPONENTS if getattr(pipeline_class, f"_load_{part}") is not False}

@@ -1,0 +1,144 @@
+"""Where a model comes from: loading the sub-network, and what lies beside the weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub.errors import HTTPError
+
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# Copied byte for byte rather than loaded and saved: AutoTokenizer makes an empty tokenizer where there are no files.
+_PROCESSOR_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*vocab*.json",
+    "*vocab*.txt",
+    "merges.txt",
+    "normalizer.json",
+    "bpe.codes",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*processor_config.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
+_INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
+_FROM_SOURCE = ("token", "cache_dir", "local_files_only", "force_download")
+
+
+class Source:
+    """Where a model came from: its files beside the weights, and what its card says."""
+
+    def __init__(self, name: str, revision: str | None, hub_kwargs: Mapping[str, Any], subfolder: str) -> None:
+        self.is_folder = Path(name).is_dir()
+        # absolute, so that a folder is never mistaken for a Hub id; the card shows the last name alone
+        self.name = str(Path(name).resolve()) if self.is_folder else name
+        self.revision = revision
+        self.root = Path(name) if self.is_folder else self._download(hub_kwargs)
+        self.folder = self.root / subfolder if self.root else None
+
+    def _download(self, hub_kwargs: Mapping[str, Any]) -> Path | None:
+
+        patterns = [*_PROCESSOR_FILES, *(f"*/{pattern}" for pattern in _PROCESSOR_FILES), "README.md"]
+        try:
+            root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
+        except (HTTPError, OSError, ValueError) as error:
+            logger.debug("No files of %s beside its weights: %s", self.name, type(error).__name__)
+            return None
+        self.revision = root.name  # the cache names a snapshot by its commit
+        return root
+
+    def processor_files(self) -> list[Path]:
+        """List the files of tokenizer and processors."""
+        if self.folder is None:
+            return []
+        found = {path for pattern in _PROCESSOR_FILES for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(found)
+
+    def card_metadata(self) -> dict[str, Any]:
+        """Read what the source's card says that goes for its sub-networks too."""
+        card = self.root / "README.md" if self.root else None
+        if card is None or not card.is_file():
+            return {}
+        try:
+            data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        except Exception as error:  # anyone's YAML: a card that cannot be read only means that less is known
+            logger.debug("The card of %s cannot be read: %s", self.name, type(error).__name__)
+            return {}
+        return {name: data[name] for name in _INHERITED if data.get(name)}
+
+
+def find_source(
+    model: PreTrainedModel | str | os.PathLike[str], revision: str | None, load_kwargs: Mapping[str, Any]
+) -> Source | None:
+    """Find out where a model came from; a model in memory may have no source."""
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", None)
+    if not name:
+        return None
+    hub_kwargs = {key: load_kwargs[key] for key in _FROM_SOURCE if load_kwargs.get(key) is not None}
+    return Source(name, revision, hub_kwargs, load_kwargs.get("subfolder") or "")
+
+
+def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
+    """Refuse a checkpoint without a tokenizer, unless that is wanted: what is saved would not serve in a pipeline.
+
+    A model in memory need not come from anywhere, so that it only gets a warning.
+
+    Raises:
+        CheckpointError: None was given, and none lies beside the weights.
+    """
+    if tokenizer is not None or (source and source.processor_files()):
+        return
+    if isinstance(model, str | os.PathLike):
+        raise CheckpointError(
+            f"No tokenizer was found beside the weights of {os.fspath(model)!r}: give one (tokenizer=...), or go on "
+            "without (tokenizer=False, --no-tokenizer)."
+        )
+    logger.warning("No tokenizer was found: the checkpoint is saved without one (pass tokenizer=).")
+
+
+def load_pruned(
+    model: PreTrainedModel | str | os.PathLike[str],
+    keep_layers: Any,
+    revision: str | None,
+    load_kwargs: Mapping[str, Any],
+) -> PreTrainedModel:
+    """Load the sub-network, or cut it out of a copy."""
+    from transformers import PreTrainedModel
+
+    from hf_layerdrop.modeling import load_checkpoint
+    from hf_layerdrop.pruning import prune_layers
+
+    if isinstance(model, str | os.PathLike):
+        named: dict[str, Any] = {} if revision is None else {"revision": revision}
+        return load_checkpoint(os.fspath(model), keep_layers=keep_layers, **named, **load_kwargs)
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"A {type(model).__name__} is neither a transformers model nor the name of one: pass a PreTrainedModel "
+            "(merge adapters first, with merge_and_unload), a folder or a Hub id."
+        )
+    if revision is not None or load_kwargs:
+        unused = ", ".join([*load_kwargs, *(["revision"] if revision is not None else [])])
+        raise TypeError(f"{unused} say how to load a model by name, but the model is in memory already.")
+    pruned = copy.deepcopy(model)
+    prune_layers(pruned, keep_layers, source=_shown(model.name_or_path))
+    return pruned
+
+
+def _shown(name: str) -> str | None:
+    """Return what may be written into a checkpoint that others will read: a Hub id, or the last name of a folder."""
+    return Path(name).resolve().name if name and Path(name).is_dir() else name or None

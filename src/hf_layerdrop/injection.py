@@ -1,0 +1,276 @@
+"""Inject LayerDrop into a model in place, change its rates, and remove it without a trace.
+
+The module that loops over a stack draws one mask when its forward begins; each layer looks at its place in that mask
+before anything of its own runs, hooks included. See `adoption.py` for why the class of a layer is changed rather than
+the layer wrapped.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# The hooks that record hidden states and attentions hang on the modules that a dropped layer does not run, so the
+# record is made by hand; the collector they write to has no public name.
+from transformers.utils.output_capturing import _active_collector
+
+from hf_layerdrop.adoption import adopt, release
+from hf_layerdrop.config import LayerDropConfig
+from hf_layerdrop.distributed import with_zero_gradients
+from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS
+from hf_layerdrop.stacks import Stack, find_stacks
+from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
+from hf_layerdrop.stepping import register_with_trainer
+
+CONFIG_KEY = "hf_layerdrop"
+
+
+def inject_layerdrop(
+    model: PreTrainedModel, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]
+) -> None:
+    """Make ``model`` drop whole layers while it trains, in place (3.2.1).
+
+    Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave
+    before. The model's own LayerDrop, if it has one, is switched off, so that it is never applied on top. A second
+    call replaces the first.
+
+    Raises:
+        LayerDropConfigError: If the config does not fit the model's stacks.
+        UnsupportedModelError: If no stack of layers is found.
+    """
+    config = LayerDropConfig.of(config)
+    stacks = find_stacks(model)
+    state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()})
+    if find_injected(model) is not None:
+        remove_layerdrop(model)
+    state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
+    setattr(model, STATE_ATTRIBUTE, state)
+    for name, stack in stacks.items():
+        _adopt_stack(model, stack, state.draws[name])
+    register_with_trainer()
+    if state.drops:
+        write_down(model, trained_with=config.to_dict())
+    elif state.originals[CONFIG_KEY] is not None:
+        write_down(model)
+
+
+def remove_layerdrop(model: nn.Module) -> None:
+    """Undo `inject_layerdrop` exactly, in place.
+
+    Raises:
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    state, root = layerdrop_state(model), injected_model(model)
+    for stack in find_stacks(root).values():
+        _release_stack(root, stack)
+    restore_native(root, state.originals["native"])
+    delattr(root, STATE_ATTRIBUTE)
+    root.config.__dict__.pop(CONFIG_KEY, None)
+    if state.originals[CONFIG_KEY] is not None:
+        setattr(root.config, CONFIG_KEY, state.originals[CONFIG_KEY])
+
+
+def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
+    """Use other rates from the next forward on, in place; the sampler, the shape and ``never_drop`` stay.
+
+    Stacks that a dict does not name keep their rates. Where rates are learned, the mean of the given ones is the new
+    target, and the learning goes on.
+
+    Raises:
+        LayerDropConfigError: If a rate is outside of [0, 1], or their number does not fit a stack.
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    state = layerdrop_state(model)
+    given = rates.values() if isinstance(rates, Mapping) else [rates]
+    shaped = all(isinstance(rate, int | float) for rate in given)
+    settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
+    by_stack = LayerDropConfig.from_dict(settings).rates_for(state.depths)
+    state.set_rates({name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)})
+    saved = getattr(injected_model(model).config, CONFIG_KEY, None) or {}
+    write_down(injected_model(model), **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
+
+
+def scale_rates(model: nn.Module, factor: float) -> None:
+    """Use the configured rates times ``factor`` from the next forward on, in place: what a schedule does.
+
+    What is saved with the model are the configured rates, which a resumed schedule scales again.
+
+    Raises:
+        LayerDropConfigError: If ``factor`` is outside of [0, 1].
+    """
+    if not 0 <= factor <= 1:
+        raise LayerDropConfigError(
+            f"A schedule gave the factor {factor!r}; it must be from 0 to 1, at every share of training."
+        )
+    layerdrop_state(model).scale_rates(factor)
+
+
+def set_step(model: nn.Module, step: int, micro_step: int = 0) -> None:
+    """Tell the draws which optimizer step begins, for training loops without Trainer, whose steps are followed anyway.
+
+    Raises:
+        LayerDropConfigError: If ``step`` or ``micro_step`` is negative or not a whole number.
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    for name, value in (("step", step), ("micro_step", micro_step)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise LayerDropConfigError(f"{name} is {value!r}; it must be a whole number, 0 or more.")
+    layerdrop_state(model).begin_step(step, micro_step)
+
+
+def layerdrop_state(model: nn.Module) -> LayerDropState:
+    """Return the LayerDrop state of an injected model; raw training loops save and load its ``state_dict``.
+
+    Raises:
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    return getattr(injected_model(model), STATE_ATTRIBUTE)
+
+
+def injected_model(model: nn.Module) -> nn.Module:
+    """Return the model in which LayerDrop is injected: ``model``, or the one that a wrapper such as DDP holds.
+
+    Raises:
+        LayerDropStateError: If there is none.
+    """
+    injected = find_injected(model)
+    if injected is None:
+        raise LayerDropStateError(
+            f"LayerDrop is not injected in this {type(model).__name__}; call inject_layerdrop first."
+        )
+    return injected
+
+
+def write_down(model: nn.Module, **entries: Any) -> None:
+    """Write the rates in use, and ``entries``, into ``config.hf_layerdrop``, which ``save_pretrained`` saves."""
+    state = getattr(model, STATE_ATTRIBUTE)
+    saved = getattr(model.config, CONFIG_KEY, None) or {}
+    setattr(model.config, CONFIG_KEY, {**saved, "rates": state.rates, **state.learned(), "seed": state.seed, **entries})
+
+
+def switch_off_native(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[str, dict[str, float]]:
+    """Set the model's own LayerDrop rates to 0, in its modules and its config, and return what they were, by stack."""
+    found: dict[str, dict[str, float]] = {}
+    for name, stack in stacks.items():
+        owner, config = stack.owner(model), model.config
+        rates = {field: getattr(config, field) for field in NATIVE_RATE_FIELDS[name] if hasattr(config, field)}
+        if isinstance(rate := getattr(owner, NATIVE_RATE_ATTRIBUTE, None), float):
+            rates[NATIVE_RATE_ATTRIBUTE + "@owner"] = rate
+        found[name] = rates
+        _set_native(model, stack, dict.fromkeys(rates, 0.0))
+    return found
+
+
+def restore_native(model: PreTrainedModel, rates: Mapping[str, Mapping[str, float]]) -> None:
+    """Undo `switch_off_native`."""
+    for name, stack in find_stacks(model).items():
+        _set_native(model, stack, rates[name])
+
+
+def native_rates(model: PreTrainedModel) -> dict[str, float]:
+    """Return the rates of the model's own LayerDrop by stack, for stacks that have one."""
+    owners = {name: stack.owner(model) for name, stack in find_stacks(model).items()}
+    rates = {name: getattr(owner, NATIVE_RATE_ATTRIBUTE, None) for name, owner in owners.items()}
+    return {name: rate for name, rate in rates.items() if isinstance(rate, float)}
+
+
+def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]) -> None:
+    for field, rate in rates.items():
+        name, _, on_owner = field.partition("@")
+        setattr(stack.owner(model) if on_owner else model.config, name, rate)
+
+
+class _StackOwner:
+    """Mixin of the module that loops over a stack: one draw for each of its forwards."""
+
+    _layerdrop_draw: StackDraw
+    training: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        draw = self._layerdrop_draw
+        if getattr(self, "_is_replica", False) and self.training:
+            raise LayerDropStateError(
+                "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
+                "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
+            )
+        outer = draw.mask
+        draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            draw.mask = outer
+
+
+class _DroppableLayer:
+    """Mixin of a layer: run, or hand the input on."""
+
+    _layerdrop_place: tuple[StackDraw, int]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        draw, index = self._layerdrop_place
+        if draw.runs(index):
+            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+            if draw.learner is not None:
+                draw.note_activation(index, _hidden_states(args, kwargs), _hidden_states_of(output))
+            return output
+        hidden_states = _hidden_states(args, kwargs)
+        _record_dropped(self, hidden_states, args, kwargs)  # type: ignore[arg-type]
+        return with_zero_gradients(hidden_states, draw, index, self)  # type: ignore[arg-type]
+
+
+def _hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _hidden_states_of(output: Any) -> torch.Tensor:
+    """Return what a layer hands on: its output, or the first part of it in older models."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
+    for index, layer in enumerate(stack.layers(model)):
+        adopt(layer, _DroppableLayer)
+        layer.__dict__["_layerdrop_place"] = (draw, index)  # no weight, so past nn.Module
+    owner = stack.owner(model)
+    adopt(owner, _StackOwner)
+    owner.__dict__["_layerdrop_draw"] = draw
+
+
+def _release_stack(model: nn.Module, stack: Stack) -> None:
+    owner = stack.owner(model)
+    release(owner, _StackOwner)
+    del owner._layerdrop_draw
+    for layer in stack.layers(model):
+        release(layer, _DroppableLayer)
+        del layer._layerdrop_place
+
+
+def _record_dropped(
+    layer: nn.Module, hidden_states: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None."""
+    collected = _active_collector.get()
+    if not collected:
+        return
+    for hook in layer._forward_hooks.values():
+        if _recorded_key(hook) == "hidden_states":
+            hook(layer, (hidden_states,), hidden_states)
+    given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
+    crosses = given.get("encoder_hidden_states") is not None
+    for part in layer.modules():
+        for key in map(_recorded_key, part._forward_hooks.values()):
+            if "attentions" in key and key in collected and (crosses or "cross" not in key):
+                collected[key].append(None)
+
+
+def _recorded_key(hook: Any) -> str:
+    """Return what a hook of transformers records, such as ``attentions``; empty for any other hook."""
+    if getattr(hook, "__name__", "") != "output_capturing_hook":
+        return ""
+    return inspect.getclosurevars(hook).nonlocals["key"]

@@ -1,0 +1,322 @@
+"""The keep_layers grammar: whatever a caller may write becomes one sorted tuple of layer indices a stack.
+
+The same parser serves Python and the command line:
+
+- ``6``, ``"6"``: a depth, its layers spread evenly (the paper's Fig. 5: the first and last layers matter most);
+- ``[0, 2, 4]``, ``"0,2,4"``, ``"6,"``: indices in any order, negative ones counted from the end;
+- ``slice(None, None, 2)``, ``"::2"``, ``"3:9"``: slices, as Python reads them, but never reversed;
+- ``"every_other"``, ``"every_other:p"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
+- ``{"encoder": 6, "decoder": "::2"}``, ``"encoder=6;decoder=::2"``: by stack, where stacks not named stay whole;
+- ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import operator
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_layerdrop.errors import KeepLayersError
+
+KeepLayers = Any  # every form listed above; an alias so that signatures say what they take
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INDICES = re.compile(r"\s*[+-]?[0-9]{1,18}\s*(,\s*[+-]?[0-9]{1,18}\s*)*,?\s*")
+_SLICE = re.compile(r"([+-]?[0-9]{1,18})?:([+-]?[0-9]{1,18})?(?::([+-]?[0-9]{1,18})?)?")
+_FORMS = "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, first:n or last:n"
+
+
+def parse_keep_layers(spec: KeepLayers, depths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the sorted indices of the layers to keep, for every stack in ``depths``.
+
+    Args:
+        spec: Any form of the grammar (see the module); None keeps everything.
+        depths: Number of layers of each stack of the model or checkpoint that is about to be cut.
+
+    Raises:
+        KeepLayersError: The specification cannot be read, or does not fit these stacks.
+    """
+    by_stack = _split_by_stack(spec, depths)
+    unknown = [stack for stack in by_stack if stack not in depths]
+    if unknown:
+        raise KeepLayersError(
+            f"keep_layers names the stack {_shown(unknown[0])}, but this model has {_listed(depths)}: use these names."
+        )
+    return {stack: _parse_stack(by_stack.get(stack), stack, depth) for stack, depth in depths.items()}
+
+
+def evenly_spread(depth: int, of: int) -> tuple[int, ...]:
+    """Spread ``depth`` layers evenly over ``of``, the first and the last included; a depth of 1 keeps the first."""
+    if depth == 1:
+        return (0,)
+    return tuple(i * (of - 1) // (depth - 1) for i in range(depth))
+
+
+def format_keep_layers(kept: Mapping[str, Collection[int]]) -> str:
+    """Write what `parse_keep_layers` returned as a line that it reads back: ``0,2,5`` or ``encoder=0,2;decoder=1,``."""
+    if len(kept) == 1:
+        return _format_indices(*kept.values())
+    return ";".join(f"{stack}={_format_indices(indices)}" for stack, indices in kept.items())
+
+
+def _format_indices(indices: Collection[int]) -> str:
+    text = ",".join(str(index) for index in sorted(indices))
+    return text if len(indices) > 1 else f"{text},"  # "6" alone would be a depth
+
+
+def _split_by_stack(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[Any, KeepLayers]:
+    """Turn any specification into one by stack; a bare one belongs to the only stack there is."""
+    if isinstance(spec, os.PathLike) or (isinstance(spec, str) and spec.strip().lower().endswith(".json")):
+        spec = _read_selection(spec)
+    if isinstance(spec, str) and "=" in spec:
+        spec = _split_text(spec)
+    if isinstance(spec, Mapping):
+        if not spec:
+            raise KeepLayersError(
+                f"keep_layers is an empty dict, but this model has {_listed(depths)}: name at least one."
+            )
+        return spec
+    if spec is None or (isinstance(spec, str) and spec.strip() == "all"):
+        return dict.fromkeys(depths)
+    if len(depths) != 1:
+        example = ";".join(f"{stack}={max(1, depth // 2)}" for stack, depth in depths.items())
+        raise KeepLayersError(
+            f"keep_layers is {_shown(spec)}, but this model has {_listed(depths)}: say which, for example {example!r}."
+        )
+    return dict.fromkeys(depths, spec)
+
+
+def _split_text(text: str) -> dict[str, str]:
+    by_stack: dict[str, str] = {}
+    for part in text.split(";"):
+        stack, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (stack and equals and value):
+            raise KeepLayersError(
+                f"keep_layers has the part {_shown(part)}, which is not stack=layers: write 'encoder=6;decoder=::2'."
+            )
+        if stack in by_stack:
+            raise KeepLayersError(f"keep_layers names the stack {_shown(stack)} twice: name each stack once.")
+        by_stack[stack] = value
+    return by_stack
+
+
+def _read_selection(path: str | os.PathLike[str]) -> KeepLayers:
+    """Return the ``keep_layers`` of a selection file: a dict by stack, or a list for a model with one stack."""
+    name = os.fspath(path)
+    try:
+        selection = json.loads(Path(name.strip()).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
+        raise KeepLayersError(
+            f"keep_layers is the selection file {_shown(name, 200)}, which cannot be read ({_reason(error)}): "
+            "give a JSON file that hf-layerdrop search wrote."
+        ) from error
+    kept = selection.get("keep_layers") if isinstance(selection, dict) else None
+    if not isinstance(kept, dict | list):
+        raise KeepLayersError(
+            f'The selection file {_shown(name, 200)} has no "keep_layers" by stack: give a file that holds '
+            '{"keep_layers": {"encoder": [0, 2]}}.'
+        )
+    return kept
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else "not valid JSON"
+
+
+def _parse_stack(spec: KeepLayers, stack: str, depth: int) -> tuple[int, ...]:
+    """Parse the specification of one stack."""
+    if spec is None:
+        return tuple(range(depth))
+    if isinstance(spec, str):
+        return _parse_text(spec.strip(), stack, depth)
+    if isinstance(spec, slice):
+        return _from_slice(spec, stack, depth)
+    integer = _as_integer(spec)
+    if integer is not None:
+        return _from_depth(integer, stack, depth)
+    if isinstance(spec, Collection) and not isinstance(spec, bytes | bytearray | memoryview | Mapping):
+        return _from_indices(spec, stack, depth)
+    raise _unreadable(spec, stack)
+
+
+def _parse_text(text: str, stack: str, depth: int) -> tuple[int, ...]:
+    if _INTEGER.fullmatch(text):
+        return _from_depth(int(text), stack, depth)
+    if _INDICES.fullmatch(text):
+        return _from_indices([int(item) for item in text.split(",") if item.strip()], stack, depth)
+    bounds = _SLICE.fullmatch(text)
+    if bounds:
+        return _from_slice(slice(*(None if bound is None else int(bound) for bound in bounds.groups())), stack, depth)
+    name, colon, argument = text.partition(":")
+    strategy = _STRATEGIES.get(name)
+    if strategy is None:
+        raise _unreadable(text, stack)
+    return strategy(argument if colon else None, stack, depth)
+
+
+def _from_depth(count: int, stack: str, depth: int) -> tuple[int, ...]:
+    if not 1 <= count <= depth:
+        index_hint = f", or '{count},' for the single layer {count}" if -depth <= count < depth else ""
+        raise KeepLayersError(
+            f"keep_layers asks for a depth of {count}, but the stack {stack!r} has {_layers(depth)}: give a depth "
+            f"from 1 to {depth}{index_hint}."
+        )
+    return evenly_spread(count, depth)
+
+
+def _from_indices(items: Iterable[Any], stack: str, depth: int) -> tuple[int, ...]:
+    kept: set[int] = set()
+    for item in _iterated(items, stack):
+        index = _as_integer(item)
+        if index is None:
+            raise KeepLayersError(
+                f"keep_layers has {_shown(item)} among the layers of the stack {stack!r}: "
+                f"give whole numbers from 0 to {depth - 1}."
+            )
+        if not -depth <= index < depth:
+            raise KeepLayersError(
+                f"keep_layers names layer {index}, but the stack {stack!r} has {_layers(depth)}: choose from 0 to "
+                f"{depth - 1}, or from -{depth} to -1 counted from the end."
+            )
+        if index % depth in kept:
+            raise KeepLayersError(
+                f"keep_layers names layer {index % depth} of the stack {stack!r} twice: name each layer once."
+            )
+        kept.add(index % depth)
+    if not kept:
+        raise _nothing_kept(items, stack, depth)
+    return tuple(sorted(kept))
+
+
+def _iterated(items: Iterable[Any], stack: str) -> Iterable[Any]:
+    try:
+        return iter(items)
+    except TypeError as error:  # a numpy array without dimensions calls itself a collection
+        raise _unreadable(items, stack) from error
+
+
+def _from_slice(spec: slice, stack: str, depth: int) -> tuple[int, ...]:
+    bounds = [None if bound is None else _as_integer(bound) for bound in (spec.start, spec.stop, spec.step)]
+    if bounds.count(None) != (spec.start, spec.stop, spec.step).count(None):
+        raise _unreadable(spec, stack)
+    if bounds[2] is not None and bounds[2] < 1:
+        raise KeepLayersError(
+            f"keep_layers is a slice with step {bounds[2]} for the stack {stack!r}: layers keep their order, "
+            "give a step of 1 or more."
+        )
+    kept = tuple(range(depth))[slice(*bounds)]
+    if not kept:
+        raise _nothing_kept(slice(*bounds), stack, depth)
+    return kept
+
+
+def _keep_all(argument: str | None, stack: str, depth: int) -> tuple[int, ...]:
+    if argument is not None:
+        raise KeepLayersError(f"keep_layers is {_shown(f'all:{argument}')}, but all takes no number: write 'all'.")
+    return tuple(range(depth))
+
+
+def _keep_every_other(argument: str | None, stack: str, depth: int) -> tuple[int, ...]:
+    """Drop the layers at depth d, counted from 1, with d = 0 mod floor(1/p) (the paper's section 3.2.2)."""
+    period = 2 if argument is None else _period(argument)
+    return tuple(index for index in range(depth) if (index + 1) % period)
+
+
+def _period(text: str) -> int:
+    """Return 1/p, which the formula needs to be whole; ``1/3`` may be written as such."""
+    numerator, _, denominator = text.partition("/")
+    try:
+        rate = float(numerator) / float(denominator or 1)
+        if not 0 < rate <= 1:
+            raise ValueError(text)
+        period = 1 / rate
+        whole = round(period)
+    except (ValueError, ArithmeticError) as error:
+        raise KeepLayersError(
+            f"keep_layers is {_shown(f'every_other:{text}')}: p is the share of layers to drop, above 0 and at most "
+            "0.5, for example 'every_other:0.25'."
+        ) from error
+    if rate > 0.5:
+        raise KeepLayersError(
+            f"keep_layers is {_shown(f'every_other:{text}')}, but every_other cannot drop more than half of the "
+            "layers (p at most 0.5): give a depth instead, for example 3."
+        )
+    if abs(period - whole) > 1e-9:
+        raise KeepLayersError(
+            f"keep_layers is {_shown(f'every_other:{text}')}, but 1/p is {period:.6g} and must be whole: take p of "
+            f"1/{max(2, int(period))} or 1/{int(period) + 1}, or give a depth."
+        )
+    return whole
+
+
+def _keep_first(argument: str | None, stack: str, depth: int) -> tuple[int, ...]:
+    return tuple(range(_count("first", argument, stack, depth)))
+
+
+def _keep_last(argument: str | None, stack: str, depth: int) -> tuple[int, ...]:
+    return tuple(range(depth - _count("last", argument, stack, depth), depth))
+
+
+def _count(name: str, argument: str | None, stack: str, depth: int) -> int:
+    count = int(argument) if argument is not None and _INTEGER.fullmatch(argument) else 0
+    if not 1 <= count <= depth:
+        given = name if argument is None else f"{name}:{argument}"
+        raise KeepLayersError(
+            f"keep_layers is {_shown(given)}, but the stack {stack!r} has {_layers(depth)}: write '{name}:n' with n "
+            f"from 1 to {depth}."
+        )
+    return count
+
+
+_STRATEGIES: Mapping[str, Callable[[str | None, str, int], tuple[int, ...]]] = {
+    "all": _keep_all,
+    "every_other": _keep_every_other,
+    "first": _keep_first,
+    "last": _keep_last,
+}
+
+
+def _as_integer(value: Any) -> int | None:
+    """Return a whole number of any library as int; None for everything else, bools and arrays included."""
+    if isinstance(value, bool) or getattr(value, "ndim", False):  # torch would read the array [6] as the number 6
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _unreadable(spec: Any, stack: str) -> KeepLayersError:
+    name = spec.partition(":")[0].strip().lower().replace("-", "_") if isinstance(spec, str) else ""
+    nearest = difflib.get_close_matches(name[:64], _STRATEGIES, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? Otherwise give" if nearest else "give"
+    return KeepLayersError(
+        f"keep_layers is {_shown(spec)} for the stack {stack!r}, which is not known: {hint} {_FORMS}."
+    )
+
+
+def _nothing_kept(spec: Any, stack: str, depth: int) -> KeepLayersError:
+    return KeepLayersError(
+        f"keep_layers is {_shown(spec)}, which keeps no layer of the stack {stack!r}: keep at least one of its "
+        f"{_layers(depth)}."
+    )
+
+
+def _layers(depth: int) -> str:
+    return "1 layer" if depth == 1 else f"{depth} layers"
+
+
+def _listed(depths: Mapping[str, int]) -> str:
+    named = [f"{stack!r} ({_layers(depth)})" for stack, depth in depths.items()]
+    return f"the stack {named[0]}" if len(named) == 1 else f"the stacks {' and '.join(named)}"
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    """Show a value of any kind on one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."

@@ -1,0 +1,24 @@
+"""Turn shares into rates whose mean is held: the part of learned drop rates that is plain arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+HIGHEST_RATE = 0.9  # no layer is dropped more often: what never runs is not trained, and cannot show that it is needed
+
+
+def rates_from_shares(shares: Sequence[float], total: float, highest: float = HIGHEST_RATE) -> list[float]:
+    """Return rates in proportion to the shares that sum up to ``total``, none above ``highest``.
+
+    What a capped layer cannot take, the others take in proportion to their shares (water-filling): the rates are
+    ``min(level * share, highest)`` for the one level at which the sum is right. A share of 0 gives a rate of 0.
+    ``total`` must not be more than the layers with a share can take.
+    """
+    ordered = sorted(shares, reverse=True)
+    level = 0.0
+    for capped, largest in enumerate(ordered):
+        rest = sum(ordered[capped:])
+        level = (total - capped * highest) / rest if rest else 0.0
+        if level * largest <= highest:
+            break
+    return [min(level * share, highest) for share in shares]

@@ -1,0 +1,61 @@
+"""Metrics by name, with the published definitions and without network."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_layerdrop.errors import TaskError
+
+if TYPE_CHECKING:
+    import evaluate
+    from transformers import EvalPrediction
+
+SCRIPT = Path(__file__).with_name("glue_metric.py")
+OF_CLASSES = ("accuracy", "f1", "matthews_correlation")
+OF_NUMBERS = ("pearson", "spearmanr")
+
+
+def load_metric(*names: str) -> evaluate.Metric:
+    """Load metrics as one `evaluate.Metric`; it keeps its values in memory, so that processes share no files.
+
+    Raises:
+        TaskError: If a name is unknown; the message names the nearest.
+    """
+    import evaluate
+
+    for name in names:
+        if name not in OF_CLASSES + OF_NUMBERS:
+            known = ", ".join(OF_CLASSES + OF_NUMBERS)
+            near = difflib.get_close_matches(name, OF_CLASSES + OF_NUMBERS, n=1)
+            raise TaskError(
+                f"Metric {name!r} is unknown; " + (f"did you mean {near[0]!r}? " if near else "") + f"Known: {known}."
+            )
+    return evaluate.load(str(SCRIPT), "+".join(names), keep_in_memory=True)
+
+
+def named_metric(*names: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return Trainer's ``compute_metrics`` for metrics by name: the likeliest class, or the number itself, is compared.
+
+    Raises:
+        TaskError: If a name is unknown, or metrics of classes and of numbers are mixed.
+    """
+    metric = load_metric(*names)
+    regression = names[0] in OF_NUMBERS
+    if any((name in OF_NUMBERS) != regression for name in names):
+        raise TaskError(f"Metrics {', '.join(names)} cannot be mixed: some compare classes, others numbers.")
+
+    def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
+        predictions = predicted(evaluated.predictions, regression=regression)
+        return metric.compute(predictions=predictions, references=evaluated.label_ids)
+
+    return compute_metrics
+
+
+def predicted(outputs: Any, *, regression: bool) -> Any:
+    """Return the predicted classes, or the numbers of a regression, from what a model gave."""
+    # Models such as BART return more than the logits; those come first.
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits.reshape(len(logits)) if regression else logits.argmax(axis=-1)

@@ -1,0 +1,324 @@
+"""What an injected model knows: the rates and the draw of each stack, and how far the counter has come.
+
+Plain Python objects that hang on modules as attributes: nothing of it is in the state dict, and all of it is copied
+and pickled with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_layerdrop import distributed, recomputation
+from hf_layerdrop.config import LayerDropConfig
+from hf_layerdrop.draws import Mask, bernoulli, one_of, shallowest_depth, uniforms
+from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.keep import evenly_spread
+from hf_layerdrop.learning.learner import RateLearner
+
+STATE_ATTRIBUTE = "_layerdrop"
+
+
+class StackDraw:
+    """Draw one mask for each training forward of a stack, and remember it for recomputations.
+
+    Attributes:
+        mask: The mask of the forward that is running; None where nothing is dropped.
+        forwards: Training forwards that were counted.
+        layers_run: Layers that ran in them, recomputations not counted.
+        learner: What learns the rates from the draws, where they are learned.
+    """
+
+    def __init__(self, name: str, rates: Sequence[float], config: LayerDropConfig) -> None:
+        depth = len(rates)
+        self.name = name
+        self.depth = depth
+        self.mask: Mask | None = None
+        self.seed = 0
+        self.step = self.micro_step = self.forward = 0
+        self.forwards = self.layers_run = 0
+        self.paused = False  # while the model is a sub-network, which drops nothing
+        self.learner: RateLearner | None = None
+        self._measured = False
+        self._told_steps = False
+        self._agreed = False
+        self._reentrant_drops = False
+        self._sampler = config.sampler
+        self._always_kept = config.always_kept(name, depth)
+        self.set_rates(rates)
+
+    def set_rates(self, rates: Sequence[float], *, agreed: bool = False) -> None:
+        """Use these rates, one a layer, from the next forward on; ``agreed`` if the ranks need not be asked again."""
+        self.rates = tuple(rates)
+        self._agreed = self._agreed and agreed
+        self._active = any(self.rates)
+        if self._sampler == "depth":
+            self._masks = self._masks_by_depth(max(self.rates))
+
+    def set_seed(self, seed: int) -> None:
+        """Draw from this seed from the next forward on."""
+        self.seed = seed
+        self._agreed = False
+
+    @property
+    def mean_kept(self) -> float:
+        """Mean number of layers that a training forward runs."""
+        if self._sampler == "depth" and self._active:
+            return sum(map(sum, self._masks)) / len(self._masks)
+        return self.depth - sum(self.rates)
+
+    def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
+        """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
+        self._measured = False
+        self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else None
+
+    def runs(self, layer: int) -> bool:
+        """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""
+        if self.mask is None:
+            return not (self._active and self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
+        if not self.mask[layer] and not torch.is_grad_enabled():
+            self._remember_drop(layer)
+        return self.mask[layer]
+
+    def note_activation(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Show what a layer that ran did to the hidden states, if the rates are learned from it."""
+        if self._measured and self.mask is not None and self.learner is not None:
+            self.learner.note_activation(self.name, layer, before, after)
+
+    def begin_step(self, step: int, micro_step: int = 0) -> None:
+        """Set the counter to the first forward of a step, or of a micro-step whose gradients the step accumulates."""
+        self.step, self.micro_step, self.forward = step, micro_step, 0
+        self._told_steps = True
+
+    def draw(self) -> Mask:
+        """Return the mask that the counter stands at; a pure function of rates, seed, counter and name."""
+        counter = (self.seed, self.step, self.micro_step, self.forward, self.name)
+        if self._sampler == "depth":
+            return one_of(self._masks, uniforms(*counter, 1)[0])
+        return bernoulli(self.rates, uniforms(*counter, self.depth))
+
+    def _choose(self, owner: nn.Module, inputs: Sequence[Any]) -> Mask | None:
+        if recomputation.in_backward():
+            return self._remembered()
+        counts = torch.is_grad_enabled()
+        if not counts and recomputation.inside_generate():
+            return None
+        if any(_holds_tokens(value) for value in inputs):
+            return None
+        mask = self.draw()
+        record = recomputation.first_run_record()
+        if record is not None:
+            _masks_on(record).setdefault(id(self), []).append(mask)
+        if counts or record is not None:
+            if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
+                raise LayerDropStateError(
+                    "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
+                    "injected; build it afterwards, or add hf_layerdrop.stepping.LayerDropStepCallback to its "
+                    "callbacks."
+                )
+            if not self._agreed:
+                self._check_ranks(owner)
+            distributed.note_forward(self, mask)
+            if self.learner is not None:
+                self.learner.note_draw(self.name, self.rates, mask)
+                self._measured = True
+            self.forward += 1
+            self.forwards += 1
+            self.layers_run += sum(mask)
+        return mask
+
+    def _check_ranks(self, owner: nn.Module) -> None:
+        if distributed.is_shared(owner):
+            counter = f"seed {self.seed}, step {self.step}.{self.micro_step}.{self.forward}"
+            distributed.check_ranks_agree(self.name, f"{self._sampler}, rates {list(self.rates)}, {counter}")
+        self._agreed = True
+
+    def _remember_drop(self, layer: int) -> None:
+        """Note on a reentrant checkpoint around a layer that it was dropped: the backward pass calls it again."""
+        record = recomputation.first_run_record()
+        if record is not None:
+            record._layerdrop_dropped = (id(self), layer)
+            self._reentrant_drops = True
+
+    def _ran(self, layer: int) -> bool:
+        record = recomputation.second_run_record()
+        return getattr(record, "_layerdrop_dropped", None) != (id(self), layer)
+
+    def _remembered(self) -> Mask | None:
+        """Return the masks of the first run in the order in which it drew them, again and again."""
+        record = recomputation.second_run_record()
+        masks = _masks_on(record).get(id(self)) if record is not None else None
+        if not masks:
+            raise LayerDropStateError(
+                f"The {self.name} is recomputed in a backward pass, but the forward that it repeats was not seen: the "
+                "layers it dropped are unknown; use torch.utils.checkpoint or the model's own gradient checkpointing."
+            )
+        masks.append(masks.pop(0))
+        return masks[-1]
+
+    def _masks_by_depth(self, rate: float) -> tuple[Mask, ...]:
+        depths = range(shallowest_depth(rate, self.depth), self.depth + 1)
+        kept = [set(evenly_spread(depth, self.depth)) | self._always_kept for depth in depths]
+        return tuple(tuple(layer in layers for layer in range(self.depth)) for layers in kept)
+
+
+class LayerDropState:
+    """All of it for one model: the config, a draw for each stack, and what has to be put back on removal."""
+
+    def __init__(self, config: LayerDropConfig, depths: Mapping[str, int]) -> None:
+        self.config = config
+        self.draws = {name: StackDraw(name, rates, config) for name, rates in config.rates_for(depths).items()}
+        self.depths = dict(depths)
+        self.micro_step = 0
+        self.originals: dict[str, Any] = {}
+        self.learner: RateLearner | None = None
+        if config.sampler == "learned":
+            always_kept = {name: config.always_kept(name, depth) for name, depth in depths.items()}
+            self.learner = RateLearner(self.rates, always_kept)
+            for draw in self.draws.values():
+                draw.learner = self.learner
+        self.set_seed(config.seed if config.seed is not None else 0)
+
+    @property
+    def rates(self) -> dict[str, list[float]]:
+        """The rates in use, by stack, one a layer."""
+        return {name: list(draw.rates) for name, draw in self.draws.items()}
+
+    @property
+    def drops(self) -> bool:
+        """Whether any rate is above 0."""
+        return any(any(rates) for rates in self.rates.values())
+
+    def set_rates(self, rates: Mapping[str, Sequence[float]]) -> None:
+        """Use these rates, one a layer, in the stacks that are named; where rates are learned, hold their mean."""
+        if self.learner is not None:
+            self.learner.set_target(rates)
+            self._use_learned_rates(agreed=False)
+            return
+        for name, values in rates.items():
+            self.draws[name].set_rates(values)
+
+    def scale_rates(self, factor: float) -> None:
+        """Use the configured rates, or those that were learned, times ``factor``; every rank has to do the same."""
+        if self.learner is not None:
+            self.learner.factor = factor
+            self._use_learned_rates()
+            return
+        for name, rates in self.config.rates_for(self.depths).items():
+            self.draws[name].set_rates([rate * factor for rate in rates], agreed=True)
+
+    def learn(self, loss: torch.Tensor, *, step_ended: bool) -> None:
+        """Show the loss of a micro-step to what learns the rates, which are fixed until the step has ended."""
+        if self.learner is None:
+            raise LayerDropStateError(
+                f"The rates of this model are not learned, since its sampler is {self.config.sampler!r}; inject "
+                "LayerDropConfig(rate, sampler='learned') to learn them."
+            )
+        self.learner.note_loss(loss)
+        if step_ended:
+            self.learner.end_step()
+            self._use_learned_rates()
+
+    def learned(self) -> dict[str, dict[str, list[float]]]:
+        """Return what is written into the config of a model whose rates are learned; empty for any other."""
+        if self.learner is None:
+            return {}
+        rates = {name: self.learner.rates(name, scheduled=False) for name in self.draws}
+        shares = {name: self.learner.shares(name) for name in self.draws}
+        return {"rates": rates, "learned_rates": rates, "learned_shares": shares}
+
+    def load_learned(self, saved: Mapping[str, Any]) -> None:
+        """Go on learning from what the learner's ``state_dict`` returned."""
+        if self.learner is not None:
+            self.learner.load_state_dict(saved)
+            self._use_learned_rates(agreed=False)
+
+    def _use_learned_rates(self, *, agreed: bool = True) -> None:
+        """Use the learned rates from the next forward on; every rank has learned the same ones."""
+        if self.learner is not None:
+            for name, draw in self.draws.items():
+                draw.set_rates(self.learner.rates(name), agreed=agreed)
+
+    def begin_step(self, step: int, micro_step: int = 0) -> None:
+        """Set the counter of every stack to the first forward of a step, or of a micro-step of it."""
+        if self.learner is not None and micro_step == 0:
+            self.learner.check_losses_come()
+        self.micro_step = micro_step
+        for draw in self.draws.values():
+            draw.begin_step(step, micro_step)
+
+    def take_log(self) -> dict[str, float]:
+        """Return the mean rate in use, and the mean number of layers that a forward has run since the last call."""
+        rates = [rate for draw in self.draws.values() for rate in draw.rates]
+        log = {"layerdrop_rate": sum(rates) / len(rates)}
+        for name, draw in self.draws.items():
+            key = "layerdrop_layers_used" if len(self.draws) == 1 else f"layerdrop_{name}_layers_used"
+            log[key] = draw.layers_run / draw.forwards if draw.forwards else float(draw.depth)
+            draw.forwards = draw.layers_run = 0
+            if self.learner is not None:
+                log |= {f"layerdrop_{name}_rate_{layer}": rate for layer, rate in enumerate(draw.rates)}
+        return log
+
+    def set_seed(self, seed: int) -> None:
+        """Draw from this seed from now on."""
+        self.seed = seed
+        for draw in self.draws.values():
+            draw.set_seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the counter has come, as JSON values: what a raw training loop saves and restores."""
+        return {
+            "seed": self.seed,
+            "rates": self.rates,
+            "counters": {name: [draw.step, draw.micro_step, draw.forward] for name, draw in self.draws.items()},
+            **({"learned": self.learner.state_dict()} if self.learner is not None else {}),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken, so that the next draws are those of the run that went on.
+
+        Raises:
+            LayerDropConfigError: If the state is of a model with other stacks or depths.
+        """
+        if missing := {"seed", "rates", "counters"} - set(state):
+            raise LayerDropConfigError(
+                f"The saved LayerDrop state has no {min(missing)!r}; give what its state_dict() returned."
+            )
+        depths = {name: len(rates) for name, rates in state["rates"].items()}
+        if depths != self.depths:
+            raise LayerDropConfigError(
+                f"The saved LayerDrop state is of stacks {depths}, but this model has {self.depths}."
+            )
+        if self.learner is not None and "learned" not in state:
+            raise LayerDropConfigError(
+                "The saved LayerDrop state has no learned rates; give what state_dict() returned with "
+                "sampler='learned', or inject another sampler."
+            )
+        self.set_seed(state["seed"])
+        self.set_rates(state["rates"])
+        self.load_learned(state.get("learned", {}))
+        for name, draw in self.draws.items():
+            draw.step, draw.micro_step, draw.forward = state["counters"][name]
+
+
+def find_injected(model: nn.Module) -> nn.Module | None:
+    """Return the injected model: ``model``, or the one that a wrapper (DDP, PEFT) holds; None if there is none."""
+    return next((module for module in model.modules() if STATE_ATTRIBUTE in module.__dict__), None)
+
+
+def _holds_tokens(value: Any) -> bool:
+    """Tell whether an argument is a cache that already holds tokens: such a forward continues a generation."""
+    if not hasattr(value, "get_seq_length"):
+        return False
+    cache = getattr(value, "self_attention_cache", value)
+    # The first layer of a training forward may have been dropped, so that it alone holds none.
+    return value.get_seq_length() > 0 or any(layer.get_seq_length() > 0 for layer in getattr(cache, "layers", ()))
+
+
+def _masks_on(record: Any) -> dict[int, list[Mask]]:
+    if not hasattr(record, "_layerdrop_masks"):
+        record._layerdrop_masks = {}
+    return record._layerdrop_masks

@@ -1,0 +1,23 @@
+"""Tasks as data: their columns, labels and metrics, where their rows come from, how they become model inputs."""
+
+from hf_layerdrop.tasks.data import TaskData, load_task_data, local_files
+from hf_layerdrop.tasks.embedded import embedded_sst2
+from hf_layerdrop.tasks.encoding import MAX_LENGTH, padding_collator, tokenize
+from hf_layerdrop.tasks.metrics import compute_metrics_for, glue_metric
+from hf_layerdrop.tasks.task import TASKS, Task, custom_task, find_task
+
+__all__ = [
+    "MAX_LENGTH",
+    "TASKS",
+    "Task",
+    "TaskData",
+    "compute_metrics_for",
+    "custom_task",
+    "embedded_sst2",
+    "find_task",
+    "glue_metric",
+    "load_task_data",
+    "local_files",
+    "padding_collator",
+    "tokenize",
+]

@@ -1,0 +1,217 @@
+"""Load the data of a task from the Hub or from local files, and check it before anything is trained on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_layerdrop.errors import TaskError
+from hf_layerdrop.tasks.labels import class_names, label_numbers
+from hf_layerdrop.tasks.task import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PathLike = str | os.PathLike[str]
+
+# How `datasets` reads a file, by its ending. Texts such as "None" and "NA" stay texts. In .tsv a quotation mark is a
+# character like any other, as in GLUE's own files: read as quoting, a lone one would swallow the rows up to the next.
+TEXT_AS_IT_IS = {"keep_default_na": False}
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", TEXT_AS_IT_IS),
+    ".tsv": ("csv", {**TEXT_AS_IT_IS, "delimiter": "\t", "quoting": 3}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The data of a task: text columns and ``labels`` as numbers; after `tokenize`, the model's inputs and ``labels``.
+
+    Attributes:
+        task: The task; its class names are now known.
+        train: Training rows; None if only the validation sets were asked for.
+        validation: Validation rows by the name of the split.
+    """
+
+    task: Task
+    train: Dataset | None
+    validation: Mapping[str, Dataset]
+
+    def map_splits(self, change: Callable[[Dataset], Dataset]) -> TaskData:
+        """Apply a function to every split."""
+        train = None if self.train is None else change(self.train)
+        return replace(self, train=train, validation={name: change(split) for name, split in self.validation.items()})
+
+
+def load_task_data(
+    task: Task,
+    *,
+    train_file: PathLike | None = None,
+    validation_file: PathLike | Sequence[PathLike] | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    train: bool = True,
+) -> TaskData:
+    """Load and check the data of a task.
+
+    Args:
+        task: One of `TASKS`, or a `custom_task`.
+        train_file: Training rows; CSV, TSV, JSON, JSONL or Parquet. Without any file the task comes from the Hub.
+        validation_file: Validation rows. For a task with several validation sets (MNLI) one file a set, in the task's
+            order; with fewer files, the first sets.
+        text_columns: The text columns, if the files call them otherwise than the task.
+        label_column: The label column, if the files call it otherwise than the task.
+        train: Whether the training rows are needed; if not, only the validation sets are read.
+
+    Raises:
+        TaskError: If the data cannot be had, lacks a column, has no rows, or has labels that do not fit the task.
+    """
+    task = replace(
+        task,
+        text_columns=tuple(text_columns or task.text_columns),
+        label_column=label_column or task.label_column,
+    )
+    files = local_files(task, train_file, validation_file, train=train)
+    raw = {split: _read_file(path) for split, path in files.items()} if files else _read_hub(task, train=train)
+    for split, rows in raw.items():
+        _check_columns(rows, task, _place(split, files))
+    if not task.num_labels:
+        split = next(iter(raw))
+        task = replace(task, label_names=class_names(_labels(raw[split], task), _place(split, files)))
+    checked = {split: _checked(rows, task, _place(split, files)) for split, rows in raw.items()}
+    return TaskData(task, checked.pop("train", None), checked)
+
+
+def local_files(
+    task: Task,
+    train_file: PathLike | None,
+    validation_file: PathLike | Sequence[PathLike] | None,
+    *,
+    train: bool = True,
+) -> dict[str, Path]:
+    """Match files with the splits of the task, and check what can be seen without reading them; empty: take the Hub.
+
+    Raises:
+        TaskError: If a file is missing, of an unknown kind, or not one of the task's splits.
+    """
+    named = [validation_file] if isinstance(validation_file, str | os.PathLike) else list(validation_file or ())
+    if train_file is None and not named:
+        if task.hub_name is None:
+            needed = "--train-file and --validation-file" if train else "--validation-file"
+            raise TaskError(f"No task and no data was given; name a --task, or give {needed}.")
+        return {}
+    if not named or (train and train_file is None):
+        given, missing = ("--validation-file", "--train-file") if named else ("--train-file", "--validation-file")
+        raise TaskError(f"{given} was given without {missing}; give both, or neither for a task from the Hub.")
+    if len(named) > len(task.validation_splits):
+        allowed = ", ".join(task.validation_splits)
+        raise TaskError(
+            f"{len(named)} validation files were given, but {task.name} has only {allowed}; give one file for each."
+        )
+    files = dict(zip(task.validation_splits, map(Path, named), strict=False))
+    if train and train_file is not None:
+        files = {"train": Path(train_file), **files}
+    for path in files.values():
+        _check_file(path)
+    return files
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise TaskError(f"There is no data file {str(path)!r}; check the path.")
+    if path.suffix.lower() not in READERS:
+        raise TaskError(f"Data file {str(path)!r} is of an unknown kind; its name must end in {', '.join(READERS)}.")
+
+
+def _read_file(path: Path) -> Dataset:
+    from datasets import Dataset
+
+    kind, options = READERS[path.suffix.lower()]
+    try:
+        # Not `load_dataset`, which counts its use over the network even for local files.
+        return getattr(Dataset, f"from_{kind}")(str(path), **options)
+    except Exception as error:
+        # `datasets` raises its own, pandas' and pyarrow's errors here; the cause is the one that tells most.
+        if "corresponds to no data" in str(error):
+            raise TaskError(f"{str(path)!r} has no rows; give a file that has some.") from error
+        reason = _first_line(error.__cause__ or error)
+        raise TaskError(f"Data file {str(path)!r} cannot be read as {kind} ({reason}); check its contents.") from error
+
+
+def _read_hub(task: Task, *, train: bool) -> dict[str, Dataset]:
+    import datasets
+    import huggingface_hub
+
+    splits = (*(["train"] if train else []), *task.validation_splits)
+    try:
+        if not _is_cached(task):
+            # Fails at once without a network, where `load_dataset` would retry for half a minute.
+            huggingface_hub.HfApi().dataset_info(str(task.hub_name), timeout=10)
+        return {split: datasets.load_dataset(task.hub_name, task.name, split=split) for split in splits}
+    except Exception as error:
+        # No network shows as one of a dozen kinds of error, by what fails first: the client, the cache or `datasets`.
+        raise TaskError(
+            f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {_first_line(error)}); "
+            "check the network, or pass --train-file and --validation-file."
+        ) from error
+
+
+def _is_cached(task: Task) -> bool:
+    import datasets
+
+    return (Path(datasets.config.HF_DATASETS_CACHE) / str(task.hub_name).replace("/", "___") / task.name).is_dir()
+
+
+def _check_columns(rows: Dataset, task: Task, where: str) -> None:
+    found = ", ".join(map(repr, rows.column_names))
+    if not task.text_columns:
+        raise TaskError(f"No text column was named; give --text-columns, of those that {where} has: {found}.")
+    for column in (*task.text_columns, task.label_column):
+        if column not in rows.column_names:
+            raise TaskError(
+                f"{where} has no column {column!r}; it has {found}, so name yours by --text-columns and --label-column."
+            )
+    if not len(rows):
+        raise TaskError(f"{where} has no rows; give a file that has some.")
+
+
+def _checked(rows: Dataset, task: Task, where: str) -> Dataset:
+    from datasets import Dataset, Features, Value
+
+    columns: dict[str, list[Any]] = {column: _texts(rows, column, where) for column in task.text_columns}
+    labels = label_numbers(_labels(rows, task), task, where)
+    kind = "float32" if task.is_regression else "int64"
+    features = Features({**{column: Value("string") for column in columns}, "labels": Value(kind)})
+    return Dataset.from_dict({**columns, "labels": labels}, features=features)
+
+
+def _texts(rows: Dataset, column: str, where: str) -> list[str]:
+    values = list(rows[column])
+    for row, value in enumerate(values):
+        if not isinstance(value, str | int | float):
+            raise TaskError(f"{where} has {value!r} in row {row} of column {column!r}; every row needs a text.")
+    return [str(value) for value in values]
+
+
+def _labels(rows: Dataset, task: Task) -> list[Any]:
+    """Read the labels; where the column names its numbers (a ClassLabel), take the names for a user's own task."""
+    values = list(rows[task.label_column])
+    names = getattr(rows.features[task.label_column], "names", None)
+    if not names or task.hub_name is not None:
+        return values
+    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
+
+
+def _place(split: str, files: Mapping[str, Path]) -> str:
+    return f"{str(files[split])!r}" if split in files else f"The {split} split"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ").rstrip(".")

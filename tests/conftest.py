@@ -1,0 +1,228 @@
+"""Tiny models of every head of the three families, from configs: 4 layers, no other dropout, weights that matter."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network; those that need a Hub start their own
+
+import pytest
+import torch
+import transformers
+from transformers import BartConfig, BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig
+
+torch.set_num_threads(1)
+
+DEPTH = 4
+VOCABULARY = 60
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+    "num_labels": 2,
+}
+BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "encoder_layers": DEPTH,
+    "decoder_layers": DEPTH,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 40,
+    "dropout": 0.0,
+    "init_std": 0.3,
+    "num_labels": 3,  # its own default: a config of two labels is saved without them, and loads as three
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
+HEADS = {
+    "bert": [
+        "BertModel",
+        "BertForPreTraining",
+        "BertLMHeadModel",
+        "BertForMaskedLM",
+        "BertForNextSentencePrediction",
+        "BertForSequenceClassification",
+        "BertForMultipleChoice",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+    ],
+    "roberta": [
+        "RobertaModel",
+        "RobertaForCausalLM",
+        "RobertaForMaskedLM",
+        "RobertaForSequenceClassification",
+        "RobertaForMultipleChoice",
+        "RobertaForTokenClassification",
+        "RobertaForQuestionAnswering",
+    ],
+    "bart": [
+        "BartModel",
+        "BartForConditionalGeneration",
+        "BartForSequenceClassification",
+        "BartForQuestionAnswering",
+        "BartForCausalLM",
+    ],
+}
+ALL_HEADS = [head for heads in HEADS.values() for head in heads]
+# One head a family, and the decoder alone, for properties that do not depend on the head.
+ONE_EACH = ["BertForSequenceClassification", "RobertaForMaskedLM", "BartForConditionalGeneration", "BartForCausalLM"]
+
+
+def tiny_config(head: str, **changes: object) -> PreTrainedConfig:
+    """Return the config of a tiny model."""
+    if head.startswith("Bart"):
+        return BartConfig(**{**BART, **changes})
+    is_decoder = head in ("BertLMHeadModel", "RobertaForCausalLM")
+    config_class = BertConfig if head.startswith("Bert") else RobertaConfig
+    return config_class(**{**BERT, "is_decoder": is_decoder, **changes})
+
+
+def build(head: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """Build a tiny model of the transformers class of that name; the seed decides its weights."""
+    torch.manual_seed(seed)
+    model = getattr(transformers, head)._from_config(tiny_config(head, **changes), attn_implementation="eager")
+    with torch.no_grad():  # biases and norms start at 0 and 1, where a mistake in copying them would not show
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def batch_for(head: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return inputs with padding, without labels."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, 2, 9) if "MultipleChoice" in head else (3, 9)
+    ids = torch.randint(5, VOCABULARY, shape, generator=generator)
+    mask = torch.ones_like(ids)
+    if head != "BartForSequenceClassification":  # it needs the same number of end tokens in every row
+        ids[0, ..., -3:] = 1
+        mask[0, ..., -3:] = 0
+    ids[..., 5] = 2
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def output_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], **kwargs: object) -> torch.Tensor:
+    """Return the tensor that a head is there for."""
+    outputs = model(**batch, **kwargs)
+    names = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
+    return next(outputs[name] for name in names if name in outputs)
+
+
+def keep_all_stacks(model: PreTrainedModel, layers: list[int]) -> dict[str, list[int]]:
+    """Return the ``keep_layers`` that cuts every stack of a model to the same layers."""
+    from hf_layerdrop.stacks import depths_of
+
+    return {name: list(layers) for name in depths_of(model)}
+
+
+@pytest.fixture(params=ONE_EACH)
+def head(request: pytest.FixtureRequest) -> str:
+    """One head a family, and BART's decoder alone."""
+    return request.param
+
+
+@pytest.fixture(params=ALL_HEADS)
+def any_head(request: pytest.FixtureRequest) -> str:
+    """Every head that transformers has for the three families."""
+    return request.param
+
+
+def layers_of(model: PreTrainedModel) -> dict[str, list[torch.nn.Module]]:
+    """Return the layers of each stack, found by their names."""
+    from hf_layerdrop.stacks import find_stacks
+
+    return {name: list(stack.layers(model)) for name, stack in find_stacks(model).items()}
+
+
+def cut_by_hand(model: PreTrainedModel, keep_layers: dict[str, list[int]]) -> PreTrainedModel:
+    """Build a plain model of the kept layers and copy the weights by name: an oracle without hf_layerdrop."""
+    config = copy.deepcopy(model.config)
+    for stack, layers in keep_layers.items():
+        setattr(config, f"{stack}_layers" if config.model_type == "bart" else "num_hidden_layers", len(layers))
+    weights = {}
+    for name, weight in model.state_dict().items():
+        match = re.search(r"\b(encoder|decoder)\.layers?\.(\d+)\.", name)
+        if match and match[1] in keep_layers:
+            if int(match[2]) not in keep_layers[match[1]]:
+                continue
+            new = keep_layers[match[1]].index(int(match[2]))
+            name = f"{name[: match.start(2)]}{new}{name[match.end(2) :]}"
+        weights[name] = weight.clone()
+    implementation = model.config._attn_implementation
+    cut = getattr(transformers, type(model).__name__.removeprefix("LayerDrop"))._from_config(
+        config, attn_implementation=implementation
+    )
+    cut.load_state_dict(weights, strict=True)
+    return cut.train(model.training)
+
+
+@contextmanager
+def recorded_runs(model: PreTrainedModel) -> Iterator[dict[str, list[int]]]:
+    """Count which layers run inside the block, by a hook on the attention inside each: it sees work, not decisions."""
+    runs: dict[str, list[int]] = {name: [] for name in layers_of(model)}
+
+    def recorder(stack: str, layer: int) -> object:
+        return lambda *_: runs[stack].append(layer)
+
+    hooks = [
+        next(layer.children()).register_forward_pre_hook(recorder(stack, index))
+        for stack, layers in layers_of(model).items()
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        yield runs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def drawn(model: PreTrainedModel, batch: dict[str, torch.Tensor], forwards: int = 1) -> list[dict[str, list[int]]]:
+    """Run training forwards and return which layers each of them ran."""
+    masks = []
+    for _ in range(forwards):
+        with recorded_runs(model) as runs:
+            model.train()(**batch)
+        masks.append(runs)
+    return masks
+
+
+def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a loss that every output counts in differently, so that no two layers' gradients are alike."""
+    output = output_of(model, batch)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    return (output * weights).sum()
+
+
+def gradients_of(model: PreTrainedModel, *losses: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    """Return each parameter's gradient of the sum of the losses, None where there is none."""
+    model.zero_grad(set_to_none=True)
+    sum(losses).backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_same_tensors(
+    found: Mapping[str, torch.Tensor | None], expected: Mapping[str, torch.Tensor | None], *, atol: float = 0.0
+) -> None:
+    """Compare tensors by name: bit for bit, or within ``atol``."""
+    assert list(found) == list(expected)
+    for name, tensor in found.items():
+        other = expected[name]
+        assert (tensor is None) == (other is None), name
+        if tensor is not None and other is not None:
+            assert tensor.dtype == other.dtype, name
+            same = torch.equal(tensor, other) if not atol else torch.allclose(tensor, other, rtol=1e-5, atol=atol)
+            assert same, f"{name} differs by {(tensor - other).abs().max().item()}"

@@ -1,0 +1,103 @@
+"""The floors of the package: a module imports only from floors below its own."""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_layerdrop
+
+ROOT = Path(hf_layerdrop.__file__).parent
+FLOORS = [
+    {"errors", "frames", "fingerprints"},
+    {"schedules", "keep", "draws", "families", "adoption", "learning"},
+    {"config", "headers", "results", "recomputation", "distributed"},
+    {"stacks", "state"},
+    {"stepping"},
+    {"injection"},
+    {"pruning", "learned"},
+    {"loading", "metrics", "prefixes", "encoders"},
+    {"sources"},
+    {"mixin", "evaluation"},
+    {"named", "callbacks", "tasks"},
+    {"modeling"},
+    {"selection"},
+    {"report"},
+    {"hub", "training"},
+    {"demo"},
+    {"cli"},
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+NO_TORCH = (
+    "errors",
+    "schedules",
+    "keep",
+    "draws",
+    "config",
+    "families",
+    "headers",
+    "results",
+    "report",
+    "tasks",
+    "cli",
+)
+
+
+def modules() -> list[Path]:
+    return [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+
+
+def home(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_by(path: Path) -> set[str]:
+    """Return the parts of the package that a module imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_layerdrop"):
+            parts = node.module.split(".")[1:]
+            names |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("hf_layerdrop.")}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_from_lower_floors(path: Path) -> None:
+    own = home(path)
+    siblings = imported_by(path) - {own, "__version__"}
+    assert own in FLOOR_OF, f"give {own} a floor"
+    assert not {name for name in siblings if FLOOR_OF[name] >= FLOOR_OF[own]}
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_the_lower_floors_start_without_torch(name: str) -> None:
+    code = f"import sys, hf_layerdrop.{name}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_importable_and_documented() -> None:
+    for name in hf_layerdrop.__all__:
+        assert getattr(hf_layerdrop, name) is not None
+        if name != "__version__":
+            assert getattr(hf_layerdrop, name).__doc__
+    with pytest.raises(AttributeError):
+        _ = hf_layerdrop.no_such_name
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert importlib.resources.files("hf_layerdrop").joinpath("py.typed").is_file()
+
+
+def test_no_model_family_is_named_outside_of_its_table() -> None:
+    words = ('"bert"', '"roberta"', '"bart"', '"t5"', '"albert"', "'bert'", "'bart'")
+    for path in modules():
+        if home(path) != "families":
+            text = path.read_text(encoding="utf-8")
+            assert not [word for word in words if f"== {word}" in text or f"in ({word}" in text], path

@@ -1,0 +1,67 @@
+"""Benchmarks run by name, and print their numbers as one line of JSON, last."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_layerdrop.selection import STRATEGIES
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("--layers", "6", "--keep", "3", "--hidden", "32", "--batches", "2", "--rows", "4", "--length", "8")
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_search_benchmark_shares_prefixes_and_gives_the_same_scores() -> None:
+    done = benchmark("search", "--json", *SMALL)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers["same_scores"]
+    assert numbers["sub_networks"] == 20
+    assert numbers["layer_forwards"] == 34  # prefixes of 3 of 6 layers: 4 + 10 + 20
+    assert numbers["layer_forwards_naive"] == 60
+    assert 0 < numbers["held_mb"] <= numbers["peak_mb"] <= numbers["memory_limit_mb"]
+    assert numbers["seconds"] > 0
+    assert numbers["seconds_naive"] > 0
+
+
+def test_names_and_options_are_listed() -> None:
+    done = benchmark("--help")
+    assert all(name in done.stdout for name in ("search", "strategies"))
+    assert "--hidden" in benchmark("search", "--help").stdout
+    assert benchmark("nonsense").returncode == 2
+
+
+@pytest.mark.slow
+def test_every_strategy_chooses_layers_of_a_model_trained_on_real_data_and_beam_is_near_the_best() -> None:
+    options = (
+        "--layers",
+        "8",
+        "--hidden",
+        "32",
+        "--seeds",
+        "1",
+        "--steps",
+        "150",
+        "--depths",
+        "4",
+        "--search-rows",
+        "200",
+        "--json",
+    )
+    done = benchmark("strategies", *options)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert all(f"`{name}`" in " ".join(numbers["table"]) for name in STRATEGIES)
+    (compared,) = numbers["beam_against_exhaustive"]
+    assert 0 <= compared["behind"] <= 0.05
+    assert compared["share_of_layer_forwards"] < compared["share_with_all_extras"]  # beam is for deeper models
