@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test files run in so many processes at once, in the order of their names: the demo's long test begins early.
+WORKERS ?= 2
 # Where torch is not installed yet, this one: any build of it will do, `make TORCH=torch demo` takes the registry's newest.
 TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,7 +23,7 @@ quality: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme_blocks.py README.md

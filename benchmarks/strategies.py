@@ -2,7 +2,8 @@
 
 The data is the sample of SST-2 that comes with the package, with a vocabulary of its own words; the models are trained
 from scratch, which takes about two minutes each. The search sees training rows that were held out of the training, and
-its winners are tested on all 872 validation rows.
+its winners are tested on all 872 validation rows. The strategy ``learned`` chooses from a second model, trained alike
+but with learned rates, beside the evenly spread layers of that model.
 """
 
 from __future__ import annotations
@@ -30,23 +31,25 @@ def run(
 ) -> dict[str, Any]:
     """Train a model a seed, and choose its layers by every strategy at every depth.
 
-    ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` N/2; "0" is never.
+    ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` too; "0" is never.
     """
     from hf_layerdrop.selection import STRATEGIES
 
     wanted = [int(depth) for depth in depths.split(",")] if depths else [layers // 4, layers // 2, 3 * layers // 4]
-    thorough = [int(depth) for depth in exhaustive_at.split(",")] if exhaustive_at else [layers // 2]
+    thorough = [int(depth) for depth in exhaustive_at.split(",")] if exhaustive_at else wanted
     names = strategies.split(",") if strategies else list(STRATEGIES)
     rows, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
-            trainer = _trained(Path(folder), layers, hidden, rate, steps, search_rows, seed)
-            for depth in wanted:
-                for name in names:
-                    if name != "exhaustive" or depth in thorough:
-                        rows.append(_chosen(trainer, name, depth, seed))
-                        print(json.dumps(rows[-1]), flush=True)
-            whole.append(rows[-1].pop("whole") if rows else None)
+            for sampler, chosen in _by_sampler(names).items():
+                trainer = _trained(Path(folder), layers, hidden, rate, steps, search_rows, seed, sampler)
+                whole.append({"seed": seed, "sampler": sampler, **_whole(trainer)})
+                print(json.dumps(whole[-1]), flush=True)
+                for depth in wanted:
+                    for name, label in chosen.items():
+                        if name != "exhaustive" or depth in thorough:
+                            rows.append({**_chosen(trainer, name, depth, seed), "strategy": label})
+                            print(json.dumps(rows[-1]), flush=True)
     if output:
         Path(output).write_text("\n".join(map(json.dumps, rows)) + "\n")
     return {
@@ -55,6 +58,20 @@ def run(
         "beam_against_exhaustive": _compared(rows),
         "table": _table(rows),
     }
+
+
+def _by_sampler(names: list[str]) -> dict[str, dict[str, str]]:
+    """Return what each model is for: strategies, and how the table names them."""
+    ordinary = {name: name for name in names if name != "learned"}
+    learned = {"spread": "spread, of the model with learned rates", "learned": "learned"} if "learned" in names else {}
+    return {sampler: chosen for sampler, chosen in {"bernoulli": ordinary, "learned": learned}.items() if chosen}
+
+
+def _whole(trainer: Any) -> dict[str, float]:
+    """Score the whole model on both sets of rows."""
+    searched, tested = (trainer.evaluate(rows)["eval_accuracy"] for rows in (trainer.eval_dataset, trainer.test_rows))
+    rates = (trainer.model.config.hf_layerdrop or {}).get("learned_rates", {})
+    return {"score": searched, "test_score": tested, **({"rates": rates} if rates else {})}
 
 
 def _chosen(trainer: Any, name: str, depth: int, seed: int) -> dict[str, Any]:
@@ -85,7 +102,6 @@ def _chosen(trainer: Any, name: str, depth: int, seed: int) -> dict[str, Any]:
         "all_layer_forwards": found.layer_forwards + found.extra_layer_forwards,
         "share_as_good": found.share_as_good,
         "warned": bool(found.warnings),
-        "whole": [found.whole_score, found.whole_test_score],
     }
 
 
@@ -131,7 +147,9 @@ def _cell(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _trained(folder: Path, layers: int, hidden: int, rate: float, steps: int, search_rows: int, seed: int) -> Any:
+def _trained(
+    folder: Path, layers: int, hidden: int, rate: float, steps: int, search_rows: int, seed: int, sampler: str
+) -> Any:
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
     from hf_layerdrop import LayerDropConfig, inject_layerdrop
@@ -152,7 +170,7 @@ def _trained(folder: Path, layers: int, hidden: int, rate: float, steps: int, se
             attention_probs_dropout_prob=0.1,
         )
     )
-    inject_layerdrop(model, LayerDropConfig(rate, seed=seed))
+    inject_layerdrop(model, LayerDropConfig(rate, seed=seed, sampler=sampler))
     trainer = Trainer(
         model,
         TrainingArguments(

@@ -294,8 +294,8 @@ MUTANTS = [
     Mutant(
         "the mean of learned rates is not held",
         "learning/shares.py",
-        "(total - capped * highest) / rest",
-        "total / rest",
+        "(total - capped * highest) / sum(ordered[capped:])",
+        "total / sum(ordered[capped:])",
         ("test_learned.py::test_rates_have_the_mean_the_cap_and_the_order_of_their_shares",),
     ),
     Mutant(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.keep import evenly_spread, format_keep_layers, parse_keep_layers
+from hf_layerdrop.keep import choice_behind, evenly_spread, format_keep_layers, parse_keep_layers
 
 ONE_STACK = {"encoder": 12}
 TWO_STACKS = {"encoder": 6, "decoder": 4}
@@ -198,3 +198,31 @@ def test_format_reads_back(depths, data):
     assert "\n" not in line
     assert parse_keep_layers(line, depths) == kept
     assert parse_keep_layers(kept, depths) == kept
+
+
+@pytest.mark.parametrize(
+    ("spec", "choice"),
+    [
+        (6, {"strategy": "spread"}),
+        ("6", {"strategy": "spread"}),
+        ({"encoder": 6, "decoder": "3"}, {"strategy": "spread"}),
+        ("encoder=6;decoder=3", {"strategy": "spread"}),
+        ({"encoder": 6, "decoder": "::2"}, {}),
+        ("every_other:0.25", {"strategy": "every_other"}),
+        ("first:6", {"strategy": "first"}),
+        ("0,2,4", {}),
+        ([0, 2], {}),
+        (slice(None, None, 2), {}),
+        (None, {}),
+    ],
+)
+def test_the_choice_behind_a_specification_is_known_where_it_says_so(spec, choice):
+    assert choice_behind(spec) == choice
+
+
+def test_the_choice_behind_a_selection_file_is_what_the_search_wrote(tmp_path):
+    file = tmp_path / "selection.json"
+    file.write_text(json.dumps({"strategy": "beam", "metric": "f1", "score": 0.5, "keep_layers": [0]}))
+    assert choice_behind(file) == choice_behind(str(file)) == {"strategy": "beam", "metric": "f1", "score": 0.5}
+    file.write_text(json.dumps({"keep_layers": [0]}))
+    assert choice_behind(file) == {}

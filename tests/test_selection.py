@@ -63,6 +63,14 @@ def half(head: str) -> dict[str, int] | int:
     return {"encoder": 2, "decoder": 3} if head == BART else 2
 
 
+def learned_build(head: str, shares: tuple[float, ...] = (0.1, 0.4, 0.3, 0.2)) -> torch.nn.Module:
+    """Build a model whose drop rates were learned, as a loaded checkpoint says it."""
+    model = build(head)
+    learned = {stack: list(shares) for stack in depths_of(model)}
+    model.config.hf_layerdrop = {"rates": learned, "learned_rates": learned, "learned_shares": learned}
+    return model
+
+
 def with_useless_layer(layer: int) -> torch.nn.Module:
     """Build a BERT in which one layer returns its input: it adds nothing, and normalising twice changes nothing."""
     model = build(BERT)
@@ -243,7 +251,7 @@ def test_every_other_is_the_papers_formula_where_that_has_the_depth(of: int) -> 
 def test_every_strategy_returns_a_set_of_the_depth_with_its_own_score_and_leaves_the_model_alone(
     head: str, strategy: str
 ) -> None:
-    model, data = build(head).train(), labelled(head)
+    model, data = learned_build(head).train(), labelled(head)
     evaluate_depths(model, data, depths=[None], progress=False)  # BERT notes the kind of problem
     before, classes = model.config.to_dict(), [type(module) for module in model.modules()]
     depth = {"encoder": 2, "decoder": 2} if head == BART else 2
@@ -259,6 +267,13 @@ def test_every_strategy_returns_a_set_of_the_depth_with_its_own_score_and_leaves
     assert model.config.to_dict() == before
     assert [type(module) for module in model.modules()] == classes
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_learned_keeps_the_smallest_shares_whatever_they_score() -> None:
+    found = search(learned_build(BERT, (0.4, 0.1, 0.2, 0.3)), strategy="learned")
+    assert found.keep_layers == {"encoder": (1, 2)}
+    assert found.importances == {"encoder": pytest.approx((0.6, 0.9, 0.8, 0.7))}
+    assert found.evaluations == 1
 
 
 def test_settings_are_the_keywords_of_the_strategies() -> None:
@@ -408,7 +423,17 @@ def test_the_selection_file_is_a_keep_layers_of_its_own(tmp_path: Path) -> None:
     prune_layers(model, file)
     assert depths_of(model) == {"encoder": 2}
     assert model.config.hf_layerdrop["keep_layers"] == {"encoder": [2, 3]}
+    assert [model.config.hf_layerdrop[name] for name in ("strategy", "metric", "score")] == [
+        "last",
+        "loss",
+        found.score,
+    ]
     assert Selection.from_dict(json.loads(file.read_text())) == found
+    again = build(BERT)
+    prune_layers(again, found)
+    assert again.config.hf_layerdrop == model.config.hf_layerdrop
+    prune_layers(again, [0])
+    assert not {"strategy", "metric", "score"} & set(again.config.hf_layerdrop)
     with pytest.raises(OutputExistsError, match="exists"):
         found.write(file)
     found.write(file, overwrite=True)
@@ -777,6 +802,7 @@ BAD = [
     ({"depth": None, "max_latency_ms": 1e-9}, "cheapest possible .* ms on this machine"),
     ({"depth": None, "max_parameters": -1}, "above 0"),
     ({"depth": None, "max_latency_ms": float("nan")}, "above 0"),
+    ({"strategy": "learned"}, "no learned drop rates; train it with"),
     ({"strategy": "beem"}, "did you mean 'beam'"),
     ({"width": 3, "strategy": "exhaustive"}, "no setting 'width': it has max_sub_networks"),
     ({"width": 0}, "whole number from 1"),

@@ -7,7 +7,7 @@ The same parser serves Python and the command line:
 - ``slice(None, None, 2)``, ``"::2"``, ``"3:9"``: slices, as Python reads them, but never reversed;
 - ``"every_other"``, ``"every_other:p"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
 - ``{"encoder": 6, "decoder": "::2"}``, ``"encoder=6;decoder=::2"``: by stack, where stacks not named stay whole;
-- ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``.
+- ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``; in Python also the record itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hf_layerdrop.errors import KeepLayersError
 
@@ -50,6 +50,31 @@ def parse_keep_layers(spec: KeepLayers, depths: Mapping[str, int]) -> dict[str, 
     return {stack: _parse_stack(by_stack.get(stack), stack, depth) for stack, depth in depths.items()}
 
 
+def choice_behind(spec: KeepLayers) -> dict[str, Any]:
+    """Return how the layers were chosen, for the provenance: strategy, metric and score, as far as ``spec`` says so.
+
+    A record of `search_layers` and its selection file say all three, the name of a rule is the strategy, and a depth is
+    the evenly spread set. Indices and slices say nothing, nor does a dict by stack with different rules.
+
+    Raises:
+        KeepLayersError: If ``spec`` is a selection file that cannot be read.
+    """
+    record = _selection_file(spec) if _names_a_file(spec) else getattr(spec, "__dict__", {})
+    if record:
+        return {entry: record[entry] for entry in ("strategy", "metric", "score") if record.get(entry) is not None}
+    if isinstance(spec, str) and "=" in spec:
+        spec = _split_text(spec)
+    rules = {_rule(value) for value in (spec.values() if isinstance(spec, Mapping) else [spec])}
+    return {"strategy": rules.pop()} if len(rules) == 1 and rules != {None} else {}
+
+
+def _rule(spec: KeepLayers) -> str | None:
+    if _as_integer(spec) is not None or (isinstance(spec, str) and _INTEGER.fullmatch(spec.strip())):
+        return "spread"
+    name = spec.partition(":")[0].strip() if isinstance(spec, str) else None
+    return name if name in _STRATEGIES else None
+
+
 def evenly_spread(depth: int, of: int) -> tuple[int, ...]:
     """Spread ``depth`` layers evenly over ``of``, the first and the last included; a depth of 1 keeps the first."""
     if depth == 1:
@@ -71,8 +96,7 @@ def _format_indices(indices: Collection[int]) -> str:
 
 def _split_by_stack(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[Any, KeepLayers]:
     """Turn any specification into one by stack; a bare one belongs to the only stack there is."""
-    if isinstance(spec, os.PathLike) or (isinstance(spec, str) and spec.strip().lower().endswith(".json")):
-        spec = _read_selection(spec)
+    spec = _read_selection(spec) if _names_a_file(spec) else getattr(spec, "keep_layers", spec)
     if isinstance(spec, str) and "=" in spec:
         spec = _split_text(spec)
     if isinstance(spec, Mapping):
@@ -105,8 +129,22 @@ def _split_text(text: str) -> dict[str, str]:
     return by_stack
 
 
+def _names_a_file(spec: KeepLayers) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(spec, os.PathLike) or (isinstance(spec, str) and spec.strip().lower().endswith(".json"))
+
+
 def _read_selection(path: str | os.PathLike[str]) -> KeepLayers:
     """Return the ``keep_layers`` of a selection file: a dict by stack, or a list for a model with one stack."""
+    kept = _selection_file(path).get("keep_layers")
+    if not isinstance(kept, dict | list):
+        raise KeepLayersError(
+            f'The selection file {_shown(os.fspath(path), 200)} has no "keep_layers" by stack: give a file that holds '
+            '{"keep_layers": {"encoder": [0, 2]}}.'
+        )
+    return kept
+
+
+def _selection_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     name = os.fspath(path)
     try:
         selection = json.loads(Path(name.strip()).read_text(encoding="utf-8"))
@@ -115,13 +153,7 @@ def _read_selection(path: str | os.PathLike[str]) -> KeepLayers:
             f"keep_layers is the selection file {_shown(name, 200)}, which cannot be read ({_reason(error)}): "
             "give a JSON file that hf-layerdrop search wrote."
         ) from error
-    kept = selection.get("keep_layers") if isinstance(selection, dict) else None
-    if not isinstance(kept, dict | list):
-        raise KeepLayersError(
-            f'The selection file {_shown(name, 200)} has no "keep_layers" by stack: give a file that holds '
-            '{"keep_layers": {"encoder": [0, 2]}}.'
-        )
-    return kept
+    return selection if isinstance(selection, dict) else {}
 
 
 def _reason(error: Exception) -> str:

@@ -54,7 +54,7 @@ def learned_keep_layers(model: Any, depth: Depth) -> dict[str, tuple[int, ...]]:
         LayerDropConfigError: If the model has no learned rates, or nothing was learned yet.
         KeepLayersError: If the model has no such stack, or not so many layers.
     """
-    shares = _learned_shares(model)
+    shares = learned_shares(model)
     wanted = parse_keep_layers(depth, {name: len(values) for name, values in shares.items()})
     return {name: _smallest(shares[name], len(kept), name) for name, kept in wanted.items()}
 
@@ -86,7 +86,12 @@ def _saved(model: Any) -> dict[str, Any]:
     return getattr(model, CONFIG_KEY, None) or {}
 
 
-def _learned_shares(model: Any) -> Mapping[str, list[float]]:
+def learned_shares(model: Any) -> Mapping[str, list[float]]:
+    """Return the softmax behind the learned rates, one share a layer, by stack.
+
+    Raises:
+        LayerDropConfigError: If the model has no learned rates, or was cut since it learned them.
+    """
     saved = _saved(model)
     shares = saved.get("learned_shares")
     if not shares:

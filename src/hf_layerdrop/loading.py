@@ -24,7 +24,7 @@ from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedMode
 from hf_layerdrop.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.headers import read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
-from hf_layerdrop.keep import KeepLayers, parse_keep_layers
+from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
 from hf_layerdrop.pruning import cut_provenance, pruned_config
 from hf_layerdrop.stacks import Stack, find_stacks
 
@@ -56,6 +56,7 @@ def load_plain(
         stacks = _stacks_of(cls, config)
         kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
         provenance = {
+            **choice_behind(keep_layers),
             "source": _shown_source(name_or_path),
             "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
         }

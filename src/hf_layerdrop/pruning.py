@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
-from hf_layerdrop.keep import KeepLayers, parse_keep_layers
+from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
 from hf_layerdrop.stacks import Stack, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
 
@@ -41,7 +41,11 @@ def prune_layers(model: PreTrainedModel, keep_layers: KeepLayers | None, **prove
         remove_layerdrop(model)
     switch_off_native(model, cutter.stacks)
     cutter.cut(kept)
-    setattr(model.config, CONFIG_KEY, cut_provenance(saved, kept, cutter.depths, **provenance))
+    setattr(
+        model.config,
+        CONFIG_KEY,
+        cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance}),
+    )
 
 
 @contextmanager
@@ -119,6 +123,8 @@ def cut_provenance(
 ) -> dict[str, Any]:
     """Return ``config.hf_layerdrop`` after a cut: indices here and in the root checkpoint, rates 0, history kept."""
     saved = dict(saved or {})
+    if any(len(layers) < depths[name] for name, layers in kept.items()):  # an earlier choice is not that of this cut
+        saved = {name: value for name, value in saved.items() if name not in ("strategy", "metric", "score")}
     roots = saved.get("root_keep_layers") or {name: list(range(depth)) for name, depth in depths.items()}
     return {
         **saved,

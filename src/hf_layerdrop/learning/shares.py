@@ -14,11 +14,10 @@ def rates_from_shares(shares: Sequence[float], total: float, highest: float = HI
     ``min(level * share, highest)`` for the one level at which the sum is right. A share of 0 gives a rate of 0.
     ``total`` must not be more than the layers with a share can take.
     """
-    ordered = sorted(shares, reverse=True)
+    ordered = sorted((share for share in shares if share > 0), reverse=True)
     level = 0.0
     for capped, largest in enumerate(ordered):
-        rest = sum(ordered[capped:])
-        level = (total - capped * highest) / rest if rest else 0.0
+        level = (total - capped * highest) / sum(ordered[capped:])
         if level * largest <= highest:
             break
     return [min(level * share, highest) for share in shares]

@@ -158,7 +158,8 @@ def _describe_choice(provenance: Mapping[str, Any]) -> str | None:
     strategy, score = provenance.get("strategy"), provenance.get("score")
     if not strategy:
         return None
-    return f"{strategy} (score {score:.4g})" if isinstance(score, int | float) else str(strategy)
+    metric = provenance.get("metric") or "score"
+    return f"{strategy} ({metric} {score:.4g})" if isinstance(score, int | float) else str(strategy)
 
 
 def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:

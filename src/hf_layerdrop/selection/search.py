@@ -22,7 +22,7 @@ from hf_layerdrop.selection.opaque import Evaluate
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.scoring import Scorer
 from hf_layerdrop.selection.space import Space, parse_depth, whole
-from hf_layerdrop.selection.strategies import MAX_SETS, check_space, find_strategy, load_strategy
+from hf_layerdrop.selection.strategies import MAX_SETS, check_model, check_space, find_strategy, load_strategy
 
 
 def search_layers(
@@ -98,8 +98,9 @@ def search_layers(
     cutter = Cutter(plain)
     targets = _targets(depth, budget, cutter)
     limit = settings.get("max_sub_networks", MAX_SETS)
-    for target in targets:
+    for target in targets or [cutter.depths]:
         check_space(name, Space(cutter.depths, target), limit)
+        check_model(name, plain, target)
 
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
     if evaluate is None:

@@ -16,6 +16,8 @@ from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.selection.space import Space
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from hf_layerdrop.selection.record import Layers
     from hf_layerdrop.selection.scoring import Problem
 
@@ -29,6 +31,7 @@ STRATEGIES: Mapping[str, str] = {
     "beam": "remove one layer after the other, and follow the best few sets",
     "greedy_removal": "remove the layer that is missed least, one after the other",
     "greedy_addition": "add the layer that helps most, one after the other",
+    "learned": "keep the layers whose learned drop rates are smallest; for models trained with sampler='learned'",
     "block_influence": "keep the layers that turn their input most (ShortGPT)",
     "angular_distance": "drop the run of layers across which the hidden state turns least",
     "leave_one_out": "keep the layers without which the output changes most",
@@ -82,6 +85,17 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             raise LayerDropConfigError(f"strategy {name!r} has no setting {setting!r}: {which}.")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LayerDropConfigError(f"{setting} is {value!r}: give a whole number from 1.")
+
+
+def check_model(name: str, model: PreTrainedModel, target: Mapping[str, int]) -> None:
+    """Let a strategy refuse a model before anything is scored, if it has a ``check``.
+
+    Raises:
+        LayerDropConfigError: If the strategy cannot choose the layers of this model.
+    """
+    check = getattr(import_module(f"hf_layerdrop.selection.{name}"), "check", None)
+    if check is not None:
+        check(model, target)
 
 
 def load_strategy(name: str, settings: Mapping[str, Any]) -> Callable[[Problem], Proposal]:
