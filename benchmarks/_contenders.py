@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, set_rates, set_step
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, remove_layerdrop, set_rates, set_step
+from hf_layerdrop.state import find_injected
 
 VOCABULARY = 1000
 Mask = Sequence[bool]
@@ -81,9 +82,11 @@ def batch_of(size: Size, *, tokens_as_labels: bool = False, seed: int = 0) -> Ba
 class Step:
     """One training step of a model: forward, backward, AdamW. By itself, of the model as it is."""
 
-    def __init__(self, model: nn.Module, batch: Batch, prepare: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Batch, prepare: Callable[[int], None] | None = None, lr: float = 1e-5
+    ) -> None:
         self.model, self.batch = model, batch
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
         self._prepare = prepare
 
     def prepare(self, step: int) -> None:
@@ -125,6 +128,24 @@ def layerdrop_step(
         return layerdrop_state(model).draws["encoder"].draw()
 
     return Step(model, batch, lambda step: set_step(model, step)), mask_of
+
+
+def with_and_without(model: nn.Module, batch: Batch, rate: float) -> dict[str, Step]:
+    """Return a step with LayerDrop and one without, of the very same model.
+
+    Two models that are built alike differ by more than what is to be seen, by where their memory lies. The learning
+    rate is 0, so that the steps of one leave no trace in the losses of the other.
+    """
+
+    def inject(step: int) -> None:
+        inject_layerdrop(model, LayerDropConfig(rate, seed=0))
+        set_step(model, step)
+
+    def remove(step: int) -> None:
+        if find_injected(model) is not None:
+            remove_layerdrop(model)
+
+    return {"LayerDrop": Step(model, batch, inject, lr=0.0), "untouched": Step(model, batch, remove, lr=0.0)}
 
 
 def fixed_layerdrop_step(model: nn.Module, batch: Batch, rate: float) -> Step:

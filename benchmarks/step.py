@@ -51,10 +51,9 @@ def run(
 
 
 def _untouched(size: Any) -> dict[str, Contender]:
-    from benchmarks._contenders import Step, batch_of, bert, layerdrop_step
+    from benchmarks._contenders import batch_of, bert, with_and_without
 
-    batch = batch_of(size)
-    return {"LayerDrop": layerdrop_step(bert(size), batch, 0.0)[0], "untouched": Step(bert(size), batch)}
+    return {**with_and_without(bert(size), batch_of(size), 0.0)}
 
 
 def _ideal(size: Any, rate: float) -> dict[str, Contender]:
