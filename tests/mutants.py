@@ -203,15 +203,15 @@ MUTANTS = [
     Mutant(
         "layer indices are not renumbered",
         "pruning.py",
-        '_assign(part, {"layer_idx": new})',
-        '_assign(part, {"layer_idx": old})',
+        "{place.field: new + place.shift}",
+        "{place.field: place.layer + place.shift}",
         ("test_pruning.py::test_cached_generation_in_place_equals_the_pruned_and_reloaded_model",),
     ),
     Mutant(
         "the config's depth is not cut",
         "pruning.py",
-        "return {**lists, stack.depth_field: len(kept)}",
-        "return lists",
+        "kept), stack.depth_field: len(kept)}",
+        "kept)}",
         ("test_pruning.py::test_a_cut_equals_the_model_cut_by_hand_tensor_by_tensor",),
     ),
     Mutant(
@@ -245,15 +245,15 @@ MUTANTS = [
     Mutant(
         "weights are not renumbered at load",
         "loading.py",
-        "{kept[name].index(layer)}",
-        "{layer}",
+        "names.renumbered(weight, name, layer, kept[name].index(layer)), value",
+        "weight, value",
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
     ),
     Mutant(
         "the first layers are loaded in place of the kept ones",
         "loading.py",
-        'yield f"{match[1]}{kept[name].index(layer)}{match[3]}", value',
-        'new = f"{match[1]}{kept[name].index(layer)}{match[3]}"\n                    yield new, weights[new]',
+        "yield names.renumbered(weight, name, layer, kept[name].index(layer)), value",
+        "new = names.renumbered(weight, name, layer, kept[name].index(layer))\n            yield new, weights[new]",
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
     ),
     Mutant(
