@@ -15,7 +15,7 @@ import hf_layerdrop
 ROOT = Path(hf_layerdrop.__file__).parent
 FLOORS = [
     {"errors", "frames", "fingerprints"},
-    {"schedules", "keep", "draws", "families", "adoption", "learning", "handing", "numbering"},
+    {"schedules", "keep", "draws", "families", "adoption", "learning", "handing", "numbering", "naming"},
     {"config", "headers", "results", "recomputation", "distributed", "bias"},
     {"stacks", "state"},
     {"stepping", "rebuilding"},

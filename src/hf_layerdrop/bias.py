@@ -8,11 +8,10 @@ from typing import Any
 from torch import nn
 
 from hf_layerdrop.families import FirstBlockBias
+from hf_layerdrop.handing import LENT
 
 # On a borrowing module: what its attributes were before.
 _BORROWED = "_layerdrop_borrowed"
-# On the module that is lent: its weights have a gradient although the block that owns them was dropped.
-LENT = "_layerdrop_lent"
 
 
 def lend_bias(layers: Sequence[nn.Module], bias: FirstBlockBias) -> None:
@@ -23,7 +22,7 @@ def lend_bias(layers: Sequence[nn.Module], bias: FirstBlockBias) -> None:
     for path, owner in owners_of_bias(layers[0], bias):
         for name in bias.weights:
             if name in owner._modules:
-                owner._modules[name].__dict__[LENT] = True  # type: ignore[union-attr]
+                owner._modules[name].__dict__[LENT] = True
         for layer in layers[1:]:
             borrower = layer.get_submodule(path)
             attributes = borrowed_attributes(owner, bias)

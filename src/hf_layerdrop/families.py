@@ -14,17 +14,21 @@ from typing import Any
 
 # Config fields that may hold the depth of a stack, most specific first.
 _ANY = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_ENCODER = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "encoder_num_layers")
+_DECODER = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers", "decoder_num_layers")
 DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
-    "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "encoder_num_layers", *_ANY, "depth"),
-    "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers", "decoder_num_layers", *_ANY),
+    "encoder": (*_ENCODER, *_ANY, "depth"),
+    "decoder": (*_DECODER, *_ANY),
     "layers": (*_ANY, "depth", "encoder_layers", "decoder_layers", "num_blocks", "layers"),
-}  # fmt: skip
+}
 
 # Model types whose layers share their weights: a layer cannot be taken out, because there is only one.
 SHARED_LAYERS = {"albert": "ALBERT"}
 
 # Model types that no general rule can serve, and why.
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "bridgetower": "BridgeTower joins its text, image and cross-modal layers pairwise, by their numbers.",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ _PER_LAYER_WORDS = re.compile(r".*(layer|block|type|pattern).*")
 
 # Fields that list layers by their numbers: those of the kept layers stay, under their new numbers.
 INDEX_FIELDS = re.compile(
-    r"(moe|mlp_only|rope_scaling|cross_attention|subsample|global_attention)_(layers|blocks)|full_attn_idxs|"
+    r"(moe|mlp_only|rope_scaling|cross_attention|subsample|global_attention)_(layers|blocks)|full_attn_idxs|attn_layer_indices|"
     r"(hybrid|local|ple)_layer_ids|(deepstack_visual|fullatt_block|global_attn|window_block)_ind(ex|ic)es|"
     r"residual_block_indices"
 )
@@ -92,15 +96,9 @@ NATIVE_RATE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def stack_name(path: str) -> str:
-    """Name a stack after its place in the model: ``encoder``, ``decoder``, or ``layers`` if the path says neither."""
-    found = re.findall(r"encoder|decoder", path)
-    return found[-1] if found else "layers"
-
-
-def part_name(config_path: str) -> str:
-    """Name a part of a composite model after the config that it has: ``text_config`` is ``text``."""
-    return config_path.rpartition(".")[2].removesuffix("_config")
+def part_words(part: str) -> tuple[str, ...]:
+    """Return the words by which weight names speak of a part of a composite model."""
+    return (part, *PART_WORDS.get(part, ()))
 
 
 def depth_field(config: Mapping[str, Any], stack: str, depth: int) -> str | None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from torch import nn
+
+# On a module of a layer that other layers use too: `bias.py` sets it.
+LENT = "_layerdrop_lent"
 
 # How many entries of a tuple whose length changes with the arguments are made up.
 _OPEN_END = 4
@@ -36,6 +39,13 @@ def handed_on(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
     given = inspect.signature(layer.forward).bind_partial(*args, **kwargs)
     given.apply_defaults()
     return (hidden_states, *(given.arguments.get(name) for name in parts))
+
+
+def own_weights(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the weights of a layer that are used by no other layer, so that none has a gradient when it is dropped."""
+    for part in layer.modules():
+        if LENT not in part.__dict__:
+            yield from part.parameters(recurse=False)
 
 
 def hidden_states_of_call(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

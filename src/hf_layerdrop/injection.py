@@ -24,8 +24,9 @@ from hf_layerdrop.bias import lend_bias, return_bias
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.distributed import with_zero_gradients
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
-from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block, stack_name
+from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block
 from hf_layerdrop.handing import handed_on, hidden_states_of_call
+from hf_layerdrop.naming import stack_name
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
@@ -192,24 +193,26 @@ def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]
 
 
 class _StackOwner:
-    """Mixin of the module that loops over a stack: one draw for each of its forwards."""
+    """Mixin of the module that loops over a stack, or over several: one draw for each of its forwards."""
 
-    _layerdrop_draw: StackDraw
+    _layerdrop_draws: list[StackDraw]
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        draw = self._layerdrop_draw
+        draws = self._layerdrop_draws
         if getattr(self, "_is_replica", False) and self.training:
             raise LayerDropStateError(
                 "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
                 "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
             )
-        outer = draw.mask
-        draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
+        outer = [draw.mask for draw in draws]
+        for draw in draws:
+            draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
-            draw.mask = outer
+            for draw, mask in zip(draws, outer, strict=True):
+                draw.mask = mask
 
 
 class _DroppableLayer:
@@ -247,14 +250,16 @@ def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
     if bias:
         lend_bias(list(stack.layers(model)), bias)
     owner = stack.owner(model)
-    adopt(owner, _StackOwner)
-    owner.__dict__["_layerdrop_draw"] = draw
+    if "_layerdrop_draws" not in owner.__dict__:
+        adopt(owner, _StackOwner)
+    owner.__dict__.setdefault("_layerdrop_draws", []).append(draw)
 
 
 def _release_stack(model: nn.Module, stack: Stack) -> None:
     owner = stack.owner(model)
-    release(owner, _StackOwner)
-    del owner._layerdrop_draw
+    if "_layerdrop_draws" in owner.__dict__:  # else it owned another stack too, and is released
+        release(owner, _StackOwner)
+        del owner._layerdrop_draws
     return_bias(list(stack.layers(model)))
     for layer in stack.layers(model):
         release(layer, _DroppableLayer)

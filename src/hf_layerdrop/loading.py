@@ -90,7 +90,9 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if kwargs.get("use_safetensors") is not False and not kwargs.get("variant"):
         headers = read_checkpoint(folder)
         if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
-            with suppress(UnsupportedModelError):  # looking at names knows less than looking at the model, which follows
+            with suppress(
+                UnsupportedModelError
+            ):  # looking at names knows less than looking at the model, which follows
                 headers.stacks()
 
 

@@ -99,7 +99,7 @@ class Cutter:
 
     @cached_property
     def _may_differ(self) -> bool:
-        return needs_check(self._whole, self.stacks)
+        return needs_check(self._model, self.stacks)
 
     @cached_property
     def _whole(self) -> PreTrainedModel:

@@ -30,7 +30,7 @@ _OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model from a copy of its config, without memory for its weights."""
     with torch.device("meta"):
-        return cls(copy.deepcopy(config))
+        return cls._from_config(copy.deepcopy(config))
 
 
 def needs_check(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
@@ -40,10 +40,9 @@ def needs_check(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
     """
     inside = tuple(f"{stack.path}." for stack in stacks.values())
     depths = {stack.depth for stack in stacks.values()}
-    for path, part in model.named_modules():
-        if isinstance(part, nn.ModuleList | nn.ParameterList) and len(part) in depths:
-            if not f"{path}.".startswith(inside):
-                return True
+    lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) in depths]
+    if any(not f"{path}.".startswith(inside) for path in lists):
+        return True
     return any(not _all_alike(stack, model) for stack in stacks.values())
 
 
@@ -66,9 +65,7 @@ def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping
     _check_surroundings(whole, cut, stacks, kept)
 
 
-def _check_surroundings(
-    whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept
-) -> None:
+def _check_surroundings(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
     inside = tuple(f"{stack.path}." for stack in stacks.values())
     shapes = [
         {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.families import depth_field, part_name, refusal, stack_name
+from hf_layerdrop.families import depth_field, refusal
+from hf_layerdrop.naming import Place, may_be_stack, names_of, stack_name
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def find_stacks(model: nn.Module) -> dict[str, Stack]:
             "length is the "
             "depth in its config (num_hidden_layers, encoder_layers, ...) and found none."
         )
-    return {stack.name: stack for stack in _named_apart(stacks)}
+    names = names_of([Place(stack.path, stack.config_path) for stack in stacks])
+    return {name: replace(stack, name=name) for name, stack in zip(names, stacks, strict=True)}
 
 
 def depths_of(model: nn.Module) -> dict[str, int]:
@@ -87,14 +88,15 @@ def depths_of(model: nn.Module) -> dict[str, int]:
 
 def configs_of(model: nn.Module, stack: Stack) -> list[PreTrainedConfig]:
     """Return the distinct configs that speak of a stack: its part of the model's, and copies that submodels hold."""
-    main = stack.config(model.config)  # type: ignore[arg-type]
+    main = stack.config(model.config)
     prefix = stack.path + "."
     holders = [
-        m for name, m in model.named_modules() if not name or f"{stack.path}.".startswith(name + ".") or
-        name.startswith(prefix)
+        m
+        for name, m in model.named_modules()
+        if not name or f"{stack.path}.".startswith(name + ".") or name.startswith(prefix)
     ]
     held = [config for holder in holders if type(config := getattr(holder, "config", None)) is type(main)]
-    return list({id(config): config for config in [main, *held]}.values())  # type: ignore[misc]
+    return list({id(config): config for config in [main, *held]}.values())
 
 
 def _check_layers(model: nn.Module, stack: Stack) -> None:
@@ -109,19 +111,20 @@ def _check_layers(model: nn.Module, stack: Stack) -> None:
             f"{type(model).__name__} cannot be cut by layers: {stack.path} holds one layer in several places, so there "
             "are no single layers to take out."
         )
-    widths = {tuple(_norm_widths(layer)) for layer in layers if type(layer) is type(layers[0])}
-    if len({width[0] for width in widths if width}) > 1:
+    if len({_width(layer) for layer in layers if type(layer) is type(layers[0])} - {None}) > 1:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be cut by layers: the entries of {stack.path} are stages of different "
             "width, which feed into each other and cannot be left out."
         )
 
 
-def _norm_widths(layer: nn.Module) -> Iterator[int]:
-    for part in layer.modules():
+def _width(layer: nn.Module) -> int | None:
+    """Return the width of a layer's residual stream, which its own norm has; else the first norm inside it."""
+    for part in (*layer.children(), *layer.modules()):
         weight = getattr(part, "weight", None)
         if "norm" in type(part).__name__.lower() and isinstance(weight, nn.Parameter) and weight.dim() == 1:
-            yield len(weight)
+            return len(weight)
+    return None
 
 
 def _looked_up(model: PreTrainedModel) -> Iterator[Stack]:
@@ -132,38 +135,14 @@ def _looked_up(model: PreTrainedModel) -> Iterator[Stack]:
     ]
     paths = _config_paths(model.config)
     for path, module in outermost:
+        if not may_be_stack(path):
+            continue
         for config in _configs_at(model, path):
-            field = depth_field(_fields(config), stack_name(path), len(module))
+            config_path, main = _original_of(config, paths)
+            field = depth_field(_fields(main), stack_name(path), len(module))
             if field is not None and _are_blocks(module):
-                config_path = _path_of(config, paths)
-                yield Stack(stack_name(path), path, len(module), field, config_path, config.model_type)
+                yield Stack(stack_name(path), path, len(module), field, config_path, main.model_type)
                 break
-
-
-def _named_apart(stacks: list[Stack]) -> list[Stack]:
-    """Name the stacks of a composite model after its parts, and of a part with several after both."""
-    parts = Counter(stack.config_path for stack in stacks)
-    names = [_name_in_part(stack, alone=parts[stack.config_path] == 1) for stack in stacks]
-    for longer in (_last_part, _whole_path):
-        taken = Counter(names)
-        names = [longer(s, n) if taken[n] > 1 else n for s, n in zip(stacks, names, strict=True)]
-    return [replace(stack, name=name) for stack, name in zip(stacks, names, strict=True)]
-
-
-def _name_in_part(stack: Stack, *, alone: bool) -> str:
-    part = part_name(stack.config_path)
-    if not part or part == stack.name:
-        return stack.name
-    return part if alone else f"{part}_{stack.name}"
-
-
-def _last_part(stack: Stack, name: str) -> str:
-    outer = part_name(stack.config_path.rpartition(".")[0])
-    return f"{outer}_{name}" if outer else f"{name}_{stack.path.rpartition('.')[2]}"
-
-
-def _whole_path(stack: Stack, name: str) -> str:
-    return stack.path.replace(".", "_")
 
 
 def _config_paths(config: PreTrainedConfig, path: str = "") -> list[tuple[str, PreTrainedConfig]]:
@@ -173,11 +152,13 @@ def _config_paths(config: PreTrainedConfig, path: str = "") -> list[tuple[str, P
     return [(path, config), *inner]
 
 
-def _path_of(config: PreTrainedConfig, paths: list[tuple[str, PreTrainedConfig]]) -> str:
-    """Return the path of a config in the model's, or of the one that it must be a copy of."""
-    same = [path for path, found in paths if found is config]
-    alike = [path for path, found in paths if type(found) is type(config)]
-    return (same or alike or [""])[0]
+def _original_of(
+    config: PreTrainedConfig, paths: list[tuple[str, PreTrainedConfig]]
+) -> tuple[str, PreTrainedConfig]:
+    """Return the part of the model's config that a module's config is, or must be a copy of, with its path."""
+    same = [(path, found) for path, found in paths if found is config]
+    alike = [(path, found) for path, found in paths if type(found) is type(config)]
+    return (same or alike or paths)[0]
 
 
 def _configs_at(model: PreTrainedModel, path: str) -> list[PreTrainedConfig]:

@@ -11,13 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers, remove_layerdrop
+from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.families import bias_in_first_block
 from hf_layerdrop.headers import read_checkpoint
 from hf_layerdrop.loading import load_plain
 from hf_layerdrop.pruning import sub_network
 from hf_layerdrop.stacks import Stack, find_stacks
 
-from .tiny import Tiny, outputs_of
+from .tiny import Tiny
 
 Stacks = Mapping[str, Stack]
 
@@ -52,7 +53,7 @@ def kept_layers(tiny: Tiny, layers: tuple[int, ...] = (0, 2)) -> dict[str, list[
     ran = stacks_that_run(tiny)
     stacks = find_stacks(tiny.model)
     return {
-        name: [index for index in layers if index < stack.depth] if name in ran else list(range(stack.depth))
+        name: [index for index in layers if index < stack.depth] or [0] if name in ran else list(range(stack.depth))
         for name, stack in stacks.items()
     }
 
@@ -74,14 +75,14 @@ def check_stacks_run(tiny: Tiny) -> None:
 
 def check_rate_0(tiny: Tiny) -> None:
     """At rate 0 in training, and after removal, outputs are those of the untouched model, bit for bit."""
-    expected = outputs_of(tiny.copy().train(), tiny.batch)
+    expected = tiny.outputs(tiny.copy().train())
     model = tiny.copy().train()
     names = list(model.state_dict())
     inject_layerdrop(model, 0.0)
-    require_equal(outputs_of(model, tiny.batch), expected, "rate 0 differs from the untouched model")
+    require_equal(tiny.outputs(model), expected, "rate 0 differs from the untouched model")
     require(list(model.state_dict()) == names, "weight names changed")
     remove_layerdrop(model)
-    require_equal(outputs_of(model, tiny.batch), expected, "it differs after LayerDrop was removed")
+    require_equal(tiny.outputs(model), expected, "it differs after LayerDrop was removed")
 
 
 def check_rates_equal_cut(tiny: Tiny) -> None:
@@ -90,36 +91,35 @@ def check_rates_equal_cut(tiny: Tiny) -> None:
     for layers in ((0, 2), (1, 3)):
         cut = tiny.copy()
         prune_layers(cut, kept_layers(tiny, layers))
-        expected = outputs_of(cut.train(), tiny.batch)
+        expected = tiny.outputs(cut.train())
         model = tiny.copy().train()
         inject_layerdrop(model, LayerDropConfig(rates_for(tiny, layers)))
-        found = outputs_of(model, tiny.batch)
+        found = tiny.outputs(model)
         require_equal(found, expected, f"rates that keep {layers} differ from the cut model")
         results.append(found)
-    full = outputs_of(tiny.copy().train(), tiny.batch)
+    full = tiny.outputs(tiny.copy().train())
     require(differ(results[0], full), "the cut model equals the full one")
     require(differ(*results), "two cuts are equal")
 
 
 def check_gradients(tiny: Tiny) -> None:
     """A training step gives no gradient to dropped layers, and one to the layers that run."""
-    rates = rates_for(tiny, (0, 2))
-    for kept, flipped in ((1, False), (0, True)):
+    for layers in ((0, 2), (1, 3)):
+        rates = rates_for(tiny, layers)
         model = tiny.copy().train()
-        inject_layerdrop(model, LayerDropConfig({k: [1 - r if flipped else r for r in v] for k, v in rates.items()}
-                                                if flipped else rates))  # fmt: skip
-        outputs = outputs_of(model, tiny.batch)
-        tensors = [tensor for tensor in outputs.values() if tensor.requires_grad]
+        inject_layerdrop(model, LayerDropConfig(rates))
+        tensors = [tensor for tensor in tiny.outputs(model).values() if tensor.requires_grad]
         require(bool(tensors), "no output has a gradient")
         sum((t * torch.linspace(-1, 2, t.numel()).view_as(t)).sum() for t in tensors).backward()
         for name, stack in find_stacks(model).items():
             for index, layer in enumerate(stack.layers(model)):
-                _check_layer_gradients(model, name, index, layer, dropped=(rates[name][index] == 1) != flipped)
+                _check_layer_gradients(model, name, index, layer, dropped=rates[name][index] == 1)
 
 
 def _check_layer_gradients(model: PreTrainedModel, stack: str, index: int, layer: Any, *, dropped: bool) -> None:
-    spared = bias_in_first_block(model.config.model_type) if index == 0 else None
-    parameters = {name: p for name, p in layer.named_parameters() if not (spared and spared in name)}
+    bias = bias_in_first_block(find_stacks(model)[stack].model_type) if index == 0 else None
+    spared = bias.weights if bias else ()
+    parameters = {n: p for n, p in layer.named_parameters() if not set(spared) & set(n.split("."))}
     having = [name for name, p in parameters.items() if p.grad is not None]
     if dropped:
         require(not having, f"dropped layer {index} of {stack} has a gradient: {having[:2]}")
@@ -138,7 +138,7 @@ def check_hidden_states(tiny: Tiny) -> bool | None:
         return False
     model = tiny.copy().train()
     inject_layerdrop(model, 0.5)
-    for _ in range(3):
+    for _ in range(2):
         found = _lengths(model, tiny)
         require(found == expected, f"per-layer outputs have {found} entries in place of {expected}")
     return None
@@ -153,31 +153,36 @@ def _lengths(model: PreTrainedModel, tiny: Tiny) -> dict[str, int]:
 
 def check_reload(tiny: Tiny) -> None:
     """The pruned model, saved and reloaded by plain transformers, gives the same; so does keep_layers at load."""
-    for layers in ((0, 2), (1, 2, 3)):
-        cut = tiny.copy()
-        kept = kept_layers(tiny, layers)
-        prune_layers(cut, kept)
-        expected = outputs_of(cut.eval(), tiny.batch)
-        with sub_network(whole := tiny.copy(), kept):
-            require_equal(outputs_of(whole, tiny.batch), expected, "the sub-network in place differs from the cut model")
-        require_equal(outputs_of(whole, tiny.batch), outputs_of(tiny.model, tiny.batch), "a sub-network left a trace")
-        with tempfile.TemporaryDirectory() as folder:
-            cut.save_pretrained(folder)
-            again = type(cut).from_pretrained(folder, attn_implementation="eager")
-            require_equal(outputs_of(again.eval(), tiny.batch), expected, "the reloaded model differs")
-            _check_headers(again, folder)
+    cut = tiny.copy()
+    kept = kept_layers(tiny, (1, 2, 3))
+    prune_layers(cut, kept)
+    expected = tiny.outputs(copy.deepcopy(cut).eval())
+    with sub_network(whole := tiny.copy(), kept):
+        require_equal(tiny.outputs(whole), expected, "the sub-network in place differs from the cut model")
+    require_equal(tiny.outputs(whole), tiny.outputs(tiny.model), "a sub-network left a trace")
+    with tempfile.TemporaryDirectory() as folder:
+        cut.save_pretrained(folder)
+        again = type(cut).from_pretrained(folder, attn_implementation="eager")
+    require_equal(dict(again.state_dict()), dict(cut.state_dict()), "the reloaded model has other tensors")
+    # Weights that lie elsewhere in memory may give another last bit, so both are compared as copies.
+    require_equal(tiny.outputs(copy.deepcopy(again).eval()), expected, "the reloaded model differs")
     with tempfile.TemporaryDirectory() as folder:
         tiny.model.save_pretrained(folder)
-        _check_headers(tiny.model, folder)
         loaded = load_plain(type(cut), folder, keep_layers=kept, attn_implementation="eager")
-        require_equal(dict(loaded.state_dict()), dict(cut.state_dict()), "keep_layers at load gives other tensors")
-        require_equal(outputs_of(loaded.eval(), tiny.batch), expected, "keep_layers at load gives another model")
+    require_equal(dict(loaded.state_dict()), dict(cut.state_dict()), "keep_layers at load gives other tensors")
+    found = tiny.outputs(copy.deepcopy(loaded).eval())
+    require_equal(found, expected, "keep_layers at load gives another model")
 
 
-def _check_headers(model: PreTrainedModel, folder: str) -> None:
-    found = {stack.name: stack.depth for stack in read_checkpoint(folder).stacks()}
-    expected = {name: stack.depth for name, stack in find_stacks(model).items()}
-    require(found == expected, f"the headers show {found} where the model has {expected}")
+def headers_agree(tiny: Tiny) -> bool:
+    """Tell whether config.json and weight names alone show the stacks that the model has."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.model.save_pretrained(folder)
+        try:
+            found = {stack.name: stack.depth for stack in read_checkpoint(folder).stacks()}
+        except LayerDropError:
+            return False
+    return found == {name: stack.depth for name, stack in find_stacks(tiny.model).items()}
 
 
 def check_generation(tiny: Tiny) -> bool | None:
@@ -188,7 +193,9 @@ def check_generation(tiny: Tiny) -> bool | None:
     cut = tiny.copy()
     prune_layers(cut, kept)
     tokens = generated(cut, tiny, use_cache=False)
-    require(torch.equal(tokens, generated(cut, tiny, use_cache=True)), "the pruned model generates otherwise with cache")
+    require(
+        torch.equal(tokens, generated(cut, tiny, use_cache=True)), "the pruned model generates otherwise with cache"
+    )
     with sub_network(whole := tiny.copy(), kept):
         for use_cache in (False, True):
             require(
@@ -202,6 +209,8 @@ def generated(model: PreTrainedModel, tiny: Tiny, *, use_cache: bool) -> torch.T
     """Return the tokens that a model generates greedily."""
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
     batch = {name: value for name, value in copy.deepcopy(tiny.batch).items() if not name.startswith("decoder_")}
+    if model.config.is_encoder_decoder:
+        settings["decoder_start_token_id"] = 3
     torch.manual_seed(0)
     return model.eval().generate(**batch, **settings, use_cache=use_cache)
 

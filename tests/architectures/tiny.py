@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .batches import Batch, candidate_batches
-from .shrinking import tiny_config
+from .batches import Batch, candidate_batches, feature_calls
+from .shrinking import Way, tiny_config
 
-MOST_PARAMETERS = 60_000_000
+MOST_PARAMETERS = 80_000_000
 
 
 class CannotBuildError(Exception):
@@ -36,6 +36,7 @@ class Tiny:
     model: PreTrainedModel
     batch: Batch
     ran: set[str] = field(default_factory=set)
+    calls: dict[str, Batch] = field(default_factory=dict)  # methods that run further parts, and their inputs
 
     @property
     def generates(self) -> bool:
@@ -48,6 +49,13 @@ class Tiny:
         """Return a copy of the model."""
         return copy.deepcopy(self.model)
 
+    def outputs(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Return every floating tensor that ``model`` gives for the batch, and for the further parts."""
+        found = outputs_of(model, self.batch)
+        for method, batch in self.calls.items():
+            found |= outputs_of(getattr(model, method), batch, name=method)
+        return found
+
 
 def build_tiny(model_type: str) -> Tiny:
     """Build a tiny model and find inputs for it.
@@ -55,12 +63,32 @@ def build_tiny(model_type: str) -> Tiny:
     Raises:
         CannotBuildError: If one of the two fails; the message says why.
     """
-    try:
-        config = tiny_config(model_type)
-        model = build(model_class(config), config)
-    except Exception as error:
-        raise CannotBuildError(f"no tiny model: {in_short(error)}") from error
-    return Tiny(model, *find_batch(model))
+    problems = []
+    for way in Way:
+        try:
+            config = tiny_config(model_type, way)
+            model = build(model_class(config), config)
+            tiny = Tiny(model, *find_batch(model))
+        except Exception as error:
+            problems.append(error)
+            continue
+        add_calls(tiny)
+        return tiny
+    raise CannotBuildError(in_short(problems[0])) from problems[0]
+
+
+def add_calls(tiny: Tiny) -> None:
+    """Add the methods that run parts of a composite model which its plain inputs leave out."""
+    for method, batch in feature_calls(tiny.model):
+        if method in tiny.calls:
+            continue
+        try:
+            ran = modules_that_run(tiny.model, batch, method)
+        except Exception:
+            continue
+        if not ran <= tiny.ran:
+            tiny.calls[method] = batch
+            tiny.ran |= ran
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -85,9 +113,11 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int = 0) -
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()  # as loading leaves it
     return model.eval()
 
 
@@ -104,11 +134,11 @@ def find_batch(model: PreTrainedModel) -> tuple[Batch, set[str]]:
         if best is None or len(ran) > len(best[1]):
             best = (batch, ran)
     if best is None:
-        raise CannotBuildError(f"no plain inputs: {in_short(first_error)}" if first_error else "no plain inputs")
+        raise CannotBuildError("no plain inputs" + (f": {in_short(first_error)}" if first_error else ""))
     return best
 
 
-def modules_that_run(model: PreTrainedModel, batch: Batch) -> set[str]:
+def modules_that_run(model: PreTrainedModel, batch: Batch, method: str = "forward") -> set[str]:
     """Run a model once and return the names of the modules that were called."""
     ran: set[str] = set()
     hooks = [
@@ -116,7 +146,7 @@ def modules_that_run(model: PreTrainedModel, batch: Batch) -> set[str]:
     ]
     try:
         with torch.no_grad():
-            tensors = outputs_of(model, batch)
+            tensors = outputs_of(model if method == "forward" else getattr(model, method), batch)
         if not tensors:
             raise CannotBuildError("its output holds no tensor")
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
@@ -127,12 +157,12 @@ def modules_that_run(model: PreTrainedModel, batch: Batch) -> set[str]:
     return ran
 
 
-def outputs_of(model: PreTrainedModel, batch: Batch, **kwargs: Any) -> dict[str, torch.Tensor]:
-    """Return every floating tensor of a model's output by name; random choices of its forward are repeatable."""
+def outputs_of(model: Callable[..., Any], batch: Batch, *, name: str = "") -> dict[str, torch.Tensor]:
+    """Return every floating tensor of an output by name; random choices of a forward are repeatable."""
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    return dict(_tensors("", model(**copy.deepcopy(batch), **kwargs)))
+    return dict(_tensors(name, model(**copy.deepcopy(batch))))
 
 
 def _tensors(name: str, value: Any) -> Any:
@@ -141,7 +171,8 @@ def _tensors(name: str, value: Any) -> Any:
             yield name, value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _tensors(f"{name}.{key}", part)
+            if key not in ("hidden_states", "attentions"):  # one a layer, if a model gives them unasked
+                yield from _tensors(f"{name}.{key}", part)
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
             yield from _tensors(f"{name}.{index}", part)
@@ -150,4 +181,4 @@ def _tensors(name: str, value: Any) -> Any:
 def in_short(error: BaseException | None) -> str:
     """Put an error on one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    return (text if isinstance(error, CannotBuildError) else f"{type(error).__name__}: {text}")[:300]

@@ -26,9 +26,11 @@ def read_journal(path: Path) -> dict[str, Entry]:
 
 def walk(model_types: Iterable[str], journal: Path) -> Iterator[Entry]:
     """Examine model types one after the other; each entry is in the journal before it is yielded."""
-    import numpy  # noqa: F401
-    import torch
-    import transformers  # imported once, here, and inherited by each process
+    import torch  # all of this is imported once, here, and inherited by each process
+    import transformers
+    from transformers import AutoModelForCausalLM, BertModel, GenerationMixin, Trainer  # noqa: F401
+
+    from . import checks  # noqa: F401
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -82,7 +84,7 @@ def examine(model_type: str) -> Entry:
     from hf_layerdrop.errors import UnsupportedModelError
     from hf_layerdrop.stacks import find_stacks
 
-    from .checks import CheckFailedError, run_checks
+    from .checks import CheckFailedError, headers_agree, run_checks
     from .tiny import CannotBuildError, build_tiny, in_short
 
     warnings.simplefilter("ignore")
@@ -92,6 +94,7 @@ def examine(model_type: str) -> Entry:
         entry["class"] = type(tiny.model).__name__
         entry["inputs"] = sorted(tiny.batch)
         entry["stacks"] = {name: stack.path for name, stack in find_stacks(tiny.model).items()}
+        entry["headers"] = headers_agree(tiny)
         return {**entry, "status": "supported", "checks": run_checks(tiny)}
     except CannotBuildError as error:
         return {**entry, "status": "not buildable", "reason": str(error)}
