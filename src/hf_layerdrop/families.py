@@ -130,6 +130,23 @@ def cut_fields(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> di
             cut[field] = sum(layer < value for layer in kept) if value <= depth else value
         elif field in TRAILING_COUNTERS and type(value) is int:
             cut[field] = sum(layer >= depth - value for layer in kept)
+    return cut | _cut_stages(config, depth, kept)
+
+
+def _cut_stages(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the new values of the fields in which a backbone names its layers, the embeddings first, and chooses some.
+
+    What is chosen of layers that are gone goes with them; the last layer stays the last.
+    """
+    names = config.get("stage_names")
+    if not isinstance(names, list | tuple) or len(names) != depth + 1:
+        return {}
+    places = {0: 0, **{layer + 1: new + 1 for new, layer in enumerate(kept)}, depth: len(kept)}
+    cut: dict[str, Any] = {"stage_names": type(names)(names[: len(kept) + 1])}
+    if isinstance(chosen := config.get("_out_indices"), list | tuple):
+        found = sorted({places[place % (depth + 1)] for place in chosen if place % (depth + 1) in places})
+        cut["_out_indices"] = type(chosen)(found or [len(kept)])
+        cut["_out_features"] = [cut["stage_names"][place] for place in cut["_out_indices"]]
     return cut
 
 

@@ -28,7 +28,7 @@ from hf_layerdrop.headers import read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.pruning import cut_provenance, pruned_config
-from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds, needs_check
+from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds
 from hf_layerdrop.stacks import Stack, find_stacks
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
@@ -112,11 +112,10 @@ def check_architecture(cls: type[PreTrainedModel], config: Mapping[str, Any], na
 
 def _check_cut(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
     """Refuse what plain transformers would rebuild otherwise, before any weight is read."""
-    if needs_check(whole, stacks):
-        config = copy.deepcopy(whole.config)
-        config.__dict__.pop(CONFIG_KEY, None)
-        pruned_config(config, stacks, kept)
-        check_rebuilds(whole, built_on_meta(type(whole), config), stacks, kept)
+    config = copy.deepcopy(whole.config)
+    config.__dict__.pop(CONFIG_KEY, None)
+    pruned_config(config, stacks, kept)
+    check_rebuilds(whole, built_on_meta(type(whole), config), stacks, kept)
 
 
 def _loader_class(

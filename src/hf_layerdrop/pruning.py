@@ -21,7 +21,7 @@ from hf_layerdrop.families import bias_in_first_block, cut_fields
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
-from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds, needs_check
+from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds, may_differ
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
 
@@ -86,20 +86,20 @@ class Cutter:
         self._checked: set[tuple[tuple[int, ...], ...]] = set()
 
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
-        """Refuse a cut that plain transformers would rebuild otherwise; each one is looked at once.
+        """Refuse a cut that plain transformers would rebuild otherwise; where layers are alike, one stands for all.
 
         Raises:
             UnsupportedModelError: If it would.
         """
         key = tuple(tuple(layers) for layers in kept.values())
-        if key in self._checked or not self._may_differ:
+        if key in self._checked or (self._checked and not self._may_differ):
             return
         check_rebuilds(self._whole, built_on_meta(type(self._model), self._cut_config(kept)), self.stacks, kept)
         self._checked.add(key)
 
     @cached_property
     def _may_differ(self) -> bool:
-        return needs_check(self._model, self.stacks)
+        return may_differ(self._model, self.stacks)
 
     @cached_property
     def _whole(self) -> PreTrainedModel:

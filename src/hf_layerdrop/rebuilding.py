@@ -33,8 +33,8 @@ def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
         return cls._from_config(copy.deepcopy(config))
 
 
-def needs_check(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
-    """Tell whether a cut of this model could be rebuilt otherwise: not if all layers of each stack are alike.
+def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
+    """Tell whether one cut of a model may be rebuilt as it is and another not: if the layers of a stack are unlike.
 
     Other lists that are as long as a stack may have to go along with it, which only building it shows.
     """
@@ -116,4 +116,5 @@ def _difference(found: Signature, expected: Signature) -> str:
 
 
 def _shown(signature: Signature, name: str) -> str:
-    return str(signature[name]).rpartition(".")[2] if name in signature else "absent"
+    value = signature.get(name, "absent")
+    return value.rpartition(".")[2] if isinstance(value, str) else str(value)

@@ -111,20 +111,17 @@ def _check_layers(model: nn.Module, stack: Stack) -> None:
             f"{type(model).__name__} cannot be cut by layers: {stack.path} holds one layer in several places, so there "
             "are no single layers to take out."
         )
-    if len({_width(layer) for layer in layers if type(layer) is type(layers[0])} - {None}) > 1:
+    shapes = [_shapes(layer) for layer in layers if type(layer) is type(layers[0])]
+    if any(shape and shapes[0] and not shape & shapes[0] for shape in shapes):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be cut by layers: the entries of {stack.path} are stages of different "
             "width, which feed into each other and cannot be left out."
         )
 
 
-def _width(layer: nn.Module) -> int | None:
-    """Return the width of a layer's residual stream, which its own norm has; else the first norm inside it."""
-    for part in (*layer.children(), *layer.modules()):
-        weight = getattr(part, "weight", None)
-        if "norm" in type(part).__name__.lower() and isinstance(weight, nn.Parameter) and weight.dim() == 1:
-            return len(weight)
-    return None
+def _shapes(layer: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
+    """Return the names and shapes of a layer's weights; two layers of one width have some in common."""
+    return {(name, tuple(weight.shape)) for name, weight in layer.named_parameters() if weight.numel() > 1}
 
 
 def _looked_up(model: PreTrainedModel) -> Iterator[Stack]:

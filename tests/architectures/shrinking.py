@@ -56,7 +56,7 @@ _SIZES: list[tuple[str, int]] = [
 ]  # fmt: skip
 _PATTERNS = [(re.compile(pattern), size) for pattern, size in _SIZES]
 _LEFT_OUT = ("model_type", "transformers_version", "id2label", "label2id", "architectures", "dtype",
-             "out_features", "stage_names")  # fmt: skip
+             "out_features", "out_indices", "stage_names")  # fmt: skip
 _DEPTH_NAME = re.compile(_DEPTHS)
 _WIDTH_NAME = re.compile(r"hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim")
 
@@ -86,6 +86,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 4, "context_length": 8},
     "informer": {"prediction_length": 4, "context_length": 8},
     "time_series_transformer": {"prediction_length": 4, "context_length": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
     "bamba": {"attn_layer_indices": [1, 2]},
 }
 
@@ -130,6 +131,8 @@ class _Shrinker:
     def _shrunk(self, name: str, value: Any) -> Any:
         if "feature_layer" in name and value is not None:
             return [-1] * len(value) if isinstance(value, list | tuple) else -1  # see page.py
+        if "deepstack" in name and isinstance(value, list | tuple):
+            return type(value)()  # see page.py
         if isinstance(value, list | tuple):
             return self._shrunk_list(name, value)
         if isinstance(value, float) and _is_drop_rate(name):

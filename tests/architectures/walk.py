@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-SECONDS, BYTES = 120, 10 * 2**30
+SECONDS, CPU_SECONDS, BYTES = 120, 20, 10 * 2**30
 Entry = dict[str, Any]
 
 
@@ -60,6 +60,8 @@ def examined_apart(model_type: str) -> Entry:
 
 def _be_the_child(model_type: str, writer: int) -> None:
     signal.alarm(SECONDS)
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, used + CPU_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -72,8 +74,8 @@ def _be_the_child(model_type: str, writer: int) -> None:
 
 
 def _death(status: int) -> str:
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return f"it took more than {SECONDS} seconds"
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):
+        return f"its checks took more than {CPU_SECONDS} seconds"
     return "its process died"
 
 
