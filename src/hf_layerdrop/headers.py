@@ -248,8 +248,14 @@ def _place_of(path: str, layers: Mapping[int, int], config: Mapping[str, Any]) -
     if set(layers) != set(range(len(layers))) or not may_be_stack(path):
         return None
     found = [p for p, part in _parts(config) if depth_field(part, stack_name(path), len(layers))]
-    told = [p for p in found if p and any(word in path for word in part_words(part_name(p)))]
-    return Place(path, (told[-1:] or found[:1])[0]) if found else None
+    told = {p: _first_word(path, part_words(part_name(p))) for p in found if p}
+    spoken = sorted((p for p in told if told[p] < len(path)), key=lambda p: told[p])
+    return Place(path, (spoken or found)[0]) if found else None
+
+
+def _first_word(path: str, words: Iterable[str]) -> int:
+    """Return where the first of the words stands in a path, or the length of the path."""
+    return min((path.find(word) for word in words if word in path), default=len(path))
 
 
 def _stack_header(name: str, place: Place, layers: Mapping[int, int], config: Mapping[str, Any]) -> StackHeader:

@@ -149,9 +149,7 @@ def _config_paths(config: PreTrainedConfig, path: str = "") -> list[tuple[str, P
     return [(path, config), *inner]
 
 
-def _original_of(
-    config: PreTrainedConfig, paths: list[tuple[str, PreTrainedConfig]]
-) -> tuple[str, PreTrainedConfig]:
+def _original_of(config: PreTrainedConfig, paths: list[tuple[str, PreTrainedConfig]]) -> tuple[str, PreTrainedConfig]:
     """Return the part of the model's config that a module's config is, or must be a copy of, with its path."""
     same = [(path, found) for path, found in paths if found is config]
     alike = [(path, found) for path, found in paths if type(found) is type(config)]

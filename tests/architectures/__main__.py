@@ -25,6 +25,10 @@ def main() -> int:
         print(f"{number}/{len(todo)} {entry['type']}: {entry['status']} {entry.get('reason', '')}", flush=True)
     entries = {t: e for t, e in read_journal(arguments.journal).items() if t in model_types()}
     print(Counter(entry["status"] for entry in entries.values()))
+    if arguments.page:
+        from .page import render_page
+
+        arguments.page.write_text(render_page(entries), encoding="utf-8")
     return 0
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     MODEL_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +23,12 @@ from transformers import (
 from .batches import Batch, candidate_batches, feature_calls
 from .shrinking import Way, tiny_config
 
+_HEADS = (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+)
 MOST_PARAMETERS = 80_000_000
 
 
@@ -93,7 +100,7 @@ def add_calls(tiny: Tiny) -> None:
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class with a head that generates, if the type has one, else the base model."""
-    for mapping in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
+    for mapping in _HEADS:
         found = mapping.get(type(config), None)
         if found is not None:
             if mapping is MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_decoder", True) is False:
