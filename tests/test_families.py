@@ -1,4 +1,4 @@
-"""About forty families, from text to speech to vision, keep every promise that `tests/architectures/checks.py` checks."""
+"""About forty families, from text to speech to vision, keep every promise of `tests/architectures/checks.py`."""
 
 import json
 
@@ -21,8 +21,8 @@ SAMPLE = [
     # text encoders
     *("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "mpnet", "xlm-roberta"),
     # decoders
-    *("gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"),
-    *("smollm3", "olmo2", "mixtral", "qwen3_moe", "gpt_oss"),
+    *("gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"),
+    *("phi3", "smollm3", "olmo2", "mixtral", "qwen3_moe", "gpt_oss"),
     # encoder-decoders
     *("bart", "t5", "longt5", "switch_transformers", "marian", "encoder-decoder"),
     # speech
@@ -91,7 +91,7 @@ def test_the_bias_of_the_first_block_is_trained_when_it_is_dropped_and_nothing_e
     model, batch = tiny(model_type).model.train(), tiny(model_type).batch
     names = list(model.state_dict())
     plain = {name: list(part.__dict__) for name, part in model.named_modules()}
-    inject_layerdrop(model, LayerDropConfig({name: (1.0, 0.0, 0.0, 0.0) for name in depths_of(model)}))
+    inject_layerdrop(model, LayerDropConfig(dict.fromkeys(depths_of(model), (1.0, 0.0, 0.0, 0.0))))
     assert list(model.state_dict()) == names
     model(**batch)[0].square().sum().backward()
     for stack in find_stacks(model).values():
@@ -147,8 +147,13 @@ def test_fields_that_speak_of_layers_are_cut_along(field, value, expected):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("conv_dim", [5, 5, 5, 5]), ("architectures", ["a", "b", "c", "d"]), ("layer_types", ["a", "b"]), ("depths", [1, 2, 3, 4])],
-)  # fmt: skip
+    [
+        ("conv_dim", [5, 5, 5, 5]),
+        ("architectures", ["a", "b", "c", "d"]),
+        ("layer_types", ["a", "b"]),
+        ("depths", [1, 2, 3, 4]),
+    ],
+)
 def test_other_lists_stay(field, value):
     assert field not in cut_fields({field: value}, 4, (1, 3))
 

@@ -1,4 +1,4 @@
-"""What LayerDrop promises of a model, as functions that raise when it does not hold: the matrix and the tests share them."""
+"""What LayerDrop promises of a model, as functions that raise when it does not hold: for the matrix and the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_layerdrop.stacks import Stack, find_stacks
 
 from .tiny import Tiny
 
-Stacks = Mapping[str, Stack]
+Check = Callable[[Tiny], bool | None]  # False if it does not apply
 
 
 class CheckFailedError(Exception):
@@ -29,14 +29,14 @@ class CheckFailedError(Exception):
 
 def run_checks(tiny: Tiny) -> list[str]:
     """Run all checks that apply to a model and return their names."""
-    done = []
-    for name, check in CHECKS.items():
-        try:
-            if check(tiny) is not False:
-                done.append(name)
-        except CheckFailedError as error:
-            raise CheckFailedError(f"{name}: {error}") from error
-    return done
+    return [name for name, check in CHECKS.items() if _applies_and_holds(name, check, tiny)]
+
+
+def _applies_and_holds(name: str, check: Check, tiny: Tiny) -> bool:
+    try:
+        return check(tiny) is not False
+    except CheckFailedError as error:
+        raise CheckFailedError(f"{name}: {error}") from error
 
 
 def stacks_that_run(tiny: Tiny) -> dict[str, Stack]:
@@ -233,7 +233,7 @@ def differ(found: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
     return any(name not in other or not torch.equal(tensor, other[name]) for name, tensor in found.items())
 
 
-CHECKS: dict[str, Callable[[Tiny], bool | None]] = {
+CHECKS: dict[str, Check] = {
     "stacks run": check_stacks_run,
     "rate 0": check_rate_0,
     "rates equal the cut": check_rates_equal_cut,
