@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test quality unit readme notebooks mutants clean
+.PHONY: demo test quality unit readme notebooks mutants architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -33,6 +33,10 @@ notebooks: $(VENV)/.installed-dev
 
 mutants: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutants.py
+
+# The support matrix, docs/architectures.md: about a quarter of an hour of CPU. It goes on where its journal stops.
+architectures: $(VENV)/.installed-dev
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m architectures --page docs/architectures.md
 
 clean:
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache

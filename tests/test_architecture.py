@@ -15,10 +15,10 @@ import hf_layerdrop
 ROOT = Path(hf_layerdrop.__file__).parent
 FLOORS = [
     {"errors", "frames", "fingerprints"},
-    {"schedules", "keep", "draws", "families", "adoption", "learning"},
-    {"config", "headers", "results", "recomputation", "distributed"},
+    {"schedules", "keep", "draws", "families", "adoption", "learning", "handing", "numbering", "naming"},
+    {"config", "headers", "results", "recomputation", "distributed", "bias"},
     {"stacks", "state"},
-    {"stepping"},
+    {"stepping", "rebuilding"},
     {"injection"},
     {"pruning", "learned"},
     {"loading", "metrics", "prefixes", "encoders"},

@@ -228,7 +228,7 @@ def test_a_broken_config_is_refused(tmp_path, content):
         ("model.decoder.layers", {"decoder_layers": 4, "num_hidden_layers": 6}, "decoder", "decoder_layers"),
         ("transformer.h", {"n_layer": 4}, "layers", "n_layer"),
         ("model.layers", {"num_hidden_layers": 4, "num_experts": 2}, "layers", "num_hidden_layers"),
-        ("language_model.layers", {"text_config": {"num_hidden_layers": 4}}, "layers", "text_config.num_hidden_layers"),
+        ("language_model.layers", {"text_config": {"num_hidden_layers": 4}}, "text", "text_config.num_hidden_layers"),
     ],
 )
 def test_stacks_are_found_by_looking(path, config, name, field):

@@ -13,7 +13,7 @@ import hf_layerdrop
 from conftest import assert_same_tensors, batch_for, build, cut_by_hand, keep_all_stacks, layers_of, output_of
 from hf_layerdrop import load_checkpoint, prune_layers
 from hf_layerdrop.errors import CheckpointError, KeepLayersError, UnsupportedModelError
-from hf_layerdrop.loading import keep_weights, load_plain
+from hf_layerdrop.loading import WeightNames, keep_weights, load_plain
 from hf_layerdrop.stacks import find_stacks
 
 KEPT = [1, 3]
@@ -369,11 +369,13 @@ def test_load_plain_returns_the_transformers_class_itself(head, tmp_path):
 
 
 def test_keep_weights_renumbers_layers_and_passes_all_else_in_order():
-    stacks = find_stacks(build("BartModel"))
+    model = build("BartModel")
+    stacks = find_stacks(model)
+    places = WeightNames(model, stacks)
     names = ["shared.weight", *[f"{stack}.layers.{layer}.fc1.bias" for stack in stacks for layer in (0, 1, 10, 2, 3)]]
     weights = {name: object() for name in names if ".10." not in name}
     kept = {"encoder": (1, 3), "decoder": (0,)}
-    found = dict(keep_weights(weights, "model", stacks, kept))
+    found = dict(keep_weights(weights, places, kept))
     assert list(found) == [
         "shared.weight",
         "encoder.layers.0.fc1.bias",
@@ -383,7 +385,7 @@ def test_keep_weights_renumbers_layers_and_passes_all_else_in_order():
     assert found["encoder.layers.0.fc1.bias"] is weights["encoder.layers.1.fc1.bias"]
     assert found["encoder.layers.1.fc1.bias"] is weights["encoder.layers.3.fc1.bias"]
     with pytest.raises(CheckpointError, match="4 layers"):
-        dict(keep_weights({name: object() for name in names}, "model", stacks, kept))
+        dict(keep_weights({name: object() for name in names}, places, kept))
 
 
 def test_the_source_folder_is_not_touched(tmp_path):

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.handing import own_weights
 
 RANKS_TIMEOUT = timedelta(minutes=5)
 
@@ -133,7 +134,7 @@ def _remove_zero_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: 
             continue
         for index, reference in window.touched.items():
             layer = reference()
-            weights = [weight for weight in layer.parameters() if id(weight) in owned] if layer is not None else []
+            weights = [weight for weight in own_weights(layer) if id(weight) in owned] if layer is not None else []
             for weight in weights if index not in window.ran else ():
                 weight.grad = None
         window.stepped = True

@@ -1,28 +1,90 @@
 """What looking at a model or a config cannot know, as data: the only place that has heard of model families.
 
 `stacks.py` and `headers.py` find stacks by looking (a run of same-kind blocks whose length a config field gives). What
-they have in common, the names of depth fields and of stacks, and what looking gets wrong, the refusals, stands here.
+they have in common, the names of depth fields and of stacks, and what looking gets wrong, stands here: which config
+fields go along with a cut, what the first block owns for all, what a layer returns, and the refusals.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # Config fields that may hold the depth of a stack, most specific first.
+_ANY = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_ENCODER = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "encoder_num_layers")
+_DECODER = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers", "decoder_num_layers")
 DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
-    "encoder": ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers", "n_layers", "n_layer"),
-    "decoder": ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers", "n_layers", "n_layer"),
-    "layers": ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth", "encoder_layers", "decoder_layers"),
+    "encoder": (*_ENCODER, *_ANY, "depth"),
+    "decoder": (*_DECODER, *_ANY),
+    "layers": (*_ANY, "depth", "encoder_layers", "decoder_layers", "num_blocks", "layers"),
 }
 
 # Model types whose layers share their weights: a layer cannot be taken out, because there is only one.
 SHARED_LAYERS = {"albert": "ALBERT"}
 
-# Model types whose first block owns the relative position bias that all blocks use. Without moving it, a cut model
-# runs, and is wrong.
-BIAS_IN_FIRST_BLOCK = ("t5", "mt5", "umt5", "longt5", "udop", "pop2piano", "pix2struct", "switch_transformers")
+# Model types that no general rule can serve, and why.
+REFUSED: dict[str, str] = {
+    "bridgetower": "BridgeTower joins its text, image and cross-modal layers pairwise, by their numbers.",
+}
+
+
+@dataclass(frozen=True)
+class FirstBlockBias:
+    """A relative position bias that the first block owns and hands to all others.
+
+    In training every block borrows it, so that the first one that runs computes it; a cut moves it to the first kept
+    block. Without either a model runs, and is wrong.
+
+    Attributes:
+        weights: Names of the modules that hold it, which the first block alone has.
+        flag: The attribute that says so; empty if there is none.
+        handed_on: Arguments of a block that it returns after its hidden states; empty for what is not an argument.
+    """
+
+    weights: tuple[str, ...] = ("relative_attention_bias",)
+    flag: str = "has_relative_attention_bias"
+    handed_on: tuple[str, ...] = ("position_bias", "encoder_decoder_position_bias")
+
+
+_T5 = FirstBlockBias()
+_WITH_ATTENTIONS = ("position_bias", "", "encoder_decoder_position_bias", "")
+BIAS_IN_FIRST_BLOCK: dict[str, FirstBlockBias] = {
+    **dict.fromkeys(("t5", "mt5", "pop2piano", "switch_transformers"), _T5),
+    "longt5": FirstBlockBias(("relative_attention_bias", "global_relative_attention_bias"), handed_on=_WITH_ATTENTIONS),
+    "pix2struct": FirstBlockBias(handed_on=_WITH_ATTENTIONS),
+    "pix2struct_text_model": FirstBlockBias(handed_on=_WITH_ATTENTIONS),
+    "udop": _T5,
+    "wavlm": FirstBlockBias(("rel_attn_embed",), "", ("position_bias",)),
+}
+
+# Fields with one entry a layer go along with a cut. Lists of words are known by looking (`layer_types`); these hold
+# numbers, of which the same could be said of, say, the sizes of a convolution.
+PER_LAYER_FIELDS = re.compile(
+    r".*_per_layer|no_rope_layers|layer_rope_theta|activation_sparsity_pattern|intermediate_size|sliding_windows"
+)
+_PER_LAYER_WORDS = re.compile(r".*(layer|block|type|pattern).*")
+
+# Fields that list layers by their numbers: those of the kept layers stay, under their new numbers.
+INDEX_FIELDS = re.compile(
+    r"(moe|mlp_only|rope_scaling|cross_attention|subsample|global_attention)_(layers|blocks)|full_attn_idxs|attn_layer_indices|"
+    r"(hybrid|local|ple)_layer_ids|(deepstack_visual|fullatt_block|global_attn|window_block)_ind(ex|ic)es|"
+    r"residual_block_indices"
+)
+
+# Fields that count layers of a kind from the first one on, or back from the last one.
+LEADING_COUNTERS = ("first_k_dense_replace", "max_window_layers", "num_dense_layers", "moe_layer_start_index",
+                    "num_first_full_attention_layers")  # fmt: skip
+TRAILING_COUNTERS = ("num_kv_shared_layers", "num_last_full_attention_layers")
+
+# Words in the path of weights that tell a part of a composite model, for those who see no more than weight names.
+PART_WORDS: dict[str, tuple[str, ...]] = {
+    "text": ("text", "language", "llm"),
+    "vision": ("vision", "visual", "image"),
+    "audio": ("audio", "speech"),
+}
 
 # Native LayerDrop: config fields are floats with these names; the module that owns the stack reads its copy from
 # `layerdrop`.
@@ -34,19 +96,73 @@ NATIVE_RATE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def stack_name(path: str) -> str:
-    """Name a stack after its place in the model: ``encoder``, ``decoder``, or ``layers`` if the path says neither."""
-    found = re.findall(r"encoder|decoder", path)
-    return found[-1] if found else "layers"
+def part_words(part: str) -> tuple[str, ...]:
+    """Return the words by which weight names speak of a part of a composite model."""
+    return (part, *PART_WORDS.get(part, ()))
 
 
 def depth_field(config: Mapping[str, Any], stack: str, depth: int) -> str | None:
     """Find the config field that counts the layers of a stack, or None if no field holds its depth."""
     for field in DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"]):
-        value = config.get(field)
-        if isinstance(value, int) and not isinstance(value, bool) and value == depth:
+        if _counts(config.get(field), depth):
             return field
-    return None
+    others = [field for field, value in config.items() if _speaks_of_depth(field) and _counts(value, depth)]
+    return others[0] if len(others) == 1 else None
+
+
+def _counts(value: Any, depth: int) -> bool:
+    return type(value) is int and value == depth
+
+
+def _speaks_of_depth(field: str) -> bool:
+    return field.endswith(("layers", "depth", "blocks"))
+
+
+def cut_fields(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the new values of the fields of a config that list or number the layers of a stack, its depth aside."""
+    cut: dict[str, Any] = {}
+    for field, value in config.items():
+        if isinstance(value, list | tuple) and INDEX_FIELDS.fullmatch(field) and _are_indices(value, depth):
+            cut[field] = type(value)(kept.index(layer) for layer in value if layer in kept)
+        elif isinstance(value, list | tuple) and len(value) == depth and _is_per_layer(field, value):
+            cut[field] = type(value)(value[layer] for layer in kept)
+        elif field in LEADING_COUNTERS and type(value) is int:
+            cut[field] = sum(layer < value for layer in kept) if value <= depth else value
+        elif field in TRAILING_COUNTERS and type(value) is int:
+            cut[field] = sum(layer >= depth - value for layer in kept)
+    return cut | _cut_stages(config, depth, kept)
+
+
+def _cut_stages(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the new values of the fields in which a backbone names its layers, the embeddings first, and chooses some.
+
+    What is chosen of layers that are gone goes with them; the last layer stays the last.
+    """
+    names = config.get("stage_names")
+    if not isinstance(names, list | tuple) or len(names) != depth + 1:
+        return {}
+    places = {0: 0, **{layer + 1: new + 1 for new, layer in enumerate(kept)}, depth: len(kept)}
+    cut: dict[str, Any] = {"stage_names": type(names)(names[: len(kept) + 1])}
+    if isinstance(chosen := config.get("_out_indices"), list | tuple):
+        found = sorted({places[place % (depth + 1)] for place in chosen if place % (depth + 1) in places})
+        cut["_out_indices"] = type(chosen)(found or [len(kept)])
+        cut["_out_features"] = [cut["stage_names"][place] for place in cut["_out_indices"]]
+    return cut
+
+
+def _is_per_layer(field: str, value: Sequence[Any]) -> bool:
+    if all(isinstance(entry, str) for entry in value):
+        return _PER_LAYER_WORDS.fullmatch(field) is not None
+    return PER_LAYER_FIELDS.fullmatch(field) is not None
+
+
+def _are_indices(value: Sequence[Any], depth: int) -> bool:
+    return all(type(layer) is int and 0 <= layer < depth for layer in value)
+
+
+def bias_in_first_block(model_type: str | None) -> FirstBlockBias | None:
+    """Return what the first block of a model type owns for all others, or None."""
+    return BIAS_IN_FIRST_BLOCK.get(model_type or "")
 
 
 def refusal(model_type: str | None) -> str | None:
@@ -56,9 +172,4 @@ def refusal(model_type: str | None) -> str | None:
             f"{SHARED_LAYERS[model_type]} runs one shared layer several times, so there are no single layers to "
             "take out; set num_hidden_layers in its config to run it fewer times."
         )
-    if model_type in BIAS_IN_FIRST_BLOCK:
-        return (
-            f"{model_type} keeps the position bias of all its blocks in the first one, from where a cut would "
-            "have to move it; that is not supported yet."
-        )
-    return None
+    return REFUSED.get(model_type or "")

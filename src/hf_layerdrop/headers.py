@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TypeGuard
 
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
-from hf_layerdrop.families import DEPTH_FIELDS, refusal, stack_name
+from hf_layerdrop.families import DEPTH_FIELDS, depth_field, part_words, refusal
+from hf_layerdrop.naming import Place, may_be_stack, names_of, part_name, stack_name
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -207,20 +208,12 @@ def find_stacks(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) ->
     if reason := refusal(config.get("model_type")):
         raise UnsupportedModelError(f"This checkpoint cannot be cut by layers: {reason}")
     groups = _numbered_groups(tensors)
-    stacks: dict[str, StackHeader] = {}
-    rejected: list[str] = []
-    for path, layers in groups.items():
-        field = _field_that_says(config, stack_name(path), layers)
-        if field is None:
-            rejected.append(path)
-            continue
-        stack = StackHeader(stack_name(path), path, len(layers), field, tuple(layers[i] for i in range(len(layers))))
-        if stack.name in stacks:
-            raise UnsupportedModelError(
-                f"This checkpoint has two stacks that are both named {stack.name!r}, {stacks[stack.name].path} and "
-                f"{path}; models of this kind are not supported yet."
-            )
-        stacks[stack.name] = stack
+    places = [place for path, layers in groups.items() if (place := _place_of(path, layers, config))]
+    stacks = {
+        name: _stack_header(name, place, groups[place.path], config)
+        for name, place in zip(names_of(places), places, strict=True)
+    }
+    rejected = [path for path in groups if path not in {place.path for place in places}]
     for path in rejected:
         _check_not_a_stack(path, groups[path], config, stacks)
     if not stacks:
@@ -242,18 +235,42 @@ def _numbered_groups(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[int, i
     return groups
 
 
+def _parts(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a config and the configs inside it (``text_config`` and the like) with their dotted paths."""
+    yield prefix, config
+    for key, part in config.items():
+        if isinstance(part, Mapping) and ("model_type" in part or key.endswith("_config")):
+            yield from _parts(part, f"{prefix}.{key}" if prefix else key)
+
+
+def _place_of(path: str, layers: Mapping[int, int], config: Mapping[str, Any]) -> Place | None:
+    """Find the part of a config that counts numbered weights: one that their path speaks of, else the outermost."""
+    if set(layers) != set(range(len(layers))) or not may_be_stack(path):
+        return None
+    found = [p for p, part in _parts(config) if depth_field(part, stack_name(path), len(layers))]
+    told = {p: _first_word(path, part_words(part_name(p))) for p in found if p}
+    spoken = sorted((p for p in told if told[p] < len(path)), key=lambda p: told[p])
+    return Place(path, (spoken or found)[0]) if found else None
+
+
+def _first_word(path: str, words: Iterable[str]) -> int:
+    """Return where the first of the words stands in a path, or the length of the path."""
+    return min((path.find(word) for word in words if word in path), default=len(path))
+
+
+def _stack_header(name: str, place: Place, layers: Mapping[int, int], config: Mapping[str, Any]) -> StackHeader:
+    part = dict(_parts(config))[place.config_path]
+    field = depth_field(part, stack_name(place.path), len(layers)) or ""
+    prefix = f"{place.config_path}." if place.config_path else ""
+    return StackHeader(name, place.path, len(layers), prefix + field, tuple(layers[i] for i in range(len(layers))))
+
+
 def _declared_depths(config: Mapping[str, Any], stack: str) -> Iterator[tuple[str, int]]:
     """Yield the field that counts a stack in the config, then those of its parts (``text_config`` and the like)."""
-    for prefix, part in [("", config), *((f"{key}.", value) for key, value in config.items())]:
-        if isinstance(part, Mapping):
-            counts = ((prefix + field, part.get(field)) for field in DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"]))
-            yield from [(field, count) for field, count in counts if type(count) is int][:1]
-
-
-def _field_that_says(config: Mapping[str, Any], stack: str, layers: Mapping[int, int]) -> str | None:
-    if set(layers) != set(range(len(layers))):
-        return None
-    return next((field for field, count in _declared_depths(config, stack) if count == len(layers)), None)
+    for path, part in _parts(config):
+        counts = ((field, part.get(field)) for field in DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"]))
+        prefix = f"{path}." if path else ""
+        yield from [(prefix + field, count) for field, count in counts if type(count) is int][:1]
 
 
 def _check_not_a_stack(
@@ -265,7 +282,7 @@ def _check_not_a_stack(
     """
     name = stack_name(path)
     declared = next(_declared_depths(config, name), None)
-    if declared is None or name in stacks or (name == "layers" and stacks):
+    if declared is None or not may_be_stack(path) or name in stacks or (name == "layers" and stacks):
         return
     field, count = declared
     missing = sorted(set(range(count)) - set(layers))[:5]

@@ -20,11 +20,14 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _active_collector
 
 from hf_layerdrop.adoption import adopt, release
+from hf_layerdrop.bias import lend_bias, return_bias
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.distributed import with_zero_gradients
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
-from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS
-from hf_layerdrop.stacks import Stack, find_stacks
+from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block
+from hf_layerdrop.handing import handed_on, hidden_states_of_call
+from hf_layerdrop.naming import stack_name
+from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
 
@@ -158,8 +161,9 @@ def switch_off_native(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> di
     """Set the model's own LayerDrop rates to 0, in its modules and its config, and return what they were, by stack."""
     found: dict[str, dict[str, float]] = {}
     for name, stack in stacks.items():
-        owner, config = stack.owner(model), model.config
-        rates = {field: getattr(config, field) for field in NATIVE_RATE_FIELDS[name] if hasattr(config, field)}
+        owner, config = stack.owner(model), stack.config(model.config)
+        fields = NATIVE_RATE_FIELDS[stack_name(stack.path)]
+        rates = {field: rate for field in fields if isinstance(rate := getattr(config, field, None), int | float)}
         if isinstance(rate := getattr(owner, NATIVE_RATE_ATTRIBUTE, None), float):
             rates[NATIVE_RATE_ATTRIBUTE + "@owner"] = rate
         found[name] = rates
@@ -183,49 +187,53 @@ def native_rates(model: PreTrainedModel) -> dict[str, float]:
 def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]) -> None:
     for field, rate in rates.items():
         name, _, on_owner = field.partition("@")
-        setattr(stack.owner(model) if on_owner else model.config, name, rate)
+        for target in [stack.owner(model)] if on_owner else configs_of(model, stack):
+            if hasattr(target, name):
+                setattr(target, name, rate)
 
 
 class _StackOwner:
-    """Mixin of the module that loops over a stack: one draw for each of its forwards."""
+    """Mixin of the module that loops over a stack, or over several: one draw for each of its forwards."""
 
-    _layerdrop_draw: StackDraw
+    _layerdrop_draws: list[StackDraw]
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        draw = self._layerdrop_draw
+        draws = self._layerdrop_draws
         if getattr(self, "_is_replica", False) and self.training:
             raise LayerDropStateError(
                 "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
                 "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
             )
-        outer = draw.mask
-        draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
+        outer = [draw.mask for draw in draws]
+        for draw in draws:
+            draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
-            draw.mask = outer
+            for draw, mask in zip(draws, outer, strict=True):
+                draw.mask = mask
 
 
 class _DroppableLayer:
     """Mixin of a layer: run, or hand the input on."""
 
     _layerdrop_place: tuple[StackDraw, int]
+    _layerdrop_handed_on: tuple[str, ...] = ()  # arguments that it returns, where reading it cannot tell
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         draw, index = self._layerdrop_place
+        layer: nn.Module = self  # type: ignore[assignment]
         if draw.runs(index):
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             if draw.learner is not None:
-                draw.note_activation(index, _hidden_states(args, kwargs), _hidden_states_of(output))
+                draw.note_activation(index, hidden_states_of_call(layer, args, kwargs), _hidden_states_of(output))
             return output
-        hidden_states = _hidden_states(args, kwargs)
-        _record_dropped(self, hidden_states, args, kwargs)  # type: ignore[arg-type]
-        return with_zero_gradients(hidden_states, draw, index, self)  # type: ignore[arg-type]
-
-
-def _hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+        output = handed_on(layer, args, kwargs, self._layerdrop_handed_on)
+        _record_dropped(layer, _hidden_states_of(output), args, kwargs)
+        if isinstance(output, tuple):
+            return (with_zero_gradients(output[0], draw, index, layer), *output[1:])
+        return with_zero_gradients(output, draw, index, layer)
 
 
 def _hidden_states_of(output: Any) -> torch.Tensor:
@@ -234,21 +242,28 @@ def _hidden_states_of(output: Any) -> torch.Tensor:
 
 
 def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
+    bias = bias_in_first_block(stack.model_type)
     for index, layer in enumerate(stack.layers(model)):
         adopt(layer, _DroppableLayer)
         layer.__dict__["_layerdrop_place"] = (draw, index)  # no weight, so past nn.Module
+        layer.__dict__["_layerdrop_handed_on"] = bias.handed_on if bias else ()
+    if bias:
+        lend_bias(list(stack.layers(model)), bias)
     owner = stack.owner(model)
-    adopt(owner, _StackOwner)
-    owner.__dict__["_layerdrop_draw"] = draw
+    if "_layerdrop_draws" not in owner.__dict__:
+        adopt(owner, _StackOwner)
+    owner.__dict__.setdefault("_layerdrop_draws", []).append(draw)
 
 
 def _release_stack(model: nn.Module, stack: Stack) -> None:
     owner = stack.owner(model)
-    release(owner, _StackOwner)
-    del owner._layerdrop_draw
+    if "_layerdrop_draws" in owner.__dict__:  # else it owned another stack too, and is released
+        release(owner, _StackOwner)
+        del owner._layerdrop_draws
+    return_bias(list(stack.layers(model)))
     for layer in stack.layers(model):
         release(layer, _DroppableLayer)
-        del layer._layerdrop_place
+        del layer._layerdrop_place, layer._layerdrop_handed_on
 
 
 def _record_dropped(

@@ -8,24 +8,27 @@ renumbered layer can match again, and ``save_pretrained`` reverses it.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.modeling_utils import load_state_dict
 
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
-from hf_layerdrop.families import DEPTH_FIELDS, refusal
+from hf_layerdrop.families import DEPTH_FIELDS, bias_in_first_block, refusal
 from hf_layerdrop.headers import read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
 from hf_layerdrop.pruning import cut_provenance, pruned_config
+from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds
 from hf_layerdrop.stacks import Stack, find_stacks
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
@@ -53,14 +56,17 @@ def load_plain(
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
-        stacks = _stacks_of(cls, config)
+        whole = built_on_meta(cls, config)
+        stacks = find_stacks(whole)
         kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
         provenance = {
             **choice_behind(keep_layers),
             "source": _shown_source(name_or_path),
             "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
         }
-        loaded = _loader_class(cls, stacks, kept, provenance).from_pretrained(name_or_path, *args, **kwargs)
+        _check_cut(whole, stacks, kept)
+        names = WeightNames(whole, stacks)
+        loaded = _loader_class(cls, names, kept, provenance).from_pretrained(name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.__class__ = cls
         switch_off_native(model, find_stacks(model))
@@ -85,7 +91,10 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if kwargs.get("use_safetensors") is not False and not kwargs.get("variant"):
         headers = read_checkpoint(folder)
         if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
-            headers.stacks()
+            with suppress(
+                UnsupportedModelError
+            ):  # looking at names knows less than looking at the model, which follows
+                headers.stacks()
 
 
 def _where(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,14 +111,17 @@ def check_architecture(cls: type[PreTrainedModel], config: Mapping[str, Any], na
         )
 
 
-def _stacks_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Stack]:
-    with torch.device("meta"):
-        return find_stacks(cls(config))
+def _check_cut(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
+    """Refuse what plain transformers would rebuild otherwise, before any weight is read."""
+    config = copy.deepcopy(whole.config)
+    config.__dict__.pop(CONFIG_KEY, None)
+    pruned_config(config, stacks, kept)
+    check_rebuilds(whole, built_on_meta(type(whole), config), stacks, kept)
 
 
 def _loader_class(
     cls: type[PreTrainedModel],
-    stacks: Mapping[str, Stack],
+    names: WeightNames,
     kept: Mapping[str, Sequence[int]],
     provenance: Mapping[str, Any],
 ) -> type[PreTrainedModel]:
@@ -121,12 +133,12 @@ def _loader_class(
 
     class Loader(cls):
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            depths = {name: stack.depth for name, stack in stacks.items()}
-            for name, stack in stacks.items():
+            depths = {name: stack.depth for name, stack in names.stacks.items()}
+            for name, stack in names.stacks.items():
                 _check_depth(config, name, stack)
             saved = getattr(config, CONFIG_KEY, None)
             setattr(config, CONFIG_KEY, cut_provenance(saved, kept, depths, **provenance))
-            pruned_config(config, stacks, kept)
+            pruned_config(config, names.stacks, kept)
             super().__init__(config, *args, **kwargs)
 
         @staticmethod
@@ -135,7 +147,7 @@ def _loader_class(
         ) -> Any:
             with ExitStack() as files:
                 weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
-                chosen = dict(keep_weights(weights, cls.base_model_prefix, stacks, kept))
+                chosen = dict(keep_weights(weights, names, kept))
                 # Without the files: disk offload would look them up under the new layer numbers.
                 return cls._load_pretrained_model(model, chosen, None, *args, **kwargs)
 
@@ -145,7 +157,7 @@ def _loader_class(
 
 def _check_depth(config: PreTrainedConfig, name: str, stack: Stack) -> None:
     """Refuse a depth that was given beside ``keep_layers``: one of the two would be wrong."""
-    found = getattr(config, stack.depth_field)
+    found = getattr(stack.config(config), stack.depth_field)
     if found != stack.depth:
         raise CheckpointError(
             f"{stack.depth_field}={found} was given with keep_layers, but the checkpoint's {name} has {stack.depth} "
@@ -153,28 +165,70 @@ def _check_depth(config: PreTrainedConfig, name: str, stack: Stack) -> None:
         )
 
 
+class WeightNames:
+    """Tell which layer a weight of a checkpoint belongs to; its name need not be the model's.
+
+    A checkpoint may be of the base model or of any head, and older ones have other names, which transformers' own
+    conversions know.
+    """
+
+    def __init__(self, model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
+        self.stacks = stacks
+        conversions = get_model_conversion_mapping(model)
+        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        base = re.escape(model.base_model_prefix)
+        tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}
+        self._patterns = {
+            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.(\d+)\.(.+)") for name, tail in tails.items()
+        }
+
+    def layer_of(self, weight: str) -> tuple[str, int, str] | None:
+        """Return the stack, the layer, and the name in the layer; None for what belongs to no layer."""
+        renamed, _ = rename_source_key(weight, self._renamings, self._converters)
+        for name, pattern in self._patterns.items():
+            if match := pattern.fullmatch(renamed):
+                return name, int(match[1]), match[2]
+        return None
+
+    def renumbered(self, weight: str, stack: str, old: int, new: int) -> str:
+        """Return the name that a weight of layer ``old`` has in layer ``new``."""
+        if old == new:
+            return weight
+        parts = weight.split(".")
+        for place in (place for place, part in enumerate(parts) if part == str(old)):
+            candidate = ".".join([*parts[:place], str(new), *parts[place + 1 :]])
+            found = self.layer_of(candidate)
+            if found is not None and found[:2] == (stack, new):
+                return candidate
+        raise UnsupportedModelError(
+            f"The weight {weight!r} of layer {old} of the {stack} does not say its layer in its name, so layers cannot "
+            "be chosen while loading; load the whole model and call prune_layers."
+        )
+
+
 def keep_weights(
-    weights: Mapping[str, Any], base_model_prefix: str, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]
+    weights: Mapping[str, Any], names: WeightNames, kept: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the weights of the kept layers under their new numbers, and all that belongs to no layer, in their order.
 
-    A checkpoint may be of the base model or of any head, so names are compared without the base model's prefix.
+    What the first block owns for all goes to the first block that is kept.
 
     Raises:
         CheckpointError: If the layers in the checkpoint are not those that its config counts.
     """
-    tails = {name: stack.path.removeprefix(base_model_prefix + ".") for name, stack in stacks.items()}
-    patterns = {name: re.compile(rf"((?:[^.]+\.)*?{re.escape(tail)}\.)(\d+)(\..+)") for name, tail in tails.items()}
+    stacks = names.stacks
     found: dict[str, set[int]] = {name: set() for name in stacks}
     for weight, value in weights.items():
-        for name, pattern in patterns.items():
-            if match := pattern.fullmatch(weight):
-                layer = int(match[2])
-                found[name].add(layer)
-                if layer in kept[name]:
-                    yield f"{match[1]}{kept[name].index(layer)}{match[3]}", value
-                break
-        else:
+        place = names.layer_of(weight)
+        if place is None:
+            yield weight, value
+            continue
+        name, layer, rest = place
+        found[name].add(layer)
+        if layer in kept[name]:
+            yield names.renumbered(weight, name, layer, kept[name].index(layer)), value
+        elif layer == 0 and _is_for_all(rest, stacks[name]):
             yield weight, value
     for name, stack in stacks.items():
         if not found[name]:
@@ -188,6 +242,12 @@ def keep_weights(
                 f"{_listed(found[name])}; "
                 "the checkpoint's files do not belong together, so download it again."
             )
+
+
+def _is_for_all(name: str, stack: Stack) -> bool:
+    """Tell a weight that the first block owns for all others."""
+    bias = bias_in_first_block(stack.model_type)
+    return bias is not None and any(part in bias.weights for part in name.split("."))
 
 
 def _open(checkpoint_files: Iterable[str], files: ExitStack) -> dict[str, Any]:

@@ -6,18 +6,23 @@ every config field that has one entry a layer or counts them, and the provenance
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_layerdrop.bias import borrowed_attributes, owners_of_bias
 from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.families import bias_in_first_block, cut_fields
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
-from hf_layerdrop.stacks import Stack, find_stacks
+from hf_layerdrop.numbering import numbered_parts
+from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds, may_differ
+from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
 
 Undo = Callable[[], Any]
@@ -36,6 +41,7 @@ def prune_layers(model: PreTrainedModel, keep_layers: KeepLayers | None, **prove
     """
     cutter = Cutter(model)
     kept = parse_keep_layers(keep_layers, cutter.depths)
+    cutter.check(kept)
     saved = getattr(model.config, CONFIG_KEY, None)
     if find_injected(model) is not None:
         remove_layerdrop(model)
@@ -79,8 +85,36 @@ class Cutter:
         self.depths = {name: stack.depth for name, stack in self.stacks.items()}
         self.lists = {name: stack.layers(model) for name, stack in self.stacks.items()}
         self._layers = {name: list(layers) for name, layers in self.lists.items()}
-        self._numbered = {name: [_numbered_parts(layer) for layer in layers] for name, layers in self._layers.items()}
-        self._configs = {name: _configs_of(model, stack) for name, stack in self.stacks.items()}
+        self._numbered = {name: list(numbered_parts(layers)) for name, layers in self._layers.items()}
+        self._configs = {name: configs_of(model, stack) for name, stack in self.stacks.items()}
+        self._checked: set[tuple[tuple[int, ...], ...]] = set()
+
+    def check(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Refuse a cut that plain transformers would rebuild otherwise; where layers are alike, one stands for all.
+
+        Raises:
+            UnsupportedModelError: If it would.
+        """
+        key = tuple(tuple(layers) for layers in kept.values())
+        if key in self._checked or (self._checked and not self._may_differ):
+            return
+        check_rebuilds(self._whole, built_on_meta(type(self._model), self._cut_config(kept)), self.stacks, kept)
+        self._checked.add(key)
+
+    @cached_property
+    def _may_differ(self) -> bool:
+        return may_differ(self._model, self.stacks)
+
+    @cached_property
+    def _whole(self) -> PreTrainedModel:
+        return built_on_meta(type(self._model), self._cut_config({}))
+
+    def _cut_config(self, kept: Mapping[str, Sequence[int]]) -> PreTrainedConfig:
+        config = copy.deepcopy(self._model.config)
+        config.__dict__.pop(CONFIG_KEY, None)
+        if kept:
+            pruned_config(config, self.stacks, kept)
+        return config
 
     def cut(self, kept: Mapping[str, Sequence[int]]) -> list[Undo]:
         """Cut the model to the given layers, in place; return what undoes it, last first."""
@@ -90,15 +124,31 @@ class Cutter:
                 continue
             undo.extend(_assign(config, _cut_fields(config, stack, kept[name])) for config in self._configs[name])
             undo.append(_assign(self.lists[name], {"_modules": self._modules(name, kept[name])}))
-            for new, old in enumerate(kept[name]):
-                undo.extend(_assign(part, {"layer_idx": new}) for part in self._numbered[name][old] if new != old)
+            undo.extend(self._move_bias(name, stack, kept[name][0]))
+            for place in self._numbered[name]:
+                if place.layer in kept[name]:
+                    new = kept[name].index(place.layer)
+                    undo.append(_assign(place.part, {place.field: new + place.shift}))
         return undo[::-1]
+
+    def _move_bias(self, name: str, stack: Stack, first: int) -> Iterator[Undo]:
+        """Move what the first block owns for all to the first block that is kept."""
+        bias = bias_in_first_block(stack.model_type)
+        if bias is None or first == 0:
+            return
+        for path, owner in owners_of_bias(self._layers[name][0], bias):
+            heir = self._layers[name][first].get_submodule(path)
+            attributes = borrowed_attributes(owner, bias)
+            flag = {field: value for field, value in attributes.items() if field == bias.flag}
+            modules = {field: value for field, value in attributes.items() if field != bias.flag}
+            yield _assign(heir, {"_modules": {**heir._modules, **modules}, **flag})
 
     @contextmanager
     def sub_network(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
         """Be the sub-network inside the ``with`` block: it drops nothing, and saves as the pruned model."""
         saved = getattr(self._model.config, CONFIG_KEY, None)
         provenance = cut_provenance(saved, kept, self.depths)
+        self.check(kept)
         undo = [_assign(self._model.config, {CONFIG_KEY: provenance}, absent=saved is None)]
         undo += [_assign(draw, {"paused": True}) for draw in self._draws]
         undo = [*self.cut(kept), *undo]
@@ -115,7 +165,8 @@ class Cutter:
 def pruned_config(config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
     """Cut every field of a config that has one entry a layer, or counts them, along with its stacks; in place."""
     for name, stack in stacks.items():
-        _assign(config, _cut_fields(config, stack, kept[name]))
+        part = stack.config(config)
+        _assign(part, _cut_fields(part, stack, kept[name]))
 
 
 def cut_provenance(
@@ -141,27 +192,10 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _cut_fields(config: PreTrainedConfig, stack: Stack, kept: Sequence[int]) -> dict[str, Any]:
-    """Return the new values of the fields of one config: its depth, and lists with one entry a layer."""
+    """Return the new values of the fields of one config: its depth, and what lists or numbers its layers."""
     if getattr(config, stack.depth_field, None) != stack.depth or len(kept) == stack.depth:
         return {}
-    lists = {
-        field: type(value)(value[layer] for layer in kept)
-        for field, value in vars(config).items()
-        if field.endswith(("layer_types", "layers_types"))
-        and isinstance(value, list | tuple)
-        and len(value) == stack.depth
-    }
-    return {**lists, stack.depth_field: len(kept)}
-
-
-def _configs_of(model: nn.Module, stack: Stack) -> list[PreTrainedConfig]:
-    """Return the distinct configs that speak of a stack: the model's, and copies that its submodels hold."""
-    prefix = stack.path + "."
-    holders = [
-        m for name, m in model.named_modules() if not name or stack.path.startswith(name) or name.startswith(prefix)
-    ]
-    configs = [module.config for module in holders if isinstance(getattr(module, "config", None), PreTrainedConfig)]
-    return list({id(config): config for config in configs}.values())
+    return {**cut_fields(vars(config), stack.depth, kept), stack.depth_field: len(kept)}
 
 
 def _assign(target: Any, values: Mapping[str, Any], *, absent: bool = False) -> Undo:
@@ -175,8 +209,3 @@ def _assign(target: Any, values: Mapping[str, Any], *, absent: bool = False) -> 
 def _delete(target: Any, names: Sequence[str]) -> None:
     for name in names:
         delattr(target, name)
-
-
-def _numbered_parts(layer: nn.Module) -> list[nn.Module]:
-    """Return the parts of a layer that know its index, under which they file keys and values in a cache."""
-    return [part for part in layer.modules() if isinstance(part.__dict__.get("layer_idx"), int)]

@@ -1,0 +1,120 @@
+"""Refuse a cut that plain transformers would rebuild otherwise: a config has to say what each kept layer is.
+
+A checkpoint holds weights and a config, and whoever loads it builds the model from the config. So both configs, the
+whole one and the one after the cut, are built on the meta device (which costs no memory), and each kept layer has to be
+what it was: its parts, their shapes, and their settings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.families import bias_in_first_block
+from hf_layerdrop.numbering import is_number_name
+from hf_layerdrop.stacks import Stack
+
+Kept = Mapping[str, Sequence[int]]
+Signature = dict[str, Any]
+
+# Settings that may differ: rates of dropout that grow with depth are of no account outside of training.
+_OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
+
+
+def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model from a copy of its config, without memory for its weights."""
+    with torch.device("meta"):
+        return cls._from_config(copy.deepcopy(config))
+
+
+def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
+    """Tell whether one cut of a model may be rebuilt as it is and another not: if the layers of a stack are unlike.
+
+    Other lists that are as long as a stack may have to go along with it, which only building it shows.
+    """
+    inside = tuple(f"{stack.path}." for stack in stacks.values())
+    depths = {stack.depth for stack in stacks.values()}
+    lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) in depths]
+    if any(not f"{path}.".startswith(inside) for path in lists):
+        return True
+    return any(not _all_alike(stack, model) for stack in stacks.values())
+
+
+def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    """Compare the kept layers of a model with those of the model that its cut config builds.
+
+    Raises:
+        UnsupportedModelError: If one of them is built otherwise.
+    """
+    for name, stack in stacks.items():
+        layers, rebuilt = stack.layers(whole), stack.layers(cut)
+        for new, old in enumerate(kept[name]):
+            difference = _difference(_signature(layers[old], stack), _signature(rebuilt[new], stack))
+            if difference:
+                raise UnsupportedModelError(
+                    f"{type(whole).__name__} cannot be cut to {name} layers {list(kept[name])}: plain transformers "
+                    f"would build layer {old} otherwise at place {new} ({difference}), and no field of its config "
+                    "can say so; keep other layers, or all."
+                )
+    _check_surroundings(whole, cut, stacks, kept)
+
+
+def _check_surroundings(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    inside = tuple(f"{stack.path}." for stack in stacks.values())
+    shapes = [
+        {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}
+        for model in (whole, cut)
+    ]
+    if difference := _difference(*shapes):
+        raise UnsupportedModelError(
+            f"{type(whole).__name__} cannot be cut to {', '.join(f'{n}={list(k)}' for n, k in kept.items())}: other "
+            f"parts of it depend on the number of layers ({difference})."
+        )
+
+
+def _all_alike(stack: Stack, model: nn.Module) -> bool:
+    signatures = [_signature(layer, stack) for layer in stack.layers(model)]
+    return all(signature == signatures[0] for signature in signatures)
+
+
+def _signature(layer: nn.Module, stack: Stack) -> Signature:
+    """Return what a layer is: its parts by name, their shapes, and their plain settings."""
+    found: Signature = {}
+    bias = bias_in_first_block(stack.model_type)
+    spared = (*bias.weights, bias.flag) if bias else ()
+    for path, part in layer.named_modules():
+        if path.rpartition(".")[2] in spared:
+            continue
+        found[path] = f"{type(part).__module__}.{type(part).__qualname__}"
+        for name, weight in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            found[f"{path}.{name}"] = tuple(weight.shape)
+        found |= {f"{path}.{name}": value for name, value in part.__dict__.items() if _is_setting(name, value, spared)}
+    return found
+
+
+def _is_setting(name: str, value: Any, spared: Sequence[str]) -> bool:
+    if name.startswith("_") or name in spared or name == "p" or any(word in name for word in _OF_NO_ACCOUNT):
+        return False
+    if type(value) is int and is_number_name(name):
+        return False
+    return value is None or isinstance(value, bool | int | float | str | tuple)
+
+
+def _difference(found: Signature, expected: Signature) -> str:
+    """Say in a few words where two signatures differ; empty if they do not."""
+    for name in (*found, *expected):
+        if name not in found or name not in expected or found[name] != expected[name]:
+            values = (_shown(signature, name) for signature in (found, expected))
+            return f"{name.lstrip('.')}: {' and then '.join(values)}"
+    return ""
+
+
+def _shown(signature: Signature, name: str) -> str:
+    value = signature.get(name, "absent")
+    return value.rpartition(".")[2] if isinstance(value, str) else str(value)
