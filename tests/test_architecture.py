@@ -15,7 +15,7 @@ import hf_layerdrop
 ROOT = Path(hf_layerdrop.__file__).parent
 FLOORS = [
     {"errors", "frames", "fingerprints"},
-    {"schedules", "keep", "draws", "families", "adoption", "learning"},
+    {"schedules", "keep", "draws", "families", "adoption", "learning", "wrappers", "adapters"},
     {"config", "headers", "results", "recomputation", "distributed"},
     {"stacks", "state"},
     {"stepping"},

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.families import depth_field, refusal, stack_name
+from hf_layerdrop.wrappers import transformers_model
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def _check_output(model: nn.Module, stack: Stack) -> None:
 
 
 def depths_of(model: nn.Module) -> dict[str, int]:
-    """Return the depth of each stack of a model by name."""
-    return {name: stack.depth for name, stack in find_stacks(model).items()}
+    """Return the depth of each stack of a model by name; the model may be wrapped, as by PEFT."""
+    return {name: stack.depth for name, stack in find_stacks(transformers_model(model)).items()}
 
 
 def _looked_up(model: PreTrainedModel) -> Iterator[Stack]:
