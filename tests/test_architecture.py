@@ -20,7 +20,7 @@ FLOORS = [
     {"stacks", "state"},
     {"stepping"},
     {"injection"},
-    {"pruning", "learned"},
+    {"pruning", "learned", "lightning"},
     {"loading", "metrics", "prefixes", "encoders"},
     {"sources"},
     {"mixin", "evaluation"},
