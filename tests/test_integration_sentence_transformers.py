@@ -11,7 +11,7 @@ from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers
 from integrations import needed, training_arguments
 
 library = needed("sentence_transformers")
-losses = needed("sentence_transformers.losses")
+losses = needed("sentence_transformers.sentence_transformer.losses")
 
 SENTENCES = ["a man plays the guitar", "the dog sleeps on the sofa", "a child reads"]
 WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()} | {"woman", "book", "park", "cat", "runs"})
