@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from accelerate import dispatch_model
+from accelerate import Accelerator, dispatch_model
 from accelerate.hooks import AlignDevicesHook
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from conftest import assert_same_tensors, batch_for, build, gradients_of, loss_of, recorded_runs
@@ -13,6 +14,7 @@ from hf_layerdrop import (
     inject_layerdrop,
     prune_layers,
     remove_layerdrop,
+    set_step,
 )
 from integrations import ROWS, training_arguments
 
@@ -59,6 +61,27 @@ def test_trainer_in_bf16_trains_what_was_not_dropped(tmp_path):
     for name, weight in model.state_dict().items():
         if ".layer." in name and "key.bias" not in name:  # softmax gives a key's bias no gradient
             assert torch.equal(weight, before[name]) == (".layer.1." in name), name
+
+
+def test_accelerate_in_bf16_trains_what_was_not_dropped():
+    model = build(HEAD).train()
+    inject_layerdrop(model, LayerDropConfig((0, 1, 0, 0)))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier Trainer in this process
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    seen = []
+    model.bert.encoder.layer[0].attention.self.query.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    for step in range(2):
+        set_step(prepared, step)
+        accelerator.backward(prepared(**batch_for(HEAD), labels=torch.tensor([0, 1, 0])).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == [torch.bfloat16] * 2
+    after = accelerator.unwrap_model(prepared).state_dict()
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert {layer for layer in range(4) for name in moved if f".layer.{layer}." in name} == {0, 2, 3}
 
 
 @DTYPES
