@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test quality unit readme notebooks mutants architectures clean
+.PHONY: demo test quality unit readme integrations notebooks mutants architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -27,6 +27,12 @@ unit: $(VENV)/.installed-dev
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme_blocks.py README.md
+	$(BIN)/python tests/readme_blocks.py docs/integrations.md
+
+# A part of `unit` and `readme`: what other libraries are needed for.
+integrations: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/test_integration_*.py tests/test_precision.py $(PYTEST_ARGS)
+	$(BIN)/python tests/readme_blocks.py docs/integrations.md
 
 notebooks: $(VENV)/.installed-dev
 	SHORT=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
@@ -49,5 +55,5 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --editable ".[dev]"
+	$(BIN)/pip install --editable ".[dev,integrations]"
 	touch $@

@@ -152,9 +152,23 @@ MUTANTS = [
         ("test_injection.py::test_native_layerdrop_is_never_applied_on_top_of_ours",),
     ),
     Mutant(
+        "forwards that a backward pass repeats are not counted",
+        "state.py",
+        "        self._repeats = True\n",
+        "",
+        ("test_recomputation.py::test_forwards_without_gradient_are_repeated_with_the_same_layers_and_count_once",),
+    ),
+    Mutant(
+        "the configs of adapters are not cut along",
+        "pruning.py",
+        "        _assign(adapter, fields)\n",
+        "        pass\n",
+        ("test_integration_peft.py::test_base_and_adapter_are_pruned_together",),
+    ),
+    Mutant(
         "a recomputation draws again",
         "state.py",
-        "            return self._remembered()",
+        "            return self._remembered() or self._repeated(owner)",
         "            return self.draw()",
         ("test_recomputation.py::test_gradients_equal_those_without_checkpointing",),
     ),
@@ -168,15 +182,15 @@ MUTANTS = [
     Mutant(
         "forwards without gradient advance the count",
         "state.py",
-        "        if counts or record is not None:",
+        "        if counts or recorded:",
         "        if True:",
         ("test_injection.py::test_forwards_without_gradient_and_evaluations_do_not_advance_the_count",),
     ),
     Mutant(
         "a restored state does not continue the count",
         "state.py",
-        "draw.step, draw.micro_step, draw.forward = state[",
-        "_ = state[",
+        "            draw.go_to(*state[",
+        "            _ = (state[",
         ("test_injection.py::test_a_saved_state_continues_the_draws_in_another_process_and_model",),
     ),
     Mutant(

@@ -188,25 +188,66 @@ def test_checkpointing_at_rate_0_is_that_of_the_untouched_model(head):
     assert_same_tensors(gradients_of(model, loss_of(model, batch)), gradients_of(untouched, loss_of(untouched, batch)))
 
 
-def test_a_recomputation_whose_first_run_was_not_seen_is_an_error_and_not_another_draw():
-    class Recompute(torch.autograd.Function):
-        """A home-made checkpoint that hf_layerdrop cannot know."""
+class Recompute(torch.autograd.Function):
+    """A home-made checkpoint that hf_layerdrop cannot know."""
 
-        @staticmethod
-        def forward(ctx, function, anchor):
-            ctx.function = function
-            with torch.no_grad():
-                return function(anchor)
+    @staticmethod
+    def forward(ctx, function, anchor):
+        ctx.function = function
+        with torch.no_grad():
+            return function(anchor)
 
-        @staticmethod
-        def backward(ctx, gradient):
-            with torch.enable_grad():
-                anchor = torch.ones((), requires_grad=True)
-                output = ctx.function(anchor)
-            torch.autograd.backward(output, gradient)
-            return None, anchor.grad
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            anchor = torch.ones((), requires_grad=True)
+            output = ctx.function(anchor)
+        torch.autograd.backward(output, gradient)
+        return None, anchor.grad
 
+
+def recomputed_loss(model, batch):
+    return Recompute.apply(lambda one: loss_of(model, batch) * one, torch.ones((), requires_grad=True))
+
+
+def test_forwards_without_gradient_are_repeated_with_the_same_layers_and_count_once():
+    head = "BertForSequenceClassification"
+    model, reference = injected(head), injected(head)
+    batches = [batch_for(head, seed) for seed in range(2)]
+    patterns = set()
+    for _ in range(STEPS):
+        # the parts of one large batch, all of them run before any is repeated
+        with recorded_runs(model) as runs:
+            losses = [recomputed_loss(model, batch) for batch in batches]
+            found = gradients_of(model, *losses)
+        kept = tuple(sorted(set(runs["encoder"])))
+        assert runs["encoder"] == list(kept) * 4
+        set_rates(reference, [float(layer not in kept) for layer in range(4)])
+        assert_same_tensors(found, gradients_of(reference, *(loss_of(reference, batch) for batch in batches)))
+        patterns.add(kept)
+        counter = layerdrop_state(model).state_dict()["counters"]["encoder"]
+    assert len(patterns) > 1
+    assert counter == [0, 0, STEPS]
+
+
+def test_a_step_that_is_told_forgets_what_was_repeated_before():
+    head = "BertForSequenceClassification"
+    model, fresh = injected(head), injected(head)
+    recomputed_loss(model, batch_for(head)).backward()
+    for each in (model, fresh):
+        set_step(each, 7)
+        recomputed_loss(each, batch_for(head)).backward()
+    counters = [layerdrop_state(each).state_dict()["counters"]["encoder"] for each in (model, fresh)]
+    assert counters == [[7, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("first", [loss_of, None], ids=["after another loss", "never run before"])
+def test_a_recomputation_whose_first_run_was_not_seen_is_an_error_and_not_another_draw(first):
     model, batch = injected("BertForSequenceClassification"), batch_for("BertForSequenceClassification")
-    loss = Recompute.apply(lambda one: loss_of(model, batch) * one, torch.ones((), requires_grad=True))
+    other = first(model, batch) if first else 0.0
+    anchor = torch.ones((), requires_grad=True)
+    with torch.no_grad():
+        recomputed_loss(model, batch) if first else None
+    anchor.register_hook(lambda gradient: loss_of(model, batch).detach() * gradient)
     with pytest.raises(LayerDropStateError, match=r"torch\.utils\.checkpoint"):
-        loss.backward()
+        (other + anchor * 2).backward()

@@ -30,24 +30,25 @@ from hf_layerdrop.naming import stack_name
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
+from hf_layerdrop.wrappers import transformers_model
 
 CONFIG_KEY = "hf_layerdrop"
 
 
-def inject_layerdrop(
-    model: PreTrainedModel, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]
-) -> None:
+def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]) -> None:
     """Make ``model`` drop whole layers while it trains, in place (3.2.1).
 
     Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave
     before. The model's own LayerDrop, if it has one, is switched off, so that it is never applied on top. A second
-    call replaces the first.
+    call replaces the first. What PEFT, Sentence Transformers or Lightning wrap around a transformers model may be
+    given in its place.
 
     Raises:
         LayerDropConfigError: If the config does not fit the model's stacks.
         UnsupportedModelError: If no stack of layers is found.
     """
     config = LayerDropConfig.of(config)
+    model = transformers_model(model)
     stacks = find_stacks(model)
     state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()})
     if find_injected(model) is not None:

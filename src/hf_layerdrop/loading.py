@@ -9,6 +9,7 @@ renumbered layer can match again, and ``save_pretrained`` reverses it.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +28,7 @@ from hf_layerdrop.families import DEPTH_FIELDS, bias_in_first_block, refusal
 from hf_layerdrop.headers import read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
-from hf_layerdrop.pruning import cut_provenance, pruned_config
+from hf_layerdrop.pruning import cut_provenance, prune_layers, pruned_config
 from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds
 from hf_layerdrop.stacks import Stack, find_stacks
 
@@ -53,6 +54,13 @@ def load_plain(
     with clear_errors(name_or_path):
         if keep_layers is None:
             return cls.from_pretrained(name_or_path, *args, **kwargs)
+        if adapted_base(name_or_path, kwargs) is not None:
+            # Transformers puts an adapter into a model by layer numbers, which are those of the whole model.
+            loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
+            prune_layers(
+                loaded[0] if isinstance(loaded, tuple) else loaded, keep_layers, source=_shown_source(name_or_path)
+            )
+            return loaded
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
@@ -95,6 +103,12 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
                 UnsupportedModelError
             ):  # looking at names knows less than looking at the model, which follows
                 headers.stacks()
+
+
+def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
+    """Return the base model that the config of a PEFT adapter in a folder names; None for any other checkpoint."""
+    config = Path(name_or_path or "", kwargs.get("subfolder") or "", "adapter_config.json")
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
 
 
 def _where(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +154,12 @@ def _loader_class(
             setattr(config, CONFIG_KEY, cut_provenance(saved, kept, depths, **provenance))
             pruned_config(config, names.stacks, kept)
             super().__init__(config, *args, **kwargs)
+
+        def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+            raise UnsupportedModelError(
+                "The checkpoint comes with a PEFT adapter, which is cut with its base in memory alone; download it "
+                "and give the folder, or load it whole and call prune_layers."
+            )
 
         @staticmethod
         def _load_pretrained_model(

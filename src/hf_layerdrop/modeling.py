@@ -13,7 +13,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_mode
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.headers import read_config
 from hf_layerdrop.keep import KeepLayers
-from hf_layerdrop.loading import WHERE, clear_errors, load_plain
+from hf_layerdrop.loading import WHERE, adapted_base, clear_errors, load_plain
 from hf_layerdrop.mixin import LayerDrop, inject, plain_class
 from hf_layerdrop.named import *  # noqa: F403
 from hf_layerdrop.named import NAMED
@@ -143,6 +143,8 @@ def find_config(name_or_path: Any, kwargs: dict[str, Any]) -> PreTrainedConfig:
     config = kwargs.get("config")
     if isinstance(config, PreTrainedConfig):
         return config
+    if config is None and (base := adapted_base(name_or_path, kwargs)) is not None:
+        return find_config(base, {})
     if config is None and Path(name_or_path).is_dir():
         read_config(Path(name_or_path) / (kwargs.get("subfolder") or ""))
     with clear_errors(name_or_path):

@@ -15,25 +15,27 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_layerdrop.adapters import check_adapters, cut_adapters
 from hf_layerdrop.bias import borrowed_attributes, owners_of_bias
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.families import bias_in_first_block, cut_fields
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
-from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
+from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
 from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds, may_differ
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
+from hf_layerdrop.wrappers import transformers_model
 
 Undo = Callable[[], Any]
 
 
-def prune_layers(model: PreTrainedModel, keep_layers: KeepLayers | None, **provenance: Any) -> None:
+def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance: Any) -> None:
     """Keep only some layers of ``model``, in place, without copying a weight (3.2.2).
 
     LayerDrop is removed, since its rates were those of the whole model, and the model's own LayerDrop is set to 0: a
     pruned model drops nothing until it is asked to. What was cut is written to ``config.hf_layerdrop``; ``provenance``
-    adds entries such as ``source`` or ``strategy``.
+    adds entries such as ``source`` or ``strategy``. Adapters of PEFT in the model, or around it, are cut along.
 
     Raises:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist; nothing is changed then.
@@ -42,11 +44,16 @@ def prune_layers(model: PreTrainedModel, keep_layers: KeepLayers | None, **prove
     cutter = Cutter(model)
     kept = parse_keep_layers(keep_layers, cutter.depths)
     cutter.check(kept)
+    check_adapters(model)
+    model = transformers_model(model)
+    adapters = cut_adapters(model, partial(cutter.renamed, kept), format_keep_layers(kept))
     saved = getattr(model.config, CONFIG_KEY, None)
     if find_injected(model) is not None:
         remove_layerdrop(model)
     switch_off_native(model, cutter.stacks)
     cutter.cut(kept)
+    for adapter, fields in adapters:
+        _assign(adapter, fields)
     setattr(
         model.config,
         CONFIG_KEY,
@@ -55,7 +62,7 @@ def prune_layers(model: PreTrainedModel, keep_layers: KeepLayers | None, **prove
 
 
 @contextmanager
-def sub_network(model: PreTrainedModel, keep_layers: KeepLayers | None) -> Iterator[dict[str, tuple[int, ...]]]:
+def sub_network(model: nn.Module, keep_layers: KeepLayers | None) -> Iterator[dict[str, tuple[int, ...]]]:
     """Run ``model`` with only some of its layers inside the ``with`` block; yield their indices by stack.
 
     No weight is copied. The model in the block is the pruned model, cache indices and config included, so that what it
@@ -73,7 +80,8 @@ def sub_network(model: PreTrainedModel, keep_layers: KeepLayers | None) -> Itera
 class Cutter:
     """Cut one model again and again: what has to change is looked up once."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        model = transformers_model(model)
         injected = find_injected(model)
         self._model = model
         self._draws = list(getattr(injected, STATE_ATTRIBUTE).draws.values()) if injected is not None else []
@@ -157,6 +165,17 @@ class Cutter:
         finally:
             for restore in undo:
                 restore()
+
+    def renamed(self, kept: Mapping[str, Sequence[int]], module: str) -> str | None:
+        """Return the name that a module has after a cut, None if it is cut away."""
+        for name, stack in self.stacks.items():
+            prefix = f"{stack.path}."
+            if module.startswith(prefix):
+                layer, _, part = module.removeprefix(prefix).partition(".")
+                if int(layer) not in kept[name]:
+                    return None
+                return f"{prefix}{kept[name].index(int(layer))}{'.' * bool(part)}{part}"
+        return module
 
     def _modules(self, name: str, kept: Sequence[int]) -> dict[str, nn.Module]:
         return {str(new): self._layers[name][old] for new, old in enumerate(kept)}

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.families import depth_field, refusal
 from hf_layerdrop.naming import Place, may_be_stack, names_of, stack_name
+from hf_layerdrop.wrappers import transformers_model
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def find_stacks(model: nn.Module) -> dict[str, Stack]:
 
 
 def depths_of(model: nn.Module) -> dict[str, int]:
-    """Return the depth of each stack of a model by name."""
-    return {name: stack.depth for name, stack in find_stacks(model).items()}
+    """Return the depth of each stack of a model by name; the model may be wrapped, as by PEFT."""
+    return {name: stack.depth for name, stack in find_stacks(transformers_model(model)).items()}
 
 
 def configs_of(model: nn.Module, stack: Stack) -> list[PreTrainedConfig]:

@@ -46,6 +46,9 @@ class StackDraw:
         self._told_steps = False
         self._agreed = False
         self._reentrant_drops = False
+        self._counted = False  # a forward with gradient, in this micro-step
+        self._rehearsed: int | None = None  # the place of the last forward without gradient
+        self._repeats = False  # whether a backward pass has repeated that one with gradient
         self._sampler = config.sampler
         self._always_kept = config.always_kept(name, depth)
         self.set_rates(rates)
@@ -90,8 +93,18 @@ class StackDraw:
 
     def begin_step(self, step: int, micro_step: int = 0) -> None:
         """Set the counter to the first forward of a step, or of a micro-step whose gradients the step accumulates."""
-        self.step, self.micro_step, self.forward = step, micro_step, 0
+        self.go_to(step, micro_step)
         self._told_steps = True
+
+    def go_to(self, step: int, micro_step: int, forward: int = 0) -> None:
+        """Set the counter; what came before it is over."""
+        self.step, self.micro_step, self.forward = step, micro_step, forward
+        self._counted, self._rehearsed, self._repeats = False, None, False
+
+    @property
+    def next_forward(self) -> int:
+        """Place in its micro-step of the forward that comes next: those that a backward pass repeats share one."""
+        return self.forward + self._repeats
 
     def draw(self) -> Mask:
         """Return the mask that the counter stands at; a pure function of rates, seed, counter and name."""
@@ -102,33 +115,46 @@ class StackDraw:
 
     def _choose(self, owner: nn.Module, inputs: Sequence[Any]) -> Mask | None:
         if recomputation.in_backward():
-            return self._remembered()
+            return self._remembered() or self._repeated(owner)
+        self.forward, self._repeats = self.next_forward, False
         counts = torch.is_grad_enabled()
         if not counts and recomputation.inside_generate():
             return None
         if any(_holds_tokens(value) for value in inputs):
             return None
         mask = self.draw()
+        recorded = self._record(mask)
+        if counts or recorded:
+            self._note(owner, mask)
+            self.forward += 1
+            self._counted = True
+        else:
+            self._rehearsed = self.forward
+        return mask
+
+    def _record(self, mask: Mask) -> bool:
+        """Leave the mask on the checkpoint whose first run this is, for the second; tell whether there is one."""
         record = recomputation.first_run_record()
         if record is not None:
             _masks_on(record).setdefault(id(self), []).append(mask)
-        if counts or record is not None:
-            if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
-                raise LayerDropStateError(
-                    "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
-                    "injected; build it afterwards, or add hf_layerdrop.stepping.LayerDropStepCallback to its "
-                    "callbacks."
-                )
-            if not self._agreed:
-                self._check_ranks(owner)
-            distributed.note_forward(self, mask)
-            if self.learner is not None:
-                self.learner.note_draw(self.name, self.rates, mask)
-                self._measured = True
-            self.forward += 1
-            self.forwards += 1
-            self.layers_run += sum(mask)
-        return mask
+        return record is not None
+
+    def _note(self, owner: nn.Module, mask: Mask) -> None:
+        """Let all know of a forward whose gradient counts."""
+        if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
+            raise LayerDropStateError(
+                "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
+                "injected; build it afterwards, or add hf_layerdrop.stepping.LayerDropStepCallback to its "
+                "callbacks."
+            )
+        if not self._agreed:
+            self._check_ranks(owner)
+        distributed.note_forward(self, mask)
+        if self.learner is not None and not self._repeats:
+            self.learner.note_draw(self.name, self.rates, mask)
+            self._measured = True
+        self.forwards += 1
+        self.layers_run += sum(mask)
 
     def _check_ranks(self, owner: nn.Module) -> None:
         if distributed.is_shared(owner):
@@ -152,12 +178,26 @@ class StackDraw:
         record = recomputation.second_run_record()
         masks = _masks_on(record).get(id(self)) if record is not None else None
         if not masks:
-            raise LayerDropStateError(
-                f"The {self.name} is recomputed in a backward pass, but the forward that it repeats was not seen: the "
-                "layers it dropped are unknown; use torch.utils.checkpoint or the model's own gradient checkpointing."
-            )
+            return None
         masks.append(masks.pop(0))
         return masks[-1]
+
+    def _repeated(self, owner: nn.Module) -> Mask:
+        """Return the mask of the forwards without gradient that a hook on the loss repeats with it, as GradCache does.
+
+        They are the parts of one large batch, so all have one mask, and count as one forward.
+        """
+        if self._counted or self._rehearsed != self.forward:
+            raise LayerDropStateError(
+                f"The {self.name} is recomputed in a backward pass, but the forward that it repeats was not seen: the "
+                "layers it dropped are unknown; use torch.utils.checkpoint or the model's own gradient checkpointing. "
+                "A loss that caches gradients (GradCache) has to be the only one of its step."
+            )
+        mask = self.draw()
+        self._record(mask)
+        self._note(owner, mask)
+        self._repeats = True
+        return mask
 
     def _masks_by_depth(self, rate: float) -> tuple[Mask, ...]:
         depths = range(shallowest_depth(rate, self.depth), self.depth + 1)
@@ -273,7 +313,7 @@ class LayerDropState:
         return {
             "seed": self.seed,
             "rates": self.rates,
-            "counters": {name: [draw.step, draw.micro_step, draw.forward] for name, draw in self.draws.items()},
+            "counters": {name: [draw.step, draw.micro_step, draw.next_forward] for name, draw in self.draws.items()},
             **({"learned": self.learner.state_dict()} if self.learner is not None else {}),
         }
 
@@ -301,7 +341,7 @@ class LayerDropState:
         self.set_rates(state["rates"])
         self.load_learned(state.get("learned", {}))
         for name, draw in self.draws.items():
-            draw.step, draw.micro_step, draw.forward = state["counters"][name]
+            draw.go_to(*state["counters"][name])
 
 
 def find_injected(model: nn.Module) -> nn.Module | None:

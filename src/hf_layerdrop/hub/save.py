@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import CheckpointError, OutputExistsError
+from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.hub.source import Source, check_processors, find_source, load_pruned
 from hf_layerdrop.report.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.report.plot import draw_depth_plot
@@ -119,6 +119,11 @@ class Extras:
 
 def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: Source | None, extras: Extras) -> None:
     """Write a pruned model, its tokenizer and its card into a folder; ``name`` is how the card says to load it."""
+    if getattr(pruned, "_hf_peft_config_loaded", False):
+        raise UnsupportedModelError(
+            "The model has a PEFT adapter, which would be saved without its base: put it on with "
+            "PeftModel.from_pretrained, call prune_layers on that and save what merge_and_unload() returns."
+        )
     pruned.save_pretrained(folder)
     _write_processors(folder, source, extras.tokenizer)
     plot = _write_plot(folder, extras.results, extras.plot)

@@ -1,0 +1,46 @@
+"""Find the transformers model inside what other libraries put around it: PEFT, Sentence Transformers, Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
+
+from hf_layerdrop.errors import UnsupportedModelError
+
+# Their copies, buckets and graphs are made from the model as it was when they were put around it.
+_TOO_LATE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel, OptimizedModule)
+
+
+def transformers_model(module: nn.Module) -> PreTrainedModel:
+    """Return ``module`` if it is a transformers model, else the only one that it holds.
+
+    Raises:
+        UnsupportedModelError: If it holds none or several, or wraps it so that a change would come too late.
+    """
+    if isinstance(module, PreTrainedModel):
+        return module
+    late = next((part for part in module.modules() if isinstance(part, _TOO_LATE)), None)
+    held = dict(_outermost(module)) if late is None else {}
+    if len(held) == 1:
+        return next(iter(held.values()))
+    if held:
+        raise UnsupportedModelError(
+            f"A {type(module).__name__} holds {len(held)} transformers models ({', '.join(held)}); pass one of them."
+        )
+    raise UnsupportedModelError(
+        f"Got a {type(module).__name__}, but stacks are found in transformers models (PreTrainedModel); "
+        f"pass the model before it is wrapped{f' by {type(late).__name__}' if late is not None else ''}."
+    )
+
+
+def _outermost(module: nn.Module, path: str = "") -> Iterator[tuple[str, PreTrainedModel]]:
+    for name, child in module.named_children():
+        if isinstance(child, PreTrainedModel):
+            yield f"{path}{name}", child
+        else:
+            yield from _outermost(child, f"{path}{name}.")
