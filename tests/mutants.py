@@ -147,9 +147,23 @@ MUTANTS = [
     Mutant(
         "the model's own LayerDrop is not put back",
         "injection.py",
-        '    restore_native(root, state.originals["native"])\n',
+        '    restore_native(model, originals["native"])\n',
         "",
         ("test_injection.py::test_native_layerdrop_is_never_applied_on_top_of_ours",),
+    ),
+    Mutant(
+        "models that share a config write their rates over each other",
+        "injection.py",
+        "                module.config = copies[id(module.config)]",
+        "                pass",
+        ("test_injection.py::test_two_models_built_from_one_config_object_each_keep_and_save_their_own_rates",),
+    ),
+    Mutant(
+        "gradients of dropped layers are left in ZeRO-3's buffer",
+        "zero3.py",
+        "            optimizer.set_local_grad_for_param(torch.zeros_like(partition), weight)",
+        "            pass",
+        ("test_zero3.py::test_gradients_are_cleared_in_the_first_micro_step_alone",),
     ),
     Mutant(
         "a recomputation draws again",
@@ -189,7 +203,7 @@ MUTANTS = [
     Mutant(
         "generate drops layers",
         "state.py",
-        "if not counts and recomputation.inside_generate():",
+        "if recomputation.inside_generate():",
         "if False:",
         ("test_injection.py::test_generate_in_train_mode_drops_nothing_and_draws_nothing",),
     ),

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "frames", "fingerprints"},
     {"schedules", "keep", "draws", "families", "adoption", "learning"},
     {"config", "headers", "results", "recomputation", "distributed"},
-    {"stacks", "state"},
+    {"stacks", "state", "zero3"},
     {"stepping"},
     {"injection"},
     {"pruning", "learned"},

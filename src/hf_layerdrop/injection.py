@@ -7,9 +7,11 @@ the layer wrapped.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -27,8 +29,11 @@ from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS
 from hf_layerdrop.stacks import Stack, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
+from hf_layerdrop.zero3 import clear_stale_gradients
 
 CONFIG_KEY = "hf_layerdrop"
+
+_config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
 
 def inject_layerdrop(
@@ -49,6 +54,7 @@ def inject_layerdrop(
     state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()})
     if find_injected(model) is not None:
         remove_layerdrop(model)
+    _own_config(model)
     state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
     setattr(model, STATE_ATTRIBUTE, state)
     for name, stack in stacks.items():
@@ -69,11 +75,8 @@ def remove_layerdrop(model: nn.Module) -> None:
     state, root = layerdrop_state(model), injected_model(model)
     for stack in find_stacks(root).values():
         _release_stack(root, stack)
-    restore_native(root, state.originals["native"])
+    _restore_config(root, state.originals)
     delattr(root, STATE_ATTRIBUTE)
-    root.config.__dict__.pop(CONFIG_KEY, None)
-    if state.originals[CONFIG_KEY] is not None:
-        setattr(root.config, CONFIG_KEY, state.originals[CONFIG_KEY])
 
 
 def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
@@ -170,7 +173,7 @@ def switch_off_native(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> di
 def restore_native(model: PreTrainedModel, rates: Mapping[str, Mapping[str, float]]) -> None:
     """Undo `switch_off_native`."""
     for name, stack in find_stacks(model).items():
-        _set_native(model, stack, rates[name])
+        _set_native(model, stack, rates.get(name, {}))
 
 
 def native_rates(model: PreTrainedModel) -> dict[str, float]:
@@ -184,6 +187,27 @@ def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]
     for field, rate in rates.items():
         name, _, on_owner = field.partition("@")
         setattr(stack.owner(model) if on_owner else model.config, name, rate)
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give the model a config of its own if another injected model has the same one: each writes its rates into it."""
+    other = _config_users.get(id(model.config))
+    if other is not None and other is not model and other.config is model.config and STATE_ATTRIBUTE in vars(other):
+        copies: dict[int, Any] = {}
+        copy.deepcopy(model.config, copies)
+        for module in model.modules():
+            if id(getattr(module, "config", None)) in copies:
+                module.config = copies[id(module.config)]
+        _restore_config(model, getattr(other, STATE_ATTRIBUTE).originals)
+    _config_users[id(model.config)] = model
+
+
+def _restore_config(model: PreTrainedModel, originals: Mapping[str, Any]) -> None:
+    """Put back what the config said before LayerDrop was injected."""
+    restore_native(model, originals["native"])
+    model.config.__dict__.pop(CONFIG_KEY, None)
+    if originals[CONFIG_KEY] is not None:
+        setattr(model.config, CONFIG_KEY, originals[CONFIG_KEY])
 
 
 class _StackOwner:
@@ -220,6 +244,7 @@ class _DroppableLayer:
                 draw.note_activation(index, _hidden_states(args, kwargs), _hidden_states_of(output))
             return output
         hidden_states = _hidden_states(args, kwargs)
+        clear_stale_gradients(self)  # type: ignore[arg-type]
         _record_dropped(self, hidden_states, args, kwargs)  # type: ignore[arg-type]
         return with_zero_gradients(hidden_states, draw, index, self)  # type: ignore[arg-type]
 

@@ -104,7 +104,7 @@ class StackDraw:
         if recomputation.in_backward():
             return self._remembered()
         counts = torch.is_grad_enabled()
-        if not counts and recomputation.inside_generate():
+        if recomputation.inside_generate():
             return None
         if any(_holds_tokens(value) for value in inputs):
             return None
