@@ -210,7 +210,7 @@ MUTANTS = [
     Mutant(
         "a forward that continues a cache drops layers",
         "state.py",
-        "if any(_holds_tokens(value) for value in inputs):",
+        "if any(_holds_tokens(value) for value in given):",
         "if False:",
         ("test_injection.py::test_a_forward_that_continues_a_cache_drops_nothing",),
     ),

@@ -629,6 +629,18 @@ def test_a_forward_that_continues_a_cache_drops_nothing(name):
         assert not torch.allclose(model(**batch, past_key_values=DynamicCache()).logits, past.logits, atol=1e-3)
 
 
+def test_an_encoder_drops_nothing_beside_a_decoder_that_continues_a_cache():
+    model, batch = injected("BartForConditionalGeneration", 0.9, seed=1), prompts()
+    inputs = {"decoder_input_ids": batch["input_ids"]}
+    with torch.no_grad():
+        filled = model.eval()(**batch, **inputs, use_cache=True).past_key_values
+    with recorded_runs(model.train()) as runs:  # no encoder_outputs: the encoder runs again
+        model(**batch, decoder_input_ids=torch.tensor([[7], [8], [9]]), past_key_values=filled)
+    assert runs == {"encoder": [0, 1, 2, 3], "decoder": [0, 1, 2, 3]}
+    (runs,) = drawn(model, {**batch, **inputs})
+    assert len(runs["encoder"]) < DEPTH
+
+
 # --- Trainer --------------------------------------------------------------------------------------
 
 
