@@ -82,7 +82,8 @@ def test_the_accelerate_loop_goes_on_after_a_stop(run_here, tmp_path: Path) -> N
 def on_two_ranks(output: Path, name: str, launcher: list[str]) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(EXAMPLES / name), "--output", str(output), *SHORT[name]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Without it, and without a GPU, accelerate would run each process for itself.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         cwd=ROOT,
         capture_output=True,
         text=True,
