@@ -61,7 +61,8 @@ def sharded(case: Mapping[str, Any]) -> torch.nn.Module:
         "zero_optimization": {
             "stage": 3,
             "stage3_prefetch_bucket_size": case["prefetch"],
-            "stage3_param_persistence_threshold": 0,
+            "stage3_param_persistence_threshold": 0,  # it would keep so small a model gathered, and for reuse too
+            "stage3_max_reuse_distance": 0,
             **({"offload_optimizer": {"device": "cpu"}} if case["offload"] else {}),
         },
     }
