@@ -159,6 +159,13 @@ MUTANTS = [
         ("test_injection.py::test_two_models_built_from_one_config_object_each_keep_and_save_their_own_rates",),
     ),
     Mutant(
+        "an encoder drops beside a decoder that continues a cache",
+        "state.py",
+        "if self._has_sibling else inputs",
+        "if False else inputs",
+        ("test_injection.py::test_an_encoder_drops_nothing_beside_a_decoder_that_continues_a_cache",),
+    ),
+    Mutant(
         "gradients of dropped layers are left in ZeRO-3's buffer",
         "zero3.py",
         "            optimizer.set_local_grad_for_param(torch.zeros_like(partition), weight)",

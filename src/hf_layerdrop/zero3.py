@@ -8,6 +8,7 @@ decay: all parameters are stepped as flat tensors, which have no place for a mis
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -23,13 +24,15 @@ def clear_stale_gradients(layer: nn.Module) -> None:
     Raises:
         LayerDropStateError: If DeepSpeed would lose gradients of layers that are dropped.
     """
+    if "deepspeed" not in sys.modules or in_backward():
+        return
     for weight in layer.parameters():
         optimizer: Any = getattr(weight, "_z3_optimizer", None)
-        if optimizer is None or in_backward():
-            return
+        if optimizer is None or not weight.requires_grad:
+            continue
         _check_offload(optimizer)
         # From the second micro-step on, gradients of the first may be there, and new ones are added.
-        if weight.requires_grad and optimizer.micro_step_id == 0:
+        if optimizer.micro_step_id == 0:
             partition = weight.ds_tensor  # type: ignore[attr-defined]
             optimizer.set_local_grad_for_param(torch.zeros_like(partition), weight)
 
