@@ -7,24 +7,31 @@ one process.
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, GradientState
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+import hf_layerdrop.distributed
 from conftest import build
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, set_rates, set_step
-from hf_layerdrop.stepping import register_with_trainer
+from hf_layerdrop.stepping import calling_trainer, register_with_trainer
 
-STEPS, MICRO_STEPS, ROWS = 8, 2, 4
+STEPS, MICRO_STEPS, ROWS = 20, 2, 4
 HEAD = "BertForSequenceClassification"
 
 
@@ -84,19 +91,34 @@ def distance(model: nn.Module, other: nn.Module) -> float:
     return max(float((one - two).abs().max()) for one, two in pairs)
 
 
+@cache
+def trained_alone(
+    optimizer: str, *, checkpointing: str = "none", rate: float = 0.5, accumulate: bool = True
+) -> nn.Module:
+    """Return what one process makes of the joined batches."""
+    model = new_model(checkpointing, rate)
+    train(model, optimizer_for(optimizer, model), 0, 1, accumulate)
+    return model
+
+
 def ddp(rank: int, size: int, *, find_unused: bool, checkpointing: str, optimizer: str) -> dict[str, object]:
-    alone, model = new_model(checkpointing), new_model(checkpointing)
-    train(alone, optimizer_for(optimizer, alone), 0, 1)
+    alone, model = trained_alone(optimizer, checkpointing=checkpointing), new_model(checkpointing)
     wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused)
-    none_seen = []
-
-    def note() -> None:
-        layers = model.bert.encoder.layer
-        none_seen.append([all(weight.grad is None for weight in layer.parameters()) for layer in layers])
-
-    train(wrapped, optimizer_for(optimizer, wrapped), rank, size, on_step=note)
+    none_seen: list[list[bool]] = []
+    train(
+        wrapped,
+        optimizer_for(optimizer, wrapped),
+        rank,
+        size,
+        on_step=lambda: none_seen.append(without_gradient(model)),
+    )
     dropped = sum(map(sum, none_seen))
     return {"distance": distance(model, alone), "dropped": dropped, "spread": spread(model)}
+
+
+def without_gradient(model: nn.Module) -> list[bool]:
+    """Tell for each layer whether an optimizer that stepped now would leave all of it alone."""
+    return [all(weight.grad is None for weight in layer.parameters()) for layer in model.bert.encoder.layer]
 
 
 def spread(model: nn.Module) -> float:
@@ -109,53 +131,191 @@ def spread(model: nn.Module) -> float:
     return float(apart)
 
 
+@contextmanager
+def counted_gathers() -> Iterator[dict[str, int]]:
+    """Count the all-gathers of FSDP2 inside the block."""
+    count = {"all": 0}
+    original = distributed.all_gather_single
+
+    def counted(*args: object, **kwargs: object) -> object:
+        count["all"] += 1
+        return original(*args, **kwargs)
+
+    distributed.all_gather_single = counted
+    try:
+        yield count
+    finally:
+        distributed.all_gather_single = original
+
+
 def fsdp(rank: int, size: int) -> dict[str, object]:
     gathered: dict[float, int] = {}
     ends: dict[float, float] = {}
     for rate in (0.0, 0.5, 1.0):
-        alone, model = new_model("none", rate), new_model("none", rate)
-        train(alone, optimizer_for("adamw", alone), 0, 1, accumulate=False)
+        alone, model = trained_alone("adamw", rate=rate, accumulate=False), new_model("none", rate)
         for layer in model.bert.encoder.layer:
             fully_shard(layer)
         fully_shard(model)
-        count = {"all": 0}
-        original = distributed.all_gather_single
-
-        def counted(*args: object, _original: Callable = original, _count: dict = count, **kwargs: object) -> object:
-            _count["all"] += 1
-            return _original(*args, **kwargs)
-
-        distributed.all_gather_single = counted
-        try:
+        with counted_gathers() as count:
             train(model, optimizer_for("adamw", model), rank, size, accumulate=False)
-        finally:
-            distributed.all_gather_single = original
         gathered[rate] = count["all"]
-        full = [weight.full_tensor() for weight in model.parameters()]
-        ends[rate] = max(float((one - two).abs().max()) for one, two in zip(full, alone.parameters(), strict=True))
+        ends[rate] = distance_of_shards(model, alone)
     return {"gathered": list(gathered.values()), "distance": max(ends.values())}
 
 
+def distance_of_shards(model: nn.Module, other: nn.Module) -> float:
+    full = [weight.full_tensor() for weight in model.parameters()]
+    return max(float((one - two).abs().max()) for one, two in zip(full, other.parameters(), strict=True))
+
+
+def sharding_accelerator(*, checkpointing: bool) -> Accelerator:
+    AcceleratorState._reset_state()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["BertLayer"],  # a name, which the class of an injected layer has to keep
+        activation_checkpointing=checkpointing,
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    os.environ.pop("ACCELERATE_USE_FSDP")  # it is for this accelerator alone
+    # accelerate shards on accelerators only, and plain processes on a CPU train by DDP; all else is its usual way.
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    return accelerator
+
+
+def gradients_of_shards(model: nn.Module) -> list[torch.Tensor | None]:
+    return [None if weight.grad is None else weight.grad.full_tensor() for weight in model.parameters()]
+
+
+def counted_runs(model: nn.Module) -> list[int]:
+    """Return counters of how often each layer's attention runs, first runs and recomputations alike."""
+    layers = model.bert.encoder.layer
+    runs = [0] * len(layers)
+
+    def counter(index: int) -> Callable[..., None]:
+        def count(*_: object) -> None:
+            runs[index] += 1
+
+        return count
+
+    for index, layer in enumerate(layers):
+        layer.attention.register_forward_pre_hook(counter(index))
+    return runs
+
+
+def sharded_run(rate: float, rank: int, size: int, *, checkpointing: bool) -> dict[str, Any]:
+    """Train with accelerate's FSDP2; with ``checkpointing`` it recomputes each layer's call."""
+    alone, model = trained_alone("adamw", rate=rate, accumulate=False), new_model("none", rate)
+    runs, gradients = counted_runs(model), []
+
+    def note() -> None:
+        if len(gradients) < 6:  # as many steps as show it: each weight is gathered
+            gradients.append(gradients_of_shards(model))
+
+    accelerator = sharding_accelerator(checkpointing=checkpointing)
+    model, optimizer = accelerator.prepare(model, optimizer_for("adamw", model))
+    with counted_gathers() as count:
+        train(
+            model,
+            optimizer,
+            rank,
+            size,
+            accumulate=False,
+            on_step=note,
+        )
+    return {
+        "gathered": count["all"],
+        "distance": distance_of_shards(model, alone),
+        "sharded": sum(type(module).__name__ == "FSDPBertLayer" for module in model.modules()),
+        "runs": runs,
+        "gradients": gradients,
+    }
+
+
+def fsdp_by_accelerate(rank: int, size: int) -> dict[str, object]:
+    """Train with and without recomputation at three rates, and compare the gradients of every step."""
+    found: dict[str, object] = {}
+    for rate in (0.0, 0.5, 1.0):
+        plain, recomputed = (sharded_run(rate, rank, size, checkpointing=way) for way in (False, True))
+        pairs = [
+            pair
+            for steps in zip(plain.pop("gradients"), recomputed.pop("gradients"), strict=True)
+            for pair in zip(*steps, strict=True)
+        ]
+        found[f"rate {rate}"] = {
+            "plain": plain,
+            "recomputed": recomputed,
+            "same_nones": all((one is None) == (two is None) for one, two in pairs),
+            "apart": max(float((one - two).abs().max()) for one, two in pairs if one is not None),
+        }
+    return found
+
+
+def ddp_by_accelerate(rank: int, size: int, *, find_unused: bool) -> dict[str, object]:
+    alone, model = trained_alone("adamw"), new_model("none")
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    flags = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO_STEPS, kwargs_handlers=[flags])
+    wrapped, optimizer = accelerator.prepare(model.train(), optimizer_for("adamw", model))
+    for step in range(STEPS):
+        for micro_step in range(MICRO_STEPS):
+            set_step(wrapped, step, micro_step)
+            with accelerator.accumulate(wrapped):
+                accelerator.backward(wrapped(**half(rows(step, micro_step), rank, size)).loss)
+                optimizer.step()
+                optimizer.zero_grad()
+    GradientState._reset_state()
+    return {"distance": distance(model, alone), "spread": spread(model)}
+
+
+class Watch(TrainerCallback):
+    """Note how Trainer wrapped the model."""
+
+    find_unused: bool | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.find_unused = calling_trainer().model_wrapped.find_unused_parameters
+
+
 def by_trainer(rank: int, size: int, *, checkpointing: bool, folder: Path) -> dict[str, object]:
+    """Train by Trainer with no flag of DDP's, and by a loop in one process on the same rows in the same order."""
     register_with_trainer()
-    model = new_model("none")
-    data = [{name: value[row] for name, value in rows(0, 0).items()} for row in range(ROWS)] * 4
+    alone, model, watch = trained_alone("adamw"), new_model("none"), Watch()
+    data = [
+        {name: value[row] for name, value in rows(step, micro_step).items()}
+        for step in range(STEPS)
+        for micro_step in range(MICRO_STEPS)
+        for row in range(ROWS)
+    ]
     arguments = TrainingArguments(
         str(folder),
-        max_steps=6,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
+        max_steps=STEPS,
+        per_device_train_batch_size=ROWS // size,
+        gradient_accumulation_steps=MICRO_STEPS,
         gradient_checkpointing=checkpointing,
+        train_sampling_strategy="sequential",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
         save_strategy="no",
         logging_strategy="no",
     )
-    Trainer(model, arguments, train_dataset=data).train()
+    optimizer, none_seen = optimizer_for("adamw", model), []
+    optimizer.register_step_pre_hook(lambda *_: none_seen.append(without_gradient(model)))
+    model.accepts_loss_kwargs = (
+        False  # Trainer reads off the signature that the loss is divided, which this head does not do
+    )
+    Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[watch]).train()
     return {
         "spread": spread(model),
+        "distance": distance(model, alone),
         "moved": distance(model, new_model("none")),
+        "find_unused": watch.find_unused,
+        "dropped": sum(map(sum, none_seen)),
         "steps": layerdrop_state(model).draws["encoder"].step,
     }
 
@@ -177,6 +337,21 @@ def disagreement(rank: int, size: int) -> dict[str, object]:
     return {"errors": found}
 
 
+def rate_changed_by_one(rank: int, size: int) -> dict[str, object]:
+    """Change the rates between two micro-steps on rank 0 alone."""
+    wrapped = DistributedDataParallel(new_model("none")).train()
+    with wrapped.no_sync():
+        wrapped(**half(rows(0, 0), rank, size)).loss.backward()
+    hf_layerdrop.distributed.RANKS_TIMEOUT = timedelta(seconds=1)
+    if rank == 0:
+        set_rates(wrapped, 0.9)
+    try:
+        wrapped(**half(rows(0, 1), rank, size))
+    except LayerDropStateError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
 def impossible(rank: int, size: int) -> dict[str, object]:
     wrapped = DistributedDataParallel(new_model("reentrant"), find_unused_parameters=True)
     try:
@@ -186,31 +361,38 @@ def impossible(rank: int, size: int) -> dict[str, object]:
     return {"error": ""}
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, size = distributed.get_rank(), distributed.get_world_size()
-
-    def say(case: str, found: dict[str, object]) -> None:
-        every: list[object] = [None] * size
-        distributed.all_gather_object(every, found)
-        if rank == 0:
-            print(json.dumps({"case": case, "ranks": every}), flush=True)  # noqa: T201 - what the test reads
-
+def all_cases(folder: Path) -> dict[str, Callable[[int, int], dict[str, object]]]:
+    cases: dict[str, Callable[[int, int], dict[str, object]]] = {}
     for find_unused in (False, True):
         for checkpointing in ("none", "plain", "reentrant"):
             if find_unused and checkpointing == "reentrant":
                 continue
             for optimizer in ("sgd", "adamw"):
-                case = f"ddp-{find_unused}-{checkpointing}-{optimizer}"
-                say(case, ddp(rank, size, find_unused=find_unused, checkpointing=checkpointing, optimizer=optimizer))
-    say("impossible", impossible(rank, size))
-    say("disagreement", disagreement(rank, size))
-    say("fsdp", fsdp(rank, size))
-    for checkpointing in (False, True):
-        say(f"trainer-{checkpointing}", by_trainer(rank, size, checkpointing=checkpointing, folder=folder))
+                cases[f"ddp-{find_unused}-{checkpointing}-{optimizer}"] = partial(
+                    ddp, find_unused=find_unused, checkpointing=checkpointing, optimizer=optimizer
+                )
+    cases |= {"impossible": impossible, "disagreement": disagreement}
+    cases |= {"fsdp": fsdp, "fsdp-accelerate": fsdp_by_accelerate}
+    for flag in (False, True):
+        cases[f"accelerate-{flag}"] = partial(ddp_by_accelerate, find_unused=flag)
+        cases[f"trainer-{flag}"] = partial(by_trainer, checkpointing=flag, folder=folder)
+    return cases | {"rate-changed-by-one": rate_changed_by_one}  # last: the ranks are out of step afterwards
+
+
+def main(folder: Path, *words: str) -> None:
+    """Run the cases whose name holds one of the words; without words, all."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    for name, case in all_cases(folder).items():
+        if words and not any(word in name for word in words):
+            continue
+        every: list[object] = [None] * size
+        distributed.all_gather_object(every, case(rank, size))
+        if rank == 0:
+            print(json.dumps({"case": name, "ranks": every}), flush=True)  # noqa: T201 - what the test reads
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

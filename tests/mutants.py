@@ -147,7 +147,7 @@ MUTANTS = [
     Mutant(
         "the model's own LayerDrop is not put back",
         "injection.py",
-        '    restore_native(root, state.originals["native"])\n',
+        '    restore_native(model, originals["native"])\n',
         "",
         ("test_injection.py::test_native_layerdrop_is_never_applied_on_top_of_ours",),
     ),
@@ -164,6 +164,27 @@ MUTANTS = [
         "        _assign(adapter, fields)\n",
         "        pass\n",
         ("test_integration_peft.py::test_base_and_adapter_are_pruned_together",),
+    ),
+    Mutant(
+        "models that share a config write their rates over each other",
+        "injection.py",
+        "                module.config = copies[id(module.config)]",
+        "                pass",
+        ("test_injection.py::test_two_models_built_from_one_config_object_each_keep_and_save_their_own_rates",),
+    ),
+    Mutant(
+        "an encoder drops beside a decoder that continues a cache",
+        "state.py",
+        "if self._has_sibling else inputs",
+        "if False else inputs",
+        ("test_injection.py::test_an_encoder_drops_nothing_beside_a_decoder_that_continues_a_cache",),
+    ),
+    Mutant(
+        "gradients of dropped layers are left in ZeRO-3's buffer",
+        "zero3.py",
+        "            optimizer.set_local_grad_for_param(torch.zeros_like(partition), weight)",
+        "            pass",
+        ("test_zero3.py::test_gradients_are_cleared_in_the_first_micro_step_alone",),
     ),
     Mutant(
         "a recomputation draws again",
@@ -203,14 +224,14 @@ MUTANTS = [
     Mutant(
         "generate drops layers",
         "state.py",
-        "if not counts and recomputation.inside_generate():",
+        "if recomputation.inside_generate():",
         "if False:",
         ("test_injection.py::test_generate_in_train_mode_drops_nothing_and_draws_nothing",),
     ),
     Mutant(
         "a forward that continues a cache drops layers",
         "state.py",
-        "if any(_holds_tokens(value) for value in inputs):",
+        "if any(_holds_tokens(value) for value in given):",
         "if False:",
         ("test_injection.py::test_a_forward_that_continues_a_cache_drops_nothing",),
     ),

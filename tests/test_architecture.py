@@ -29,7 +29,7 @@ FLOORS = [
         "wrappers",
     },
     {"config", "headers", "results", "recomputation", "distributed", "bias"},
-    {"stacks", "state"},
+    {"stacks", "state", "zero3"},
     {"stepping", "rebuilding"},
     {"injection"},
     {"pruning", "learned", "lightning"},

@@ -34,6 +34,18 @@ def test_the_search_benchmark_shares_prefixes_and_gives_the_same_scores() -> Non
     assert numbers["seconds_naive"] > 0
 
 
+def test_the_ddp_benchmark_compares_on_two_ranks() -> None:
+    done = benchmark("ddp", "--short", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    compared = numbers["comparisons"]
+    assert compared["DDP, rate 0.0: against untouched"]["same_losses"]
+    assert compared["DDP, rate 0.5, two ways: against find_unused_parameters"]["same_losses"]
+    assert all(entry["rounds"] == 5 and entry["ratio_median"] > 0 for entry in compared.values())
+    assert len(compared) == 3
+    assert done.stdout.count("DDP, rate 0.5: against untouched") == 2  # one row, by rank 0 alone, and the numbers
+
+
 def test_names_and_options_are_listed() -> None:
     done = benchmark("--help")
     assert all(name in done.stdout for name in ("search", "strategies"))

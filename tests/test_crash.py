@@ -24,6 +24,7 @@ from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.training import check_output, last_complete_checkpoint
 
 SECONDS = 120  # a hang is a failure
+MOMENTS = int(os.environ.get("CRASH_MOMENTS", "2"))  # random ones for two ranks; more of them take longer
 SERVER = multiprocessing.get_context("forkserver")  # torch is imported once, and each run is a process of its own
 
 
@@ -126,16 +127,40 @@ def test_killed_again_and_again(model: Path, tmp_path: Path, uninterrupted: tupl
     assert same(weights(output), uninterrupted[0])
 
 
-def test_two_ranks_of_which_one_dies_while_the_other_has_finished_its_part_of_a_save(
-    model: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def two_undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], int]:
+    """The weights at the end of a run of two ranks, and how many calls of functions each takes."""
+    output, counted = tmp_path_factory.mktemp("two") / "run", SERVER.Value("q", 0)
+    assert start(model, output, ranks=2, counted=counted) == [0, 0]
+    return weights(output), counted.value
+
+
+@pytest.mark.parametrize("seed", range(MOMENTS))
+def test_two_ranks_killed_at_a_random_moment(model: Path, tmp_path: Path, two_undisturbed: tuple, seed: int) -> None:
+    expected, calls = two_undisturbed
+    moment = Death(calls=random.Random(seed).randint(calls // 20, calls * 9 // 10))
+    assert -signal.SIGKILL in start(model, tmp_path / "run", moment, ranks=2)
+    assert not (tmp_path / "run" / "depth_results.json").exists()
+    assert start(model, tmp_path / "run", ranks=2) == [0, 0]
+    assert same(weights(tmp_path / "run"), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "rank"),
+    [
+        ("rng_state_1.pth", 1),  # rank 0 may have finished its part of the save
+        ("optimizer.pt", 0),
+    ],
+)
+def test_two_ranks_killed_inside_a_save(
+    model: Path, tmp_path: Path, two_undisturbed: tuple, file: str, rank: int
 ) -> None:
-    assert start(model, tmp_path / "whole", ranks=2) == [0, 0]
     output, second = tmp_path / "run", f"checkpoint-{2 * SAVE_STEPS}"
-    death = Death(inside=f"{second}/rng_state_1.pth", rank=1)
+    death = Death(inside=f"{second}/{file}", rank=rank)
     assert -signal.SIGKILL in start(model, output, death, ranks=2)
-    assert (output / second / "rng_state_0.pth").is_file()
+    assert (output / second / file).is_file()
     assert start(model, output, ranks=2) == [0, 0]
-    assert same(weights(output), weights(tmp_path / "whole"))
+    assert same(weights(output), two_undisturbed[0])
 
 
 # Which checkpoint is gone on from, without a run.

@@ -1,6 +1,7 @@
 """Inject, train, remove: promises 1 to 6 and 8 of the design."""
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -101,12 +102,32 @@ def test_remove_undoes_inject_exactly(head, route, tmp_path):
 def test_copies_go_on_alone(head):
     model, batch = build(head), batch_for(head)
     inject_layerdrop(model, LayerDropConfig(0.5, seed=3))
-    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)
     expected = drawn(model, batch, 6)
     set_rates(model, 1.0)
-    assert drawn(copied, batch, 6) == expected
-    assert drawn(pickled, batch, 6) == expected
+    assert all(drawn(copied, batch, 6) == expected for copied in copies)
     assert drawn(model, batch) != expected[:1]
+
+
+def test_two_models_built_from_one_config_object_each_keep_and_save_their_own_rates(head, tmp_path):
+    first = build(head)
+    second = type(first)._from_config(first.config, attn_implementation="eager")
+    assert second.config is first.config
+    inject_layerdrop(first, LayerDropConfig(0.1, seed=1))
+    inject_layerdrop(second, LayerDropConfig(0.5, seed=2))
+    set_rates(first, 0.2)
+    for model, rate, seed in ((first, 0.2, 1), (second, 0.5, 2)):
+        model.save_pretrained(tmp_path / str(seed))
+        saved = json.loads((tmp_path / str(seed) / "config.json").read_text())["hf_layerdrop"]
+        assert all(value == rate for rates in saved["rates"].values() for value in rates)
+        assert saved["seed"] == seed
+    configs = {id(module.config) for module in second.modules() if hasattr(module, "config")}
+    assert len(configs) == len({id(module.config) for module in build(head).modules() if hasattr(module, "config")})
+    remove_layerdrop(second)
+    assert hasattr(first.config, "hf_layerdrop")
+    assert not hasattr(second.config, "hf_layerdrop")
 
 
 def test_a_second_inject_replaces_the_first(head):
@@ -486,6 +507,24 @@ def test_set_rates_changes_the_next_forward_and_is_written_down(head):
     assert layerdrop_state(model).state_dict() == before
 
 
+def test_rates_that_change_between_two_micro_steps_hold_from_the_second_one_on(head):
+    model, batches = injected(head, 0.0), [batch_for(head, seed) for seed in range(2)]
+    expected = []
+    for rates, batch in zip((0.0, (0, 1, 0, 1)), batches, strict=True):
+        set_rates(model, rates)
+        expected.append(gradients_of(model.train(), loss_of(model, batch)))
+    set_rates(model, 0.0)
+    model.zero_grad(set_to_none=True)
+    for micro_step, batch in enumerate(batches):
+        set_step(model, 0, micro_step)
+        loss_of(model, batch).backward()
+        set_rates(model, (0, 1, 0, 1))
+    for name, weight in model.named_parameters():
+        parts = [gradients[name] for gradients in expected if gradients[name] is not None]
+        assert (weight.grad is None) == (not parts)
+        assert not parts or torch.allclose(weight.grad, sum(parts), atol=1e-5)
+
+
 def test_set_rates_keeps_the_shape_the_protected_layers_and_the_stacks_it_does_not_name():
     model = build("BartModel")
     inject_layerdrop(model, LayerDropConfig(0.3, shape="linear", never_drop=(-1,)))
@@ -547,6 +586,15 @@ def test_generate_in_train_mode_drops_nothing_and_draws_nothing(name, sampled):
 
 
 @pytest.mark.parametrize("name", GENERATING)
+def test_generate_with_gradients_drops_nothing_either(name):
+    model = injected(name, 0.7, seed=1).train()
+    with recorded_runs(model) as runs:
+        type(model).generate.__wrapped__(model, **prompts(), max_new_tokens=3, do_sample=False, num_beams=1)
+    assert all(len({layers.count(layer) for layer in range(DEPTH)}) == 1 for layers in runs.values())
+    assert drawn(model, prompts()) == drawn(injected(name, 0.7, seed=1), prompts())
+
+
+@pytest.mark.parametrize("name", GENERATING)
 def test_a_forward_that_continues_a_cache_drops_nothing(name):
     model, batch = build(name), prompts()
     more = torch.tensor([[7], [8], [9]])
@@ -579,6 +627,18 @@ def test_a_forward_that_continues_a_cache_drops_nothing(name):
     set_rates(model, 0.99)
     if not inputs:  # an empty cache is the beginning of a sequence, and drops as any training forward
         assert not torch.allclose(model(**batch, past_key_values=DynamicCache()).logits, past.logits, atol=1e-3)
+
+
+def test_an_encoder_drops_nothing_beside_a_decoder_that_continues_a_cache():
+    model, batch = injected("BartForConditionalGeneration", 0.9, seed=1), prompts()
+    inputs = {"decoder_input_ids": batch["input_ids"]}
+    with torch.no_grad():
+        filled = model.eval()(**batch, **inputs, use_cache=True).past_key_values
+    with recorded_runs(model.train()) as runs:  # no encoder_outputs: the encoder runs again
+        model(**batch, decoder_input_ids=torch.tensor([[7], [8], [9]]), past_key_values=filled)
+    assert runs == {"encoder": [0, 1, 2, 3], "decoder": [0, 1, 2, 3]}
+    (runs,) = drawn(model, {**batch, **inputs})
+    assert len(runs["encoder"]) < DEPTH
 
 
 # --- Trainer --------------------------------------------------------------------------------------

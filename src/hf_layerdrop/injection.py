@@ -7,9 +7,11 @@ the layer wrapped.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -31,8 +33,11 @@ from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
 from hf_layerdrop.wrappers import transformers_model
+from hf_layerdrop.zero3 import clear_stale_gradients
 
 CONFIG_KEY = "hf_layerdrop"
+
+_config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
 
 def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]) -> None:
@@ -53,6 +58,7 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
     state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()})
     if find_injected(model) is not None:
         remove_layerdrop(model)
+    _own_config(model)
     state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
     setattr(model, STATE_ATTRIBUTE, state)
     for name, stack in stacks.items():
@@ -73,11 +79,8 @@ def remove_layerdrop(model: nn.Module) -> None:
     state, root = layerdrop_state(model), injected_model(model)
     for stack in find_stacks(root).values():
         _release_stack(root, stack)
-    restore_native(root, state.originals["native"])
+    _restore_config(root, state.originals)
     delattr(root, STATE_ATTRIBUTE)
-    root.config.__dict__.pop(CONFIG_KEY, None)
-    if state.originals[CONFIG_KEY] is not None:
-        setattr(root.config, CONFIG_KEY, state.originals[CONFIG_KEY])
 
 
 def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
@@ -175,7 +178,7 @@ def switch_off_native(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> di
 def restore_native(model: PreTrainedModel, rates: Mapping[str, Mapping[str, float]]) -> None:
     """Undo `switch_off_native`."""
     for name, stack in find_stacks(model).items():
-        _set_native(model, stack, rates[name])
+        _set_native(model, stack, rates.get(name, {}))
 
 
 def native_rates(model: PreTrainedModel) -> dict[str, float]:
@@ -191,6 +194,27 @@ def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]
         for target in [stack.owner(model)] if on_owner else configs_of(model, stack):
             if hasattr(target, name):
                 setattr(target, name, rate)
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give the model a config of its own if another injected model has the same one: each writes its rates into it."""
+    other = _config_users.get(id(model.config))
+    if other is not None and other is not model and other.config is model.config and STATE_ATTRIBUTE in vars(other):
+        copies: dict[int, Any] = {}
+        copy.deepcopy(model.config, copies)
+        for module in model.modules():
+            if id(getattr(module, "config", None)) in copies:
+                module.config = copies[id(module.config)]
+        _restore_config(model, getattr(other, STATE_ATTRIBUTE).originals)
+    _config_users[id(model.config)] = model
+
+
+def _restore_config(model: PreTrainedModel, originals: Mapping[str, Any]) -> None:
+    """Put back what the config said before LayerDrop was injected."""
+    restore_native(model, originals["native"])
+    model.config.__dict__.pop(CONFIG_KEY, None)
+    if originals[CONFIG_KEY] is not None:
+        setattr(model.config, CONFIG_KEY, originals[CONFIG_KEY])
 
 
 class _StackOwner:
@@ -230,6 +254,7 @@ class _DroppableLayer:
             if draw.learner is not None:
                 draw.note_activation(index, hidden_states_of_call(layer, args, kwargs), _hidden_states_of(output))
             return output
+        clear_stale_gradients(layer)
         output = handed_on(layer, args, kwargs, self._layerdrop_handed_on)
         _record_dropped(layer, _hidden_states_of(output), args, kwargs)
         if isinstance(output, tuple):

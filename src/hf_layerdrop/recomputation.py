@@ -1,4 +1,4 @@
-"""Tell which forward is running: an ordinary one, one inside ``generate``, or the second run of a checkpointed one.
+"""Tell which forward is running: an ordinary one, one of a generation, or the second run of a checkpointed one.
 
 `torch.utils.checkpoint` runs a forward again in the backward pass, and both runs must drop the same layers. When the
 checkpoint is inside a layer's ``__call__`` nothing is needed, since the decision to drop lies outside. When it is
@@ -38,6 +38,14 @@ def inside_trainer() -> bool:
     """Tell whether a Trainer's training loop is among the callers."""
     trainer = sys.modules.get("transformers.trainer")  # what was not imported is not running
     return trainer is not None and any(frame.f_code is trainer.Trainer.training_step.__code__ for frame in callers())
+
+
+def cache_of_caller() -> Any | None:
+    """Return the cache that the innermost forward among the callers was given, if it takes one."""
+    for frame in callers():
+        if frame.f_code.co_name == "forward" and "past_key_values" in frame.f_code.co_varnames:
+            return frame.f_locals.get("past_key_values")
+    return None
 
 
 def first_run_record() -> Any | None:

@@ -32,7 +32,9 @@ class StackDraw:
         learner: What learns the rates from the draws, where they are learned.
     """
 
-    def __init__(self, name: str, rates: Sequence[float], config: LayerDropConfig) -> None:
+    def __init__(
+        self, name: str, rates: Sequence[float], config: LayerDropConfig, *, has_sibling: bool = False
+    ) -> None:
         depth = len(rates)
         self.name = name
         self.depth = depth
@@ -49,6 +51,7 @@ class StackDraw:
         self._counted = False  # a forward with gradient, in this micro-step
         self._rehearsed: int | None = None  # the place of the last forward without gradient
         self._repeats = False  # whether a backward pass has repeated that one with gradient
+        self._has_sibling = has_sibling  # the decoder gets the cache, and the encoder is not shown it
         self._sampler = config.sampler
         self._always_kept = config.always_kept(name, depth)
         self.set_rates(rates)
@@ -118,9 +121,10 @@ class StackDraw:
             return self._remembered() or self._repeated(owner)
         self.forward, self._repeats = self.next_forward, False
         counts = torch.is_grad_enabled()
-        if not counts and recomputation.inside_generate():
+        if recomputation.inside_generate():
             return None
-        if any(_holds_tokens(value) for value in inputs):
+        given = (*inputs, recomputation.cache_of_caller()) if self._has_sibling else inputs
+        if any(_holds_tokens(value) for value in given):
             return None
         mask = self.draw()
         recorded = self._record(mask)
@@ -210,7 +214,10 @@ class LayerDropState:
 
     def __init__(self, config: LayerDropConfig, depths: Mapping[str, int]) -> None:
         self.config = config
-        self.draws = {name: StackDraw(name, rates, config) for name, rates in config.rates_for(depths).items()}
+        self.draws = {
+            name: StackDraw(name, rates, config, has_sibling=len(depths) > 1)
+            for name, rates in config.rates_for(depths).items()
+        }
         self.depths = dict(depths)
         self.micro_step = 0
         self.originals: dict[str, Any] = {}
