@@ -15,8 +15,8 @@ import hf_layerdrop
 ROOT = Path(hf_layerdrop.__file__).parent
 FLOORS = [
     {"errors", "frames", "fingerprints"},
-    {"schedules", "keep", "draws", "families", "adoption", "learning"},
-    {"config", "headers", "results", "recomputation", "distributed"},
+    {"schedules", "keep", "draws", "families", "adoption", "learning", "vocabulary"},
+    {"config", "headers", "results", "scratch", "recomputation", "distributed"},
     {"stacks", "state"},
     {"stepping"},
     {"injection"},
@@ -24,8 +24,10 @@ FLOORS = [
     {"loading", "metrics", "prefixes", "encoders"},
     {"sources"},
     {"mixin", "evaluation"},
-    {"named", "callbacks", "tasks"},
+    {"named", "callbacks"},
     {"modeling"},
+    {"tasks"},
+    {"trainers"},
     {"selection"},
     {"report"},
     {"hub", "training"},
