@@ -6,10 +6,12 @@ own and is closed by the tokenizer's end token; lines that keep theirs are taken
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.metrics import load_metric_of
@@ -47,6 +49,11 @@ def encode_causal(rows: Dataset, encoding: Encoding) -> Dataset:
 
 def encode_masked(rows: Dataset, encoding: Encoding) -> Dataset:
     """Cut the joined texts into blocks between special tokens; what is scored is masked here, once and for all."""
+    if encoding.tokenizer.mask_token is None:
+        raise TaskError(
+            f"The tokenizer {encoding.tokenizer.name_or_path!r} has no mask token, which masked language modelling "
+            "needs: take task clm, or a model that was trained with one."
+        )
     before, after = _around(encoding.tokenizer)
     special = len(before) + len(after)
     blocks = [[*before, *block, *after] for block in _blocks(rows, encoding, encoding.max_length - special)]
@@ -121,22 +128,27 @@ def causal_collator(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> An
 
 
 class MaskingCollator:
-    """Mask tokens anew in every epoch, as RoBERTa does; rows that are masked already are only padded."""
+    """Mask tokens anew in every epoch, as RoBERTa does; rows that are masked already are only padded.
+
+    The mask is a function of the batch alone, which is another in every epoch. A global generator would not do: batches
+    are made ahead of the steps, so that a resumed run would mask other tokens than the uninterrupted one.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Any = None) -> None:
         from transformers import DataCollatorForLanguageModeling
 
-        if tokenizer.mask_token is None:
-            raise TaskError(
-                f"The tokenizer {tokenizer.name_or_path!r} has no mask token, which masked language modelling needs: "
-                "take task clm, or a model that was trained with one."
-            )
         self._mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
         self._pad = causal_collator(tokenizer)
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         """Make a batch."""
-        return self._pad(rows) if "labels" in rows[0] else self._mask(rows)
+        import torch
+
+        if "labels" in rows[0]:
+            return self._pad(rows)
+        content = array("q", [token for row in rows for token in row["input_ids"]])
+        self._mask.generator = torch.Generator().manual_seed(crc32(content.tobytes()))
+        return self._mask(rows)
 
 
 def token_losses(logits: Any, labels: Any, *, shift: bool) -> Any:
