@@ -18,6 +18,7 @@ from hf_layerdrop.cli import run
 from hf_layerdrop.headers import read_config
 from hf_layerdrop.report.table import read_results
 from hf_layerdrop.tasks import load_task
+from test_tasks import write_table
 
 disable_progress_bars()
 
@@ -425,3 +426,84 @@ def test_other_families_and_a_config_file_give_the_model_that_they_say(name, mod
     assert run([*command, "--config", str(options), "--output_dir", str(tmp_path / "again")]) == 0
     again = read_config(tmp_path / "again")
     assert {field: again[field] for field in depths} == depths
+
+
+# Where the rows come from.
+
+
+def one_step(tmp_path, *more):
+    quick = ["--config", "tiny-4x16", "--vocab-size", "400", *TRAINER, "--max_steps", "1", "--eval-depths", "1"]
+    return run(["train", *more, *quick, "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".parquet"])
+def test_language_models_read_lines_and_tables(ending, tmp_path):
+    rows = sentences(random.Random(0), 40)
+    file = tmp_path / f"rows{ending}"
+    if ending == ".txt":
+        file.write_text("\n".join(row["text"] for row in rows))
+    else:
+        write_table(file, rows)
+    files = ["--train-file", str(file), "--validation-file", str(file), "--max-length", "16"]
+    assert one_step(tmp_path, "--task", "clm", *files) == 0
+    assert read_results(tmp_path / "run" / "depth_results.json")[0].metrics["perplexity"] > 1
+
+
+def test_lines_of_text_are_no_table_for_other_tasks(tmp_path, capsys):
+    (tmp_path / "rows.txt").write_text("a\n")
+    assert one_step(tmp_path, "--task", "translation", *["--train-file", str(tmp_path / "rows.txt")] * 2) == 2
+    files = ["--train-file", str(tmp_path / "rows.txt"), "--validation-file", str(tmp_path / "rows.txt")]
+    assert one_step(tmp_path, "--task", "translation", *files) == 2
+    assert "unknown kind" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_data_set_is_read_as_one_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pairs = [{"translation": {"de": row["de"], "en": row["en"]}} for row in translations(random.Random(0), 20)]
+    for split in ("train", "validation"):
+        write(folder / f"{split}.jsonl", pairs)
+    arguments = [
+        "--task",
+        "translation",
+        "--dataset",
+        str(folder),
+        "--text-columns",
+        "de,en",
+        "--max-target-length",
+        "8",
+    ]
+    assert one_step(tmp_path, *arguments) == 0
+    assert {"bleu", "chrf"} <= set(read_results(tmp_path / "run" / "depth_results.json")[0].metrics)
+
+
+def test_parts_of_speech_are_scored_by_their_accuracy(tmp_path):
+    rows = [{"words": "the cat sat", "pos": "DET NOUN VERB"}, {"words": "a dog ran off", "pos": "DET NOUN VERB ADV"}]
+    file = str(write_table(tmp_path / "rows.csv", rows * 4))
+    columns = ["--text-columns", "words", "--label-column", "pos"]
+    files = ["--train-file", file, "--validation-file", file]
+    assert one_step(tmp_path, "--task", "token-classification", *files, *columns) == 0
+    assert set(read_results(tmp_path / "run" / "depth_results.json")[0].metrics) == {"accuracy", "loss"}
+    assert read_config(tmp_path / "run")["id2label"] == {"0": "ADV", "1": "DET", "2": "NOUN", "3": "VERB"}
+
+
+def test_every_answer_is_in_a_window_and_windows_overlap(trained):
+    from hf_layerdrop.tasks import load_task_data
+
+    folder = trained("question-answering")
+    file = folder.parent / "validation.jsonl"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    task = load_task("question-answering")
+    data = task.encode(load_task_data(task, train_file=file, validation_file=file), tokenizer, max_length=14)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    windows = data.validation["validation"]
+    assert len(windows) > len(rows)
+    found: dict[int, set[str]] = {}
+    for number, window in zip(windows["row_numbers"], windows, strict=True):
+        begin, end = window["start_positions"], window["end_positions"]
+        if begin:
+            spans = data.examples[number].offsets
+            text = data.examples[number].context[spans[begin][0] : spans[end][1]]
+            found.setdefault(data.examples[number].question, set()).add(text)
+    assert found == {number: set(row["answers"]["text"]) for number, row in enumerate(rows)}
