@@ -28,7 +28,6 @@ def test_bleu_of_one_sentence_is_its_definition():
     assert computed["bleu"] == pytest.approx(expected)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_bleu_and_chrf_are_sacrebleus_with_several_references():
     streams = [[row[0] for row in RIGHT], [row[1] if len(row) > 1 else None for row in RIGHT]]
     metric = load_metric_of("text", "bleu", "chrf")
