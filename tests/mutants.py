@@ -384,6 +384,48 @@ MUTANTS = [
         "",
         ("test_learned.py::test_a_resumed_run_equals_the_uninterrupted_one",),
     ),
+    Mutant(
+        "masked tokens are not masked",
+        "tasks/language_modelling.py",
+        "        return self._mask(rows)",
+        "        return self._pad([{**row, 'labels': row['input_ids']} for row in rows])",
+        ("test_paper_tasks.py::test_a_model_from_a_config_learns_the_task_and_is_cut[mlm]",),
+    ),
+    Mutant(
+        "a causal model is not asked for later tokens",
+        "tasks/language_modelling.py",
+        "logits, labels = logits[:, :-1], labels[:, 1:]",
+        "pass",
+        ("test_paper_tasks.py::test_the_perplexity_is_that_of_plain_transformers",),
+    ),
+    Mutant(
+        "generated text is compared with another row's references",
+        "tasks/sequence_to_sequence.py",
+        "references=[data.examples[row] for row in evaluated.label_ids]",
+        "references=[data.examples[0] for row in evaluated.label_ids]",
+        ("test_paper_tasks.py::test_bleu_is_sacrebleus_of_what_plain_transformers_generates",),
+    ),
+    Mutant(
+        "a question without an answer is answered",
+        "tasks/question_answering.py",
+        "may_be_none and none[question] > score",
+        "False",
+        ("test_text_metrics.py::test_no_answer_wins_only_where_some_question_has_none",),
+    ),
+    Mutant(
+        "the count of layer forwards begins anew at a resume",
+        "callbacks.py",
+        "        if state.global_step:\n            self.layer_forwards =",
+        "        if False:\n            self.layer_forwards =",
+        ("test_paper_tasks.py::test_a_resumed_run_ends_like_the_one_that_went_through",),
+    ),
+    Mutant(
+        "a recipe runs done steps again",
+        "cli/recipe.py",
+        "if state == DONE or dry_run:",
+        "if dry_run:",
+        ("test_recipe.py::test_an_interrupted_recipe_goes_on_from_the_last_checkpoint",),
+    ),
 ]
 
 

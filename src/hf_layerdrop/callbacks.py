@@ -14,10 +14,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ExportableState
 
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.evaluation import depth_name, evaluate_depths
-from hf_layerdrop.injection import injected_model, scale_rates
+from hf_layerdrop.injection import injected_model, layerdrop_state, scale_rates
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.schedules import SCHEDULES, Schedule, make_schedule
 from hf_layerdrop.stacks import depths_of
@@ -102,6 +103,44 @@ class DepthEvaluationCallback(TrainerCallback):
         found = depth_metrics(trainer, kwargs["eval_dataloader"], self.depths, prefix)
         trainer.log(dict(found))
         metrics.update(found)
+
+
+class LayerForwardsCallback(TrainerCallback, ExportableState):
+    """Count the layers that run in training forwards, a batch each: by this number, runs are compared at equal cost.
+
+    Dropped layers do not count, nor do recomputations and evaluations. The count stands in each checkpoint, so that a
+    resumed run ends with that of the uninterrupted one.
+
+    Attributes:
+        layer_forwards: How many so far, on this process.
+    """
+
+    def __init__(self) -> None:
+        self.layer_forwards = 0
+        self._before = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what Trainer saves of this callback in each checkpoint."""
+        return {"args": {}, "attributes": {"layer_forwards": self.layer_forwards}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Go on from the count of the checkpoint."""
+        # A checkpoint that was trained without this callback does not know its name, under which Trainer saves.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if state.global_step:
+            self.layer_forwards = (saved[-1] if isinstance(saved, list) else saved)["attributes"]["layer_forwards"]
+        self._before = self.layer_forwards - self._run(model)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Take the count of the step."""
+        self.layer_forwards = self._before + self._run(model)
+
+    def _run(self, model: nn.Module) -> int:
+        return sum(draw.layer_forwards for draw in layerdrop_state(injected_model(model)).draws.values())
 
 
 def depth_metrics(trainer: Trainer, dataloader: Any, depths: Sequence[KeepLayers], prefix: str) -> dict[str, float]:

@@ -173,3 +173,48 @@ def refusal(model_type: str | None) -> str | None:
             "take out; set num_hidden_layers in its config to run it fewer times."
         )
     return REFUSED.get(model_type or "")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the config of a family says depth and width, and which tokenizer goes with it.
+
+    Attributes:
+        depth: Config fields of the depths, one a stack.
+        width: Field of the width.
+        heads: Fields of the number of attention heads.
+        inner: Fields of the width of the feed-forward parts.
+        positions: Field of the number of positions.
+        spare_positions: Positions that hold no token.
+        tokenizer: A kind of `vocabulary.TOKENIZERS`.
+    """
+
+    depth: tuple[str, ...]
+    width: str
+    heads: tuple[str, ...]
+    inner: tuple[str, ...]
+    positions: str = "max_position_embeddings"
+    spare_positions: int = 0
+    tokenizer: str = "bpe"
+
+
+_PLAIN_DEPTH = ("num_hidden_layers",)
+_PLAIN = (_PLAIN_DEPTH, "hidden_size", ("num_attention_heads",), ("intermediate_size",))
+
+# Families that can be made small from a few numbers (`--config tiny-12x128`).
+SHAPES: dict[str, Shape] = {
+    "bert": Shape(*_PLAIN, tokenizer="wordpiece"),
+    "roberta": Shape(*_PLAIN, spare_positions=2, tokenizer="bpe-marked"),
+    "llama": Shape(*_PLAIN),
+    "gpt2": Shape(("n_layer",), "n_embd", ("n_head",), ("n_inner",), "n_positions"),
+    "bart": Shape(
+        ("encoder_layers", "decoder_layers"),
+        "d_model",
+        ("encoder_attention_heads", "decoder_attention_heads"),
+        ("encoder_ffn_dim", "decoder_ffn_dim"),
+        tokenizer="bpe-marked",
+    ),
+}
+# The family that "tiny" stands for, by the head that a task needs.
+TINY_BY_HEAD = {"CausalLM": "gpt2", "Seq2SeqLM": "bart"}
+TINY_OTHERWISE = "bert"

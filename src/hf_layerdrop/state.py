@@ -29,6 +29,7 @@ class StackDraw:
         mask: The mask of the forward that is running; None where nothing is dropped.
         forwards: Training forwards that were counted.
         layers_run: Layers that ran in them, recomputations not counted.
+        layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped.
         learner: What learns the rates from the draws, where they are learned.
     """
 
@@ -42,6 +43,7 @@ class StackDraw:
         self.seed = 0
         self.step = self.micro_step = self.forward = 0
         self.forwards = self.layers_run = 0
+        self.layer_forwards = 0
         self.paused = False  # while the model is a sub-network, which drops nothing
         self.learner: RateLearner | None = None
         self._measured = False
@@ -80,6 +82,8 @@ class StackDraw:
         """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
         self._measured = False
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else None
+        if owner.training and torch.is_grad_enabled() and not recomputation.in_backward():
+            self.layer_forwards += self.depth if self.mask is None else sum(self.mask)
 
     def runs(self, layer: int) -> bool:
         """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
@@ -22,10 +22,13 @@ from hf_layerdrop.headers import read_config
 from hf_layerdrop.keep import KeepLayers, evenly_spread, parse_keep_layers
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.schedules import Schedule, constant
-from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
+from hf_layerdrop.scratch import ModelFromConfig
+from hf_layerdrop.tasks import Task, TaskData, all_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+    from hf_layerdrop.callbacks import LayerForwardsCallback
 
 RESULTS_FILE = "depth_results.json"
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
@@ -43,55 +46,75 @@ class TrainingRun:
         results: One record a sub-network that was measured at the end.
         output_dir: Folder of the trained model, its tokenizer and its checkpoints; a plain transformers checkpoint.
         results_file: The records as JSON.
+        layer_forwards: Layers that ran in training forwards, a batch each: what the run has cost, before a resume too.
+        signatures: What sacrebleu says of the settings of its metrics, by name; empty for others.
     """
 
     trainer: Trainer
     results: list[SubNetworkResult]
     output_dir: Path
     results_file: Path
+    layer_forwards: int = 0
+    signatures: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(
     data: TaskData,
-    model: str,
+    model: str | ModelFromConfig,
     arguments: TrainingArguments,
     *,
     layerdrop: LayerDropConfig | None = None,
     schedule: Schedule = constant,
-    eval_depths: Sequence[KeepLayers] | None = None,
-    max_length: int = MAX_LENGTH,
+    eval_depths: Sequence[KeepLayers] | Callable[[Mapping[str, int]], Sequence[KeepLayers]] | None = None,
+    max_length: int | None = None,
+    max_target_length: int | None = None,
+    strict: bool = False,
     freeze_embeddings: bool = False,
     overwrite: bool = False,
-    on_start: Callable[[Trainer], None] | None = None,
+    on_start: Callable[[Trainer, TaskData], None] | None = None,
 ) -> TrainingRun:
-    """Finetune a pretrained model on a task with LayerDrop, then measure sub-networks of it without further finetuning.
+    """Train a model on a task with LayerDrop, then measure sub-networks of it without further finetuning.
 
     Everything that can be wrong with the input is found before the first step.
 
     Args:
         data: The task and its rows, from `load_task_data`.
-        model: A checkpoint folder, or a model on the Hub.
-        arguments: Trainer's settings. `resume_from_checkpoint` continues a run: a folder, ``"last"`` for the last
-            complete checkpoint of the output folder, or ``"auto"``, which starts anew where there is none.
+        model: A checkpoint folder, a model on the Hub, or from `describe_model` one with random weights.
+        arguments: Trainer's settings; those of Seq2SeqTrainer for a task that generates. `resume_from_checkpoint`
+            continues a run: a folder, ``"last"`` for the last complete checkpoint of the output folder, or ``"auto"``,
+            which starts anew where there is none.
         layerdrop: What is dropped; None takes the rates saved in the checkpoint, or its native ones, or 0.
         schedule: How the rates move over training, from `make_schedule`.
-        eval_depths: The sub-networks to measure, at each evaluation and at the end; by default `halved_depths`.
-        max_length: Inputs of more tokens are cut.
+        eval_depths: The sub-networks to measure, at each evaluation and at the end, or a function that chooses them
+            from the depths of the stacks; by default `halved_depths`.
+        max_length: Inputs of more tokens are cut; None for what is usual for the task.
+        max_target_length: The same for texts that are generated.
+        strict: Refuse data with inputs that would be cut.
         freeze_embeddings: Leave the token embeddings as they are, which spares time and memory.
         overwrite: Allow an output folder that is not empty; checkpoints in it that the run does not build on are
             removed.
-        on_start: Called with the trainer when all is ready, before the first step.
+        on_start: Called with the trainer and the encoded data when all is ready, before the first step.
 
     Raises:
         LayerDropError: One of its kinds, if the data, the model, a setting or the output folder is not usable.
     """
     from torch import accelerator
 
+    from hf_layerdrop.trainers import positions_of
+
     output_dir = Path(str(arguments.output_dir))
     checkpoint = check_output(output_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
-    tokenizer = load_tokenizer(model)
-    encoded = tokenize(data, tokenizer, max_length=max_length)
-    network = _load_model(data.task, model, _seeded(layerdrop, arguments), arguments.seed)
+    tokenizer = _tokenizer_for(model, data, checkpoint)
+    network = _load_model(data.task, model, tokenizer, _seeded(layerdrop, arguments), arguments.seed)
+    _check_model(network, tokenizer, data.task, model)
+    encoded = data.task.encode(
+        data,
+        tokenizer,
+        max_length=max_length,
+        max_target_length=max_target_length,
+        positions=positions_of(network),
+        strict=strict,
+    )
     if freeze_embeddings:
         network.get_input_embeddings().requires_grad_(False)
     if checkpoint is not None:
@@ -99,9 +122,9 @@ def train(
     depths = _checked_depths(eval_depths, network)
     if not accelerator.is_available():
         arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
-    trainer = _build_trainer(encoded, network, tokenizer, arguments, schedule, depths)
+    trainer, count = _build_trainer(encoded, network, tokenizer, arguments, schedule, depths)
     if on_start is not None:
-        on_start(trainer)
+        on_start(trainer, encoded)
     if trainer.is_world_process_zero():
         _remove_later(output_dir, checkpoint)
     _note_data(network, data.task)
@@ -112,7 +135,8 @@ def train(
     results_file = output_dir / RESULTS_FILE
     if trainer.is_world_process_zero():
         _write(results, results_file)
-    return TrainingRun(trainer, results, output_dir, results_file)
+    signatures = getattr(trainer.compute_metrics, "signatures", {})
+    return TrainingRun(trainer, results, output_dir, results_file, count.layer_forwards, dict(signatures))
 
 
 def check_output(output_dir: Path, *, overwrite: bool = False, resume: str | bool | None = None) -> Path | None:
@@ -152,11 +176,12 @@ def _scaled(depths: Mapping[str, int], share: int) -> dict[str, tuple[int, ...]]
     return {stack: evenly_spread(max(1, round(depth * share / largest)), depth) for stack, depth in depths.items()}
 
 
-def _checked_depths(eval_depths: Sequence[KeepLayers] | None, model: PreTrainedModel) -> list[KeepLayers]:
+def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers]:
     from hf_layerdrop.stacks import depths_of
 
     depths = depths_of(model)
-    specs = halved_depths(depths) if eval_depths is None else list(eval_depths)
+    chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
+    specs = halved_depths(depths) if chosen is None else list(chosen)
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
@@ -164,7 +189,7 @@ def _checked_depths(eval_depths: Sequence[KeepLayers] | None, model: PreTrainedM
 
 def _note_data(model: PreTrainedModel, task: Task) -> None:
     """Note in the config what the model is measured on: the cards of its sub-networks say so."""
-    named = {"dataset": task.hub_name, "config": task.name} if task.hub_name else {"dataset": task.name}
+    named = {"dataset": task.hub_name, "config": task.hub_config} if task.hub_name else {"dataset": task.name}
     saved = getattr(model.config, "hf_layerdrop", None) or {}
     model.config.hf_layerdrop = {**saved, "measured_on": {**named, "split": task.validation_splits[0]}}
 
@@ -304,29 +329,52 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_model(task: Task, model: str, layerdrop: LayerDropConfig | None, seed: int) -> PreTrainedModel:
+def _tokenizer_for(model: str | ModelFromConfig, data: TaskData, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; for a model without a checkpoint, train one on its data, or go on with that of the run."""
+    if isinstance(model, str):
+        return load_tokenizer(model)
+    if checkpoint is not None:
+        return load_tokenizer(str(checkpoint))
+    if model.tokenizer is not None:
+        return load_tokenizer(model.tokenizer)
+    if data.train is None:
+        raise CheckpointError(
+            f"{model.name!r} needs training rows to train its tokenizer on: give them, or a tokenizer."
+        )
+    return model.make_tokenizer(all_texts(data.train))
+
+
+def _load_model(
+    task: Task,
+    model: str | ModelFromConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    layerdrop: LayerDropConfig | None,
+    seed: int,
+) -> PreTrainedModel:
     from transformers import set_seed
 
-    from hf_layerdrop import modeling
-
-    set_seed(seed)  # the new head is drawn at random
-    settings: dict[str, Any] = {"num_labels": task.num_labels, "problem_type": "regression"}
-    if not task.is_regression:
-        names = dict(enumerate(task.label_names))
-        settings = {
-            "id2label": names,
-            "label2id": {name: number for number, name in names.items()},
-            "problem_type": "single_label_classification",
-        }
+    set_seed(seed)  # a new head, or all of the model, is drawn at random
+    settings = task.kind.settings(task)
+    if isinstance(model, ModelFromConfig):
+        return task.model_class.from_config(model.make_config(tokenizer, **settings), layerdrop=layerdrop)
     try:
         # The head of another task is replaced, with a warning of transformers.
-        return getattr(modeling, f"AutoLayerDropModelFor{task.head}").from_pretrained(
-            model, layerdrop=layerdrop, ignore_mismatched_sizes=True, **settings
-        )
+        return task.model_class.from_pretrained(model, layerdrop=layerdrop, ignore_mismatched_sizes=True, **settings)
     except OSError as error:
         raise CheckpointError(
             f"No model could be loaded from {model!r}: give a checkpoint folder, or check the name and the network."
         ) from error
+
+
+def _check_model(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, model: str | ModelFromConfig
+) -> None:
+    from hf_layerdrop.trainers import check_causal, check_vocabulary
+
+    name = model if isinstance(model, str) else model.name
+    check_vocabulary(network, tokenizer, name)
+    if task.head == "CausalLM":
+        check_causal(network, name)
 
 
 def _seeded(layerdrop: LayerDropConfig | None, arguments: TrainingArguments) -> LayerDropConfig | None:
@@ -343,21 +391,13 @@ def _build_trainer(
     arguments: TrainingArguments,
     schedule: Schedule,
     depths: Sequence[KeepLayers],
-) -> Trainer:
-    from transformers import Trainer
+) -> tuple[Trainer, LayerForwardsCallback]:
+    from hf_layerdrop.callbacks import DepthEvaluationCallback, LayerDropScheduleCallback, LayerForwardsCallback
+    from hf_layerdrop.trainers import build_trainer
 
-    from hf_layerdrop.callbacks import DepthEvaluationCallback, LayerDropScheduleCallback
-
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=next(iter(data.validation.values())),
-        processing_class=tokenizer,
-        data_collator=padding_collator(tokenizer),
-        compute_metrics=compute_metrics_for(data.task),
-        callbacks=[LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths)],
-    )
+    count = LayerForwardsCallback()
+    callbacks = [LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths), count]
+    return build_trainer(data, model, tokenizer, arguments, callbacks=callbacks), count
 
 
 def measure_depths(trainer: Trainer, data: TaskData, depths: Sequence[KeepLayers]) -> list[SubNetworkResult]:

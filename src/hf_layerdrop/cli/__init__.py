@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from hf_layerdrop.cli import demo, inspect, prune, push, search, sweep, train
+from hf_layerdrop.cli import demo, inspect, prune, push, recipe, search, sweep, train
 from hf_layerdrop.cli.errors import run_reporting_errors
 
 app = typer.Typer(name="hf-layerdrop", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -24,6 +24,7 @@ app.command("search")(search.search_command)
 app.command("prune")(prune.prune_command)
 app.command("push")(push.push_command)
 app.command("inspect")(inspect.inspect_command)
+app.command("run")(recipe.run_command)
 
 # Values of the flag --debug of TrainingArguments, which `train` passes through.
 _DEBUG_OF_TRAINER = {"underspecified_overflow", "tpu_metrics_debug"}

@@ -13,6 +13,7 @@ from hf_layerdrop.headers import has_only_pickle, read_config, read_headers
 from hf_layerdrop.keep import parse_keep_layers
 from hf_layerdrop.report.table import read_results
 from hf_layerdrop.results import SubNetworkResult
+from hf_layerdrop.tasks import MORE_TASKS, TASKS
 from hf_layerdrop.training import RESULTS_FILE
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
@@ -31,6 +32,58 @@ Revision = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code: only if you trust them.")
 ]
+
+
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help=f"{', '.join(MORE_TASKS)}, or of GLUE: {', '.join(TASKS)}. Left out: a classification of your own files.",
+        show_default=False,
+    ),
+]
+TextColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--text-columns",
+        metavar="A[,B]",
+        help="Text columns of the data, such as de,en for a translation; A+B joins two.",
+        show_default=False,
+    ),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", metavar="NAME", help="Label column of the data.", show_default=False)
+]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", metavar="NAME", help="A data set on the Hub, or its folder.", show_default=False),
+]
+DatasetConfig = Annotated[
+    str | None,
+    typer.Option("--dataset-config", metavar="NAME", help="Its configuration, if several.", show_default=False),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length",
+        min=1,
+        help="Longer inputs are cut to this many tokens.",
+        show_default="what is usual for the task, 128 for GLUE",
+    ),
+]
+MaxTargetLength = Annotated[
+    int | None,
+    typer.Option("--max-target-length", min=2, help="Most tokens of a generated text.", show_default="128"),
+]
+NumBeams = Annotated[
+    int | None, typer.Option("--num-beams", min=1, help="Width of the beam where text is generated.", show_default="1")
+]
+
+
+def listed(columns: str | None) -> list[str]:
+    """Split a list of columns."""
+    return [column.strip() for column in columns.split(",")] if columns else []
 
 
 Results = Annotated[

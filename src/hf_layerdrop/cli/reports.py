@@ -1,4 +1,4 @@
-"""The option --report of the commands that measure: one HTML file beside what they write anyway."""
+"""What the commands that measure have in common: the option --report, and how metrics are defined."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.selection.record import Selection
@@ -62,3 +63,9 @@ def write_wanted(
         overwrite=True,
     )
     return [path]
+
+
+def print_signatures(console: Console, signatures: Mapping[str, str]) -> None:
+    """Print what sacrebleu says of its settings."""
+    for name, signature in signatures.items():
+        console.print(f"{name}: {signature}", highlight=False, markup=False, soft_wrap=True)

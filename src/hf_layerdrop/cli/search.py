@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.cli.arguments import Model, Revision, loading_arguments
+from hf_layerdrop.cli.arguments import (
+    DatasetConfig,
+    DatasetName,
+    LabelColumn,
+    MaxLength,
+    MaxTargetLength,
+    Model,
+    NumBeams,
+    Revision,
+    TaskName,
+    TextColumns,
+    listed,
+    loading_arguments,
+)
 from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
-from hf_layerdrop.cli.sweep import choose_task
+from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
 from hf_layerdrop.headers import read_headers
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.space import Space, parse_depth
 from hf_layerdrop.selection.strategies import MAX_SETS, STRATEGIES, check_settings, check_space, find_strategy
-from hf_layerdrop.tasks import (
-    MAX_LENGTH,
-    TASKS,
-    Task,
-    TaskData,
-    compute_metrics_for,
-    load_task_data,
-    local_files,
-    padding_collator,
-    tokenize,
-)
-from hf_layerdrop.training import load_tokenizer
+from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, load_task_data, local_files, with_dataset
 
-if TYPE_CHECKING:
-    from transformers import Trainer
+TEST = "test"
 
 
 def search_command(
@@ -55,9 +55,7 @@ def search_command(
         float | None, typer.Option(metavar="MB", help="Or: largest size of the weights.", show_default=False)
     ] = None,
     strategy: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(STRATEGIES)}.")] = "beam",
-    task: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
-    ] = None,
+    task: TaskName = None,
     validation_file: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Local rows to search on: CSV, TSV, JSON or Parquet.", show_default=False),
@@ -70,12 +68,10 @@ def search_command(
             show_default="half of the validation rows, held out of the search",
         ),
     ] = None,
-    text_columns: Annotated[
-        str | None, typer.Option(metavar="A[,B]", help="Text columns of the files.", show_default=False)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label column of the files.", show_default=False)
-    ] = None,
+    dataset: DatasetName = None,
+    dataset_config: DatasetConfig = None,
+    text_columns: TextColumns = None,
+    label_column: LabelColumn = None,
     metric: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A metric of the task, or loss.", show_default="the task's first"),
@@ -108,7 +104,9 @@ def search_command(
     latency_batch_size: Annotated[int, typer.Option(min=1, help="Rows of the input that is timed.")] = 1,
     latency_length: Annotated[int, typer.Option(min=1, help="Tokens of the input that is timed.")] = MAX_LENGTH,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 32,
-    max_length: Annotated[int, typer.Option(min=1, help="Longer inputs are cut to this many tokens.")] = MAX_LENGTH,
+    max_length: MaxLength = None,
+    max_target_length: MaxTargetLength = None,
+    num_beams: NumBeams = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     revision: Revision = None,
 ) -> None:
@@ -130,8 +128,8 @@ def search_command(
     if output.exists() and not overwrite:
         raise OutputExistsError(f"The selection file {str(output)!r} exists: give another by --output, or --overwrite.")
     check_wanted(report, overwrite=overwrite)
-    columns = [column.strip() for column in text_columns.split(",")] if text_columns else []
-    chosen = choose_task(task, columns, label_column, headers.config)
+    columns = listed(text_columns)
+    chosen = with_dataset(choose_task(task, columns, label_column, headers.config), dataset, dataset_config)
     for files in (validation_file, *([test_file] if test_file else [])):
         local_files(chosen, None, files, train=False)
     _check_metric(metric, chosen)
@@ -140,13 +138,14 @@ def search_command(
         for files in (validation_file, *([test_file] if test_file else []))
     ]
     loading = loading_arguments(model, revision=revision, allow_pickle=False)
-    with _trainer(model, rows, batch_size, max_length, loading) as (trainer, sets):
+    sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
+    with evaluating_trainer(model, _together(rows), sizes, loading) as (trainer, encoded):
         from hf_layerdrop.selection.search import search_layers
 
         selection = search_layers(
             trainer,
-            sets[0],
-            test_dataset=sets[1] if test_file else None,
+            next(iter(encoded.validation.values())),
+            test_dataset=encoded.validation.get(TEST),
             metric=metric or rows[0].task.headline,
             strategy=name,
             depth=depth,
@@ -202,29 +201,7 @@ def _check_metric(metric: str | None, task: Task) -> None:
         raise TaskError(f"--metric is {metric!r}, but task {task.name} has {', '.join(known)}: take one of these.")
 
 
-@contextmanager
-def _trainer(
-    model: str, rows: Sequence[TaskData], batch_size: int, max_length: int, loading: Mapping[str, Any]
-) -> Iterator[tuple[Trainer, list[Any]]]:
-    """Load the model into a Trainer, and encode the first validation set of each task's rows."""
-    from torch import accelerator
-    from transformers import Trainer, TrainingArguments
-
-    from hf_layerdrop.modeling import load_checkpoint
-
-    tokenizer = load_tokenizer(model, **loading)
-    sets = [next(iter(tokenize(part, tokenizer, max_length=max_length).validation.values())) for part in rows]
-    with tempfile.TemporaryDirectory() as unused:  # Trainer makes its output folder, whatever it is used for
-        arguments = TrainingArguments(
-            unused,
-            per_device_eval_batch_size=batch_size,
-            dataloader_pin_memory=accelerator.is_available(),  # without one, torch warns
-            report_to="none",
-        )
-        trainer = Trainer(
-            model=load_checkpoint(model, **loading),
-            args=arguments,
-            data_collator=padding_collator(tokenizer),
-            compute_metrics=compute_metrics_for(rows[0].task),
-        )
-        yield trainer, sets
+def _together(rows: Sequence[TaskData]) -> TaskData:
+    """Join the data of the search and the separate data, of which the first validation set is used, into one."""
+    first, *others = (next(iter(part.validation.items())) for part in rows)
+    return replace(rows[0], validation=dict([first, *((TEST, split) for _, split in others)]))

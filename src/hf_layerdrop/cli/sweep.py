@@ -4,51 +4,57 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from hf_layerdrop.cli.arguments import Model, Revision, check_output, checkpoint_facts, loading_arguments
-from hf_layerdrop.cli.depths import KeptByStack, parse_depths
-from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
+from hf_layerdrop.cli.arguments import (
+    DatasetConfig,
+    DatasetName,
+    LabelColumn,
+    MaxLength,
+    MaxTargetLength,
+    Model,
+    NumBeams,
+    Revision,
+    TaskName,
+    TextColumns,
+    check_output,
+    checkpoint_facts,
+    listed,
+    loading_arguments,
+)
+from hf_layerdrop.cli.depths import parse_depths
+from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.report.plot import draw_depth_plot
 from hf_layerdrop.report.table import render_table, write_results
 from hf_layerdrop.results import SubNetworkResult
-from hf_layerdrop.tasks import (
-    MAX_LENGTH,
-    TASKS,
-    Task,
-    TaskData,
-    compute_metrics_for,
-    custom_task,
-    find_task,
-    load_task_data,
-    local_files,
-    padding_collator,
-    tokenize,
-)
+from hf_layerdrop.tasks import Task, TaskData, custom_task, load_task, load_task_data, local_files, with_dataset
 from hf_layerdrop.training import load_tokenizer, measure_depths
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+SEQUENCES = "SequenceClassification"
 
 
 def sweep_command(
     model: Model,
-    task: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
-    ] = None,
+    task: TaskName = None,
     validation_file: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Local validation rows: CSV, TSV, JSON or Parquet.", show_default=False),
     ] = None,
-    text_columns: Annotated[
-        str | None, typer.Option(metavar="A[,B]", help="Text columns of the file.", show_default=False)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label column of the file.", show_default=False)
-    ] = None,
+    dataset: DatasetName = None,
+    dataset_config: DatasetConfig = None,
+    text_columns: TextColumns = None,
+    label_column: LabelColumn = None,
     depths: Annotated[str, typer.Option(metavar="LIST", help="Depths to measure, such as 6,3,1.")] = "all",
     output: Annotated[
         Path | None,
@@ -57,7 +63,9 @@ def sweep_command(
     report: Report = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into the folder though it exists.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 32,
-    max_length: Annotated[int, typer.Option(min=1, help="Longer inputs are cut to this many tokens.")] = MAX_LENGTH,
+    max_length: MaxLength = None,
+    max_target_length: MaxTargetLength = None,
+    num_beams: NumBeams = None,
     revision: Revision = None,
 ) -> None:
     """Measure MODEL on a validation set at each depth, without finetuning: table, plot (PNG, SVG) and JSON."""
@@ -65,9 +73,9 @@ def sweep_command(
     folder = output or Path("runs") / f"sweep-{name}"
     check_output(folder, overwrite=overwrite)
     check_wanted(report, overwrite=overwrite)
-    columns = [column.strip() for column in text_columns.split(",")] if text_columns else []
+    columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
-    chosen = choose_task(task, columns, label_column, config)
+    chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
     local_files(chosen, None, validation_file, train=False)
     sub_networks = parse_depths(depths, stacks)
 
@@ -75,65 +83,91 @@ def sweep_command(
         chosen, validation_file=validation_file, text_columns=columns, label_column=label_column, train=False
     )
     loading = loading_arguments(model, revision=revision, allow_pickle=False)
-    results = _measure(model, data, sub_networks, batch_size, max_length, loading)
+    sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
+    with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
+        results = measure_depths(trainer, encoded, sub_networks)
     _write(folder, results, data.task, title=name)
     written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
     console = Console()
     console.print(render_table(results, title=f"{name} on {data.task.name}, cut without finetuning"))
+    print_signatures(console, getattr(trainer.compute_metrics, "signatures", {}))
     for path in (folder, *written):
         console.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _measure(
-    model: str,
-    data: TaskData,
-    sub_networks: Sequence[KeptByStack],
-    batch_size: int,
-    max_length: int,
-    loading: Mapping[str, Any],
-) -> list[SubNetworkResult]:
-    """Load the model once and evaluate its sub-networks on every validation set of the task."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured at once, and how long texts are; None for what is usual for the task."""
+
+    batch_size: int
+    max_length: int | None = None
+    max_target_length: int | None = None
+    num_beams: int | None = None
+
+
+@contextmanager
+def evaluating_trainer(
+    model: str, data: TaskData, sizes: Sizes, loading: Mapping[str, Any]
+) -> Iterator[tuple[Trainer, TaskData]]:
+    """Load the model into a Trainer that only evaluates, and encode the validation sets."""
     from torch import accelerator
-    from transformers import Trainer, TrainingArguments
+    from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
     from hf_layerdrop.modeling import load_checkpoint
+    from hf_layerdrop.trainers import build_trainer, check_head, check_vocabulary, generation_flags, positions_of
 
     tokenizer = load_tokenizer(model, **loading)
-    encoded = tokenize(data, tokenizer, max_length=max_length)
+    network = load_checkpoint(model, **loading)
+    check_head(network, data.task, model)
+    check_vocabulary(network, tokenizer, model)
+    encoded = data.task.encode(
+        data,
+        tokenizer,
+        max_length=sizes.max_length,
+        max_target_length=sizes.max_target_length,
+        positions=positions_of(network),
+    )
     with tempfile.TemporaryDirectory() as unused:  # Trainer makes its output folder, whatever it is used for
-        trainer = Trainer(
-            model=load_checkpoint(model, **loading),
-            args=TrainingArguments(
-                unused,
-                per_device_eval_batch_size=batch_size,
-                dataloader_pin_memory=accelerator.is_available(),  # without one, torch warns
-                report_to="none",
-            ),
-            data_collator=padding_collator(tokenizer),
-            compute_metrics=compute_metrics_for(data.task),
+        arguments = (Seq2SeqTrainingArguments if data.task.generation else TrainingArguments)(
+            unused,
+            per_device_eval_batch_size=sizes.batch_size,
+            dataloader_pin_memory=accelerator.is_available(),  # without one, torch warns
+            report_to="none",
+            **generation_flags(data.task, sizes.max_target_length, sizes.num_beams),
         )
-        return measure_depths(trainer, encoded, sub_networks)
+        yield build_trainer(encoded, network, tokenizer, arguments), encoded
 
 
 def choose_task(name: str | None, columns: Sequence[str], label_column: str | None, config: Mapping[str, Any]) -> Task:
     """Find the task, or describe the user's own by the classes of the model, and check that it fits the head."""
     architecture = next(iter(config.get("architectures") or ["no architecture"]))
-    if not architecture.endswith("ForSequenceClassification"):
+    named = load_task(name) if name else None
+    if named is not None and named.head != SEQUENCES:
+        return _with_labels_of(named, config)
+    if not architecture.endswith(f"For{SEQUENCES}"):
         raise TaskError(
-            f"The checkpoint is a {architecture}, but sweep measures classifiers "
-            "(...ForSequenceClassification): finetune it first, for example with hf-layerdrop train."
+            f"The checkpoint is a {architecture}, but without a --task of another kind classifiers "
+            f"(...For{SEQUENCES}) are measured: finetune it first, for example with hf-layerdrop train."
         )
     labels = [str(label) for label in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).values()]
-    if name is None:
+    if named is None:
         known = [] if all(label.startswith("LABEL_") for label in labels) else labels
         return custom_task(columns, label_column=label_column or "label", label_names=known)
-    task = find_task(name)
+    task = named
     if task.num_labels != len(labels):
         raise TaskError(
             f"Task {task.name} has {task.num_labels} labels, but the checkpoint has {len(labels)} "
             f"({', '.join(labels[:5])}): give the task that it was finetuned on."
         )
     return task
+
+
+def _with_labels_of(task: Task, config: Mapping[str, Any]) -> Task:
+    """Take the names of the classes from the model, where the task has such."""
+    labels = tuple(map(str, (config.get("id2label") or {}).values()))
+    if task.kind.name_labels is None or not labels or all(label.startswith("LABEL_") for label in labels):
+        return task
+    return task.kind.with_labels(task, labels)
 
 
 def _write(folder: Path, results: Sequence[SubNetworkResult], task: Task, *, title: str) -> None:

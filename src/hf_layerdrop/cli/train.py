@@ -1,8 +1,9 @@
-"""hf-layerdrop train: finetune on a task with LayerDrop, and end with the table of quality against depth."""
+"""hf-layerdrop train: train on a task with LayerDrop, and end with the table of quality against depth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,20 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.cli.arguments import checkpoint_facts
+from hf_layerdrop.cli.arguments import (
+    DatasetConfig,
+    DatasetName,
+    LabelColumn,
+    MaxLength,
+    MaxTargetLength,
+    NumBeams,
+    TaskName,
+    TextColumns,
+    checkpoint_facts,
+    listed,
+)
 from hf_layerdrop.cli.depths import parse_depths
+from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import (
     Flags,
     config_flags,
@@ -24,8 +37,10 @@ from hf_layerdrop.config import SAMPLERS, LayerDropConfig
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.keep import KeepLayers, evenly_spread
 from hf_layerdrop.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
-from hf_layerdrop.tasks import MAX_LENGTH, TASKS, custom_task, find_task, local_files
+from hf_layerdrop.scratch import POSITIONS, ModelFromConfig, describe_model, names_model
+from hf_layerdrop.tasks import Task, TaskData, custom_task, load_task, local_files, with_dataset
 from hf_layerdrop.training import TrainingRun, check_output
+from hf_layerdrop.vocabulary import DEFAULT_SIZE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -39,15 +54,29 @@ DEFAULTS: Flags = {
     "save_strategy": ["epoch"],
     "save_total_limit": ["2"],
 }
+# The same where all weights begin at random.
+FROM_SCRATCH: Flags = {"learning_rate": ["5e-4"], "warmup_steps": ["0.05"]}
 
 _SAMPLES = 1000  # points at which a schedule is averaged for the table of rates
 _CONFIG = "hf_layerdrop.training_flags"  # key of the context's notes, for what --config says of TrainingArguments
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a config file's values the defaults of our options, and note those of TrainingArguments."""
-    if path is None:
-        return None
+def _read_config(context: typer.Context, given: list[str] | None) -> list[str] | None:
+    """Make a config file's values the defaults of our options, and note those of TrainingArguments.
+
+    What names a model with random weights is left as it is.
+    """
+    models = [text for text in given or () if names_model(text)]
+    files = [text for text in given or () if text not in models]
+    if len(models) > 1 or len(files) > 1:
+        raise typer.BadParameter(
+            f"--config is {', '.join(given or ())}; give one file of options and one model at most"
+        )
+    return models + [model for file in files for model in _read_options(context, Path(file))]
+
+
+def _read_options(context: typer.Context, path: Path) -> list[str]:
+    """Read a file of options; return the model that it names under ``config``, if any."""
     options = {str(option.name): option for option in context.command.params}
     values = _load_mapping(path)
     ours = {key: value for key, value in values.items() if str(key).replace("-", "_") in options}
@@ -57,7 +86,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     }
     rest = {key: value for key, value in values.items() if key not in ours}
     context.meta[_CONFIG] = config_flags(rest, options=options)
-    return path
+    named = ours.get("config")
+    return [] if named is None else [str(named)]
 
 
 def _show_all_help(context: typer.Context, wanted: bool) -> None:
@@ -69,24 +99,31 @@ def _show_all_help(context: typer.Context, wanted: bool) -> None:
 
 def train_command(
     context: typer.Context,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")],
-    task: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A checkpoint folder, or the id of a model on the Hub. For random weights give --config instead.",
+            show_default=False,
+        ),
     ] = None,
+    task: TaskName = None,
     train_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Local training rows: CSV, TSV, JSON, JSONL or Parquet.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Local training rows: CSV, TSV, JSON, JSONL or Parquet; for language modelling also TXT.",
+            show_default=False,
+        ),
     ] = None,
     validation_file: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Local validation rows; for mnli give it twice.", show_default=False),
     ] = None,
-    text_columns: Annotated[
-        str | None, typer.Option(metavar="A[,B]", help="Text columns of your files.", show_default=False)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label column of your files.", show_default=False)
-    ] = None,
+    dataset: DatasetName = None,
+    dataset_config: DatasetConfig = None,
+    text_columns: TextColumns = None,
+    label_column: LabelColumn = None,
     layerdrop: Annotated[
         str | None,
         typer.Option(
@@ -120,15 +157,26 @@ def train_command(
     freeze_embeddings: Annotated[
         bool, typer.Option("--freeze-embeddings", help="Leave the token embeddings as they are: faster.")
     ] = False,
-    max_length: Annotated[int, typer.Option(min=1, help="Longer inputs are cut to this many tokens.")] = MAX_LENGTH,
+    max_length: MaxLength = None,
+    max_target_length: MaxTargetLength = None,
+    num_beams: NumBeams = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse inputs that would be cut.")] = False,
+    vocab_size: Annotated[
+        int, typer.Option(min=1, help="Most tokens of the tokenizer that is trained with --config.")
+    ] = DEFAULT_SIZE,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --config: a tokenizer to take instead.", show_default=False),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into --output_dir though it is in use.")
     ] = False,
     config: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE",
-            help="YAML or JSON with any of these options and any of TrainingArguments; the command line wins.",
+            metavar="FILE|NAME",
+            help="YAML or JSON with any of these options and any of TrainingArguments; the command line wins. Or a "
+            "model with random weights: tiny-12x128 (depth x width), llama-6x64, bart-6+3x64, or its config.json.",
             callback=_read_config,
             is_eager=True,
             show_default=False,
@@ -141,26 +189,32 @@ def train_command(
         ),
     ] = False,
 ) -> None:
-    """Finetune MODEL with LayerDrop on a task, then measure its sub-networks without further finetuning.
+    """Train MODEL with LayerDrop on a task, then measure its sub-networks without further finetuning.
 
     Every flag of TrainingArguments works too: --output_dir, --learning_rate, --max_steps, --bf16, ... (see --help-all).
     """
-    columns = [column.strip() for column in text_columns.split(",")] if text_columns else []
-    chosen = find_task(task) if task else custom_task(columns, label_column=label_column or "label")
+    columns = listed(text_columns)
+    chosen = load_task(task) if task else custom_task(columns, label_column=label_column or "label")
+    chosen = with_dataset(chosen, dataset, dataset_config)
     local_files(chosen, train_file, validation_file)
     drop = _layerdrop(layerdrop, shape, sampler, never_drop)
     factor = _schedule(schedule)
-    depths = _checked_model(model, drop, eval_depths)
-    flags = _training_flags(context, f"runs/{chosen.name}-{Path(model).name}")
+    start = _start(model, config, chosen, max(max_length or 0, max_target_length or 0), vocab_size, tokenizer)
+    depths = _checked_model(start, drop, eval_depths)
+    name = _name(start)
+    flags = _training_flags(context, f"runs/{chosen.name}-{name}", FROM_SCRATCH if model is None else {})
     resume = flags.get("resume_from_checkpoint", [None])[0]
     check_output(Path(flags["output_dir"][0]), overwrite=overwrite, resume=resume)
 
-    arguments = parse_training_arguments(flags)
+    arguments = parse_training_arguments(flags, generates=chosen.generation is not None)
 
     from hf_layerdrop.report.table import render_table
     from hf_layerdrop.tasks import load_task_data
+    from hf_layerdrop.trainers import generation_flags
     from hf_layerdrop.training import train
 
+    for field, value in generation_flags(chosen, max_target_length, num_beams).items():
+        setattr(arguments, field, value)
     data = load_task_data(
         chosen,
         train_file=train_file,
@@ -171,29 +225,51 @@ def train_command(
     console = Console()
     run = train(
         data,
-        model,
+        start,
         arguments,
         layerdrop=drop,
         schedule=factor,
         eval_depths=depths,
         max_length=max_length,
+        max_target_length=max_target_length,
+        strict=strict,
         freeze_embeddings=freeze_embeddings,
         overwrite=overwrite,
-        on_start=lambda trainer: _print_start(console, trainer, factor, schedule),
+        on_start=lambda trainer, encoded: _print_start(console, trainer, encoded, factor, schedule),
     )
     if run.trainer.is_world_process_zero():
-        console.print(
-            render_table(run.results, title=f"{Path(model).name} on {data.task.name}, cut without finetuning")
-        )
+        console.print(render_table(run.results, title=f"{name} on {data.task.name}, cut without finetuning"))
+        _print_cost(console, run)
         _write_learned(console, run)
         console.print(f"Wrote {run.output_dir}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _training_flags(context: typer.Context, output_dir: str) -> Flags:
+def _start(
+    model: str | None, config: list[str] | None, task: Task, length: int, vocab_size: int, tokenizer: str | None
+) -> str | ModelFromConfig:
+    """Return the checkpoint, or what is needed to begin with random weights."""
+    if (model is None) == (not config):
+        raise typer.BadParameter(
+            "Missing option '--model', or --config with the name of a model, such as --config tiny-12x128"
+            if model is None
+            else f"--model {model} and --config {(config or [''])[0]} are two models; give one"
+        )
+    if model is not None:
+        return model
+    assert config
+    positions = max(POSITIONS, length, task.max_length)
+    return describe_model(config[0], task.head, positions=positions, vocab_size=vocab_size, tokenizer=tokenizer)
+
+
+def _name(start: str | ModelFromConfig) -> str:
+    return Path(start).name if isinstance(start, str) else start.name
+
+
+def _training_flags(context: typer.Context, output_dir: str, usual: Flags) -> Flags:
     """Join the defaults, the config file and the command line; the later one wins."""
     options = [str(option.name).replace("_", "-") for option in context.command.params]
     given = {**context.meta.get(_CONFIG, {}), **read_flags(context.args, options=options)}
-    flags = {"output_dir": [output_dir], **DEFAULTS, **given}
+    flags = {"output_dir": [output_dir], **DEFAULTS, **usual, **given}
     for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
         if save not in given and given.get(evaluate, ["no"]) != ["no"]:
             flags[save] = given[evaluate]  # load_best_model_at_end wants them to agree
@@ -242,12 +318,19 @@ def _schedule(text: str) -> Schedule:
         raise LayerDropConfigError(f"--schedule is {text!r}; write its numbers like linear:start=0,end=0.5.") from None
 
 
-def _checked_model(model: str, layerdrop: LayerDropConfig | None, eval_depths: str | None) -> list[KeepLayers] | None:
-    """Check the rates and depths against the stacks that the model's headers show."""
-    _, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)
+def _checked_model(start: str | ModelFromConfig, layerdrop: LayerDropConfig | None, eval_depths: str | None) -> Any:
+    """Check the rates and depths against the stacks that the model's headers show; one without is checked later."""
+    wanted = None if eval_depths is None else eval_depths.removesuffix("-depths")
+    if isinstance(start, ModelFromConfig):
+        return None if wanted is None else partial(_depths_of, wanted)
+    _, stacks = checkpoint_facts(start, revision=None, allow_pickle=False)
     if layerdrop is not None:
         layerdrop.rates_for(stacks)
-    return None if eval_depths is None else list(parse_depths(eval_depths.removesuffix("-depths"), stacks))
+    return None if wanted is None else _depths_of(wanted, stacks)
+
+
+def _depths_of(wanted: str, stacks: Mapping[str, int]) -> list[KeepLayers]:
+    return list(parse_depths(wanted, stacks))
 
 
 def _load_mapping(path: Path) -> Mapping[str, Any]:
@@ -274,9 +357,20 @@ def _option_value(value: Any, *, multiple: bool) -> Any:
     return value if value is None or isinstance(value, bool) else str(value)
 
 
-def _print_start(console: Console, trainer: Trainer, schedule: Schedule, name: str) -> None:
-    if trainer.is_world_process_zero():
-        console.print(_rates_table(trainer.model, schedule, title=f"LayerDrop, schedule {name}"))
+def _print_start(console: Console, trainer: Trainer, data: TaskData, schedule: Schedule, name: str) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    console.print(_rates_table(trainer.model, schedule, title=f"LayerDrop, schedule {name}"))
+    for split, cut in data.cut.items():
+        if cut:
+            console.print(f"{cut:,} rows of {split} are longer than {data.max_length} tokens, and were cut.")
+
+
+def _print_cost(console: Console, run: TrainingRun) -> None:
+    """Say what the training cost, by which runs are compared, and how the metrics are defined."""
+    steps = run.trainer.state.global_step
+    console.print(f"{run.layer_forwards:,} layer forwards in {steps:,} steps of training.", highlight=False)
+    print_signatures(console, run.signatures)
 
 
 def _write_learned(console: Console, run: TrainingRun) -> None:

@@ -90,13 +90,13 @@ def config_flags(values: Mapping[str, Any], *, options: Iterable[str]) -> Flags:
     return flags
 
 
-def parse_training_arguments(flags: Mapping[str, Sequence[str]]) -> TrainingArguments:
-    """Build TrainingArguments by transformers' own parser.
+def parse_training_arguments(flags: Mapping[str, Sequence[str]], *, generates: bool = False) -> TrainingArguments:
+    """Build TrainingArguments by transformers' own parser; with ``generates`` those of a Seq2SeqTrainer.
 
     Raises:
         typer.BadParameter: If the parser or TrainingArguments itself refuses a value.
     """
-    from transformers import HfArgumentParser, TrainingArguments
+    from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -104,7 +104,8 @@ def parse_training_arguments(flags: Mapping[str, Sequence[str]]) -> TrainingArgu
 
     words = [word for name, values in flags.items() for word in _spelled(name, values)]
     try:
-        (arguments,) = Parser(TrainingArguments).parse_args_into_dataclasses(words, look_for_args_file=False)
+        kind = Seq2SeqTrainingArguments if generates else TrainingArguments
+        (arguments,) = Parser(kind).parse_args_into_dataclasses(words, look_for_args_file=False)
     except (ValueError, ImportError) as error:
         raise typer.BadParameter(f"TrainingArguments refuses its values: {error}") from error
     return arguments

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     import evaluate
     from transformers import EvalPrediction
 
+# What is compared -> the file that knows how, and the metrics that it has.
+SCRIPTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "text": ("text_metric.py", ("bleu", "chrf", "rouge1", "rouge2", "rougeL")),
+    "answers": ("answer_metric.py", ("exact_match", "f1")),
+    "tags": ("tag_metric.py", ("f1", "precision", "recall", "accuracy")),
+    "language": ("language_metric.py", ("perplexity",)),
+}
 SCRIPT = Path(__file__).with_name("glue_metric.py")
 OF_CLASSES = ("accuracy", "f1", "matthews_correlation")
 OF_NUMBERS = ("pearson", "spearmanr")
@@ -34,6 +41,21 @@ def load_metric(*names: str) -> evaluate.Metric:
                 f"Metric {name!r} is unknown; " + (f"did you mean {near[0]!r}? " if near else "") + f"Known: {known}."
             )
     return evaluate.load(str(SCRIPT), "+".join(names), keep_in_memory=True)
+
+
+def load_metric_of(what: str, *names: str) -> evaluate.Metric:
+    """Load metrics of other things than classes and numbers: of what, one of `SCRIPTS`, and which of its metrics.
+
+    Raises:
+        TaskError: If a name is unknown.
+    """
+    import evaluate
+
+    script, known = SCRIPTS[what]
+    for name in names:
+        if name not in known:
+            raise TaskError(f"Metric {name!r} of {what} is unknown; choose from {', '.join(known)}.")
+    return evaluate.load(str(SCRIPT.with_name(script)), "+".join(names), keep_in_memory=True)
 
 
 def named_metric(*names: str) -> Callable[[EvalPrediction], dict[str, float]]:

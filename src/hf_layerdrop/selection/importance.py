@@ -14,6 +14,7 @@ from hf_layerdrop.selection.scoring import Problem
 from hf_layerdrop.selection.space import Space
 from hf_layerdrop.selection.strategies import Proposal
 from hf_layerdrop.sources import quiet_eval
+from hf_layerdrop.tasks import ROW_NUMBERS
 
 Importances = Mapping[str, Sequence[float]]
 # Called with the stack, the layer, and what went into and came out of it: one row a token that is not padding.
@@ -78,6 +79,7 @@ def without_labels(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Return a batch on the model's device, with the decoder's inputs in place of the labels that they come from."""
     inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     labels = inputs.pop("labels", inputs.pop("label", None))
+    inputs.pop(ROW_NUMBERS, None)
     if labels is not None and labels.dim() > 1 and hasattr(model, "prepare_decoder_input_ids_from_labels"):
         inputs.setdefault("decoder_input_ids", model.prepare_decoder_input_ids_from_labels(labels))
     return inputs

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.tasks.labels import class_names, label_numbers
-from hf_layerdrop.tasks.task import Task
+from hf_layerdrop.tasks.columns import check_columns, wanted_columns
+from hf_layerdrop.tasks.task import MORE_TASKS, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +27,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+# Lines of running text, each with its break, for the tasks that want nothing else.
+LINES = ".txt"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,17 @@ class TaskData:
         task: The task; its class names are now known.
         train: Training rows; None if only the validation sets were asked for.
         validation: Validation rows by the name of the split.
+        examples: What encoded validation rows are scored against, by their number; empty where labels say it all.
+        cut: How many rows of each split lost tokens when they were encoded.
+        max_length: The most tokens that an input could have.
     """
 
     task: Task
     train: Dataset | None
     validation: Mapping[str, Dataset]
+    examples: Sequence[Any] = ()
+    cut: Mapping[str, int] = field(default_factory=dict)
+    max_length: int | None = None
 
     def map_splits(self, change: Callable[[Dataset], Dataset]) -> TaskData:
         """Apply a function to every split."""
@@ -61,7 +69,7 @@ def load_task_data(
     """Load and check the data of a task.
 
     Args:
-        task: One of `TASKS`, or a `custom_task`.
+        task: What `load_task` found, or a `custom_task`.
         train_file: Training rows; CSV, TSV, JSON, JSONL or Parquet. Without any file the task comes from the Hub.
         validation_file: Validation rows. For a task with several validation sets (MNLI) one file a set, in the task's
             order; with fewer files, the first sets.
@@ -72,20 +80,39 @@ def load_task_data(
     Raises:
         TaskError: If the data cannot be had, lacks a column, has no rows, or has labels that do not fit the task.
     """
-    task = replace(
+    files = local_files(task, train_file, validation_file, train=train)
+    raw = {split: _read_file(path) for split, path in files.items()} if files else _read_hub(task, train=train)
+    first = next(iter(raw))
+    raw = {split: _flat(rows) for split, rows in raw.items()}
+    task = _with_columns(task, text_columns, label_column, raw[first])
+    for split, rows in raw.items():
+        check_columns(rows, task, _place(split, files))
+    if not task.num_labels and task.kind.name_labels is not None:
+        task = task.kind.name_labels(raw[first], task, _place(first, files))
+    checked = {split: task.kind.check(rows, task, _place(split, files)) for split, rows in raw.items()}
+    return TaskData(task, checked.pop("train", None), checked)
+
+
+def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None, rows: Dataset) -> Task:
+    """Take the columns that were named, else those of the task that the data has."""
+    if not text_columns and not label_column:
+        for texts, label in ((task.text_columns, task.label_column), *task.other_columns):
+            known = replace(task, text_columns=texts, label_column=label)
+            if set(wanted_columns(known)) <= set(rows.column_names):
+                return known
+    return replace(
         task,
         text_columns=tuple(text_columns or task.text_columns),
         label_column=label_column or task.label_column,
     )
-    files = local_files(task, train_file, validation_file, train=train)
-    raw = {split: _read_file(path) for split, path in files.items()} if files else _read_hub(task, train=train)
-    for split, rows in raw.items():
-        _check_columns(rows, task, _place(split, files))
-    if not task.num_labels:
-        split = next(iter(raw))
-        task = replace(task, label_names=class_names(_labels(raw[split], task), _place(split, files)))
-    checked = {split: _checked(rows, task, _place(split, files)) for split, rows in raw.items()}
-    return TaskData(task, checked.pop("train", None), checked)
+
+
+def _flat(rows: Dataset) -> Dataset:
+    """Take texts out of a column of {language: text}, as translations on the Hub have it."""
+    if rows.column_names != ["translation"] and rows.column_names != ["id", "translation"]:
+        return rows
+    flat = rows.flatten()
+    return flat.rename_columns({name: name.partition(".")[2] for name in flat.column_names if "." in name})
 
 
 def local_files(
@@ -104,6 +131,8 @@ def local_files(
     if train_file is None and not named:
         if task.hub_name is None:
             needed = "--train-file and --validation-file" if train else "--validation-file"
+            if task.name in MORE_TASKS:
+                raise TaskError(f"Task {task.name} has no data of its own; give {needed}, or a --dataset of the Hub.")
             raise TaskError(f"No task and no data was given; name a --task, or give {needed}.")
         return {}
     if not named or (train and train_file is None):
@@ -118,20 +147,22 @@ def local_files(
     if train and train_file is not None:
         files = {"train": Path(train_file), **files}
     for path in files.values():
-        _check_file(path)
+        _check_file(path, [*READERS, *([LINES] if task.kind.has_plain_text else [])])
     return files
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, endings: Sequence[str]) -> None:
     if not path.is_file():
         raise TaskError(f"There is no data file {str(path)!r}; check the path.")
-    if path.suffix.lower() not in READERS:
-        raise TaskError(f"Data file {str(path)!r} is of an unknown kind; its name must end in {', '.join(READERS)}.")
+    if path.suffix.lower() not in endings:
+        raise TaskError(f"Data file {str(path)!r} is of an unknown kind; its name must end in {', '.join(endings)}.")
 
 
 def _read_file(path: Path) -> Dataset:
     from datasets import Dataset
 
+    if path.suffix.lower() == LINES:
+        return Dataset.from_dict({"text": path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)})
     kind, options = READERS[path.suffix.lower()]
     try:
         # Not `load_dataset`, which counts its use over the network even for local files.
@@ -153,7 +184,7 @@ def _read_hub(task: Task, *, train: bool) -> dict[str, Dataset]:
         if not _is_cached(task):
             # Fails at once without a network, where `load_dataset` would retry for half a minute.
             huggingface_hub.HfApi().dataset_info(str(task.hub_name), timeout=10)
-        return {split: datasets.load_dataset(task.hub_name, task.name, split=split) for split in splits}
+        return {split: datasets.load_dataset(task.hub_name, task.hub_config, split=split) for split in splits}
     except Exception as error:
         # No network shows as one of a dozen kinds of error, by what fails first: the client, the cache or `datasets`.
         raise TaskError(
@@ -165,47 +196,10 @@ def _read_hub(task: Task, *, train: bool) -> dict[str, Dataset]:
 def _is_cached(task: Task) -> bool:
     import datasets
 
-    return (Path(datasets.config.HF_DATASETS_CACHE) / str(task.hub_name).replace("/", "___") / task.name).is_dir()
-
-
-def _check_columns(rows: Dataset, task: Task, where: str) -> None:
-    found = ", ".join(map(repr, rows.column_names))
-    if not task.text_columns:
-        raise TaskError(f"No text column was named; give --text-columns, of those that {where} has: {found}.")
-    for column in (*task.text_columns, task.label_column):
-        if column not in rows.column_names:
-            raise TaskError(
-                f"{where} has no column {column!r}; it has {found}, so name yours by --text-columns and --label-column."
-            )
-    if not len(rows):
-        raise TaskError(f"{where} has no rows; give a file that has some.")
-
-
-def _checked(rows: Dataset, task: Task, where: str) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    columns: dict[str, list[Any]] = {column: _texts(rows, column, where) for column in task.text_columns}
-    labels = label_numbers(_labels(rows, task), task, where)
-    kind = "float32" if task.is_regression else "int64"
-    features = Features({**{column: Value("string") for column in columns}, "labels": Value(kind)})
-    return Dataset.from_dict({**columns, "labels": labels}, features=features)
-
-
-def _texts(rows: Dataset, column: str, where: str) -> list[str]:
-    values = list(rows[column])
-    for row, value in enumerate(values):
-        if not isinstance(value, str | int | float):
-            raise TaskError(f"{where} has {value!r} in row {row} of column {column!r}; every row needs a text.")
-    return [str(value) for value in values]
-
-
-def _labels(rows: Dataset, task: Task) -> list[Any]:
-    """Read the labels; where the column names its numbers (a ClassLabel), take the names for a user's own task."""
-    values = list(rows[task.label_column])
-    names = getattr(rows.features[task.label_column], "names", None)
-    if not names or task.hub_name is not None:
-        return values
-    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
+    if Path(str(task.hub_name)).is_dir():
+        return True
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / str(task.hub_name).replace("/", "___")
+    return (folder / (task.hub_config or "default")).is_dir()
 
 
 def _place(split: str, files: Mapping[str, Path]) -> str:

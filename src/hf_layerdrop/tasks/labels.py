@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.tasks.task import Task
+
+if TYPE_CHECKING:
+    from hf_layerdrop.tasks.task import Task
 
 
 def class_names(values: Sequence[Any], where: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The metrics of a task, as `evaluate` and as `Trainer` want them; no network is used."""
+"""The metrics of a classification, as `evaluate` and as `Trainer` want them; no network is used."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def glue_metric(task_name: str) -> evaluate.Metric:
 
 
 def compute_metrics_for(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return `Trainer`'s ``compute_metrics`` for a task."""
+    """Return `Trainer`'s ``compute_metrics`` for a classification or regression; see `Task.metric` for all tasks."""
     return named_metric(*task.metrics)

@@ -1,12 +1,28 @@
-"""What a task is: a record of columns, labels and metrics. The nine tasks of GLUE are nine such records."""
+"""What a task is: a record of columns, labels and metrics. The nine tasks of GLUE are nine such records.
+
+What differs between kinds of tasks, but not between the tasks of one kind, stands in `Kind`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
+from hf_layerdrop.tasks.classification import CLASSIFICATION
+from hf_layerdrop.tasks.kind import Generation, Kind, Metrics
+from hf_layerdrop.tasks.language_modelling import CAUSAL, MASKED_TOKENS
+from hf_layerdrop.tasks.multiple_choice import MULTIPLE_CHOICE
+from hf_layerdrop.tasks.question_answering import QUESTION_ANSWERING
+from hf_layerdrop.tasks.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
+from hf_layerdrop.tasks.token_classification import TOKEN_CLASSIFICATION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hf_layerdrop.tasks.data import TaskData
 
 GLUE = "nyu-mll/glue"
 
@@ -16,16 +32,20 @@ class Task:
     """Everything that one task needs and another does differently.
 
     Attributes:
-        name: Short name, also the configuration's name on the Hub.
-        text_columns: One column, or two that the tokenizer joins.
-        metrics: Names of its metrics, as `load_metric` knows them; the first is the headline.
+        name: Short name.
+        text_columns: One column, or two that the tokenizer joins; for other kinds than classification see their
+            ``check``.
+        metrics: Names of its metrics; the first is the headline.
         label_names: Names of the classes in the order of their numbers. Empty: a regression, or only the data knows.
         label_range: Smallest and largest label of a regression; None for classes.
-        label_column: Column of the labels.
+        label_column: Column of the labels; empty where the texts are their own labels.
         hub_name: Data set on the Hub; None if the task is only known from local files.
+        hub_config: The data set's configuration; None if it has only one.
         validation_splits: Names of the validation sets.
         metric_suffixes: What is added to the metric names of each validation set.
-        head: The head of the model, as in ``AutoLayerDropModelFor<head>``.
+        kind: What it shares with other tasks: the head of the model, preprocessing, collator, generation.
+        other_columns: Text columns, and label column, under which other data sets have the same.
+        length: Most tokens of an input, if not as others of its kind.
     """
 
     name: str
@@ -37,7 +57,46 @@ class Task:
     hub_name: str | None = GLUE
     validation_splits: tuple[str, ...] = ("validation",)
     metric_suffixes: tuple[str, ...] = ("",)
-    head: str = "SequenceClassification"
+    hub_config: str | None = None
+    kind: Kind = CLASSIFICATION
+    other_columns: tuple[tuple[tuple[str, ...], str], ...] = ()
+    length: int | None = None
+
+    @property
+    def head(self) -> str:
+        """The head of the model, as in ``AutoLayerDropModelFor<head>``."""
+        return self.kind.head
+
+    @property
+    def model_class(self) -> Any:
+        """The class that loads models with the head."""
+        from hf_layerdrop import modeling
+
+        return getattr(modeling, f"AutoLayerDropModelFor{self.head}")
+
+    @property
+    def generation(self) -> Generation | None:
+        """How text is generated for the metric; None where none is."""
+        return self.kind.generation
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of an input, if nothing else is asked for."""
+        return self.length or self.kind.max_length
+
+    def encode(self, data: TaskData, tokenizer: PreTrainedTokenizerBase, **lengths: Any) -> TaskData:
+        """Turn checked rows into the model's inputs; see `tokenize` for the lengths."""
+        from hf_layerdrop.tasks.encoding import tokenize
+
+        return tokenize(data, tokenizer, **lengths)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Any:
+        """Return what makes a batch of encoded rows."""
+        return self.kind.collator(tokenizer, model)
+
+    def metric(self, data: TaskData, tokenizer: PreTrainedTokenizerBase | None = None) -> Metrics:
+        """Return Trainer's ``compute_metrics`` for encoded data."""
+        return self.kind.compute_metrics(data, tokenizer)
 
     @property
     def is_regression(self) -> bool:
@@ -58,44 +117,151 @@ class Task:
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
 
-TASKS: dict[str, Task] = {
+_GLUE = (
+    Task("cola", ("sentence",), ("matthews_correlation",), ("unacceptable", "acceptable")),
+    Task("sst2", ("sentence",), ("accuracy",), ("negative", "positive")),
+    Task("mrpc", PAIR, ("accuracy", "f1"), ("not_equivalent", "equivalent")),
+    Task("stsb", PAIR, ("pearson", "spearmanr"), label_range=(0.0, 5.0)),
+    Task("qqp", ("question1", "question2"), ("accuracy", "f1"), ("not_duplicate", "duplicate")),
+    Task(
+        "mnli",
+        ("premise", "hypothesis"),
+        ("accuracy",),
+        ("entailment", "neutral", "contradiction"),
+        validation_splits=("validation_matched", "validation_mismatched"),
+        metric_suffixes=("", "_mm"),
+    ),
+    Task("qnli", ("question", "sentence"), ("accuracy",), ENTAILMENT),
+    Task("rte", PAIR, ("accuracy",), ENTAILMENT),
+    Task("wnli", PAIR, ("accuracy",), ENTAILMENT[::-1]),
+)
+TASKS: dict[str, Task] = {task.name: replace(task, hub_config=task.name) for task in _GLUE}
+
+# The other tasks of the paper, and those for whose heads the models are there anyway.
+MORE_TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("cola", ("sentence",), ("matthews_correlation",), ("unacceptable", "acceptable")),
-        Task("sst2", ("sentence",), ("accuracy",), ("negative", "positive")),
-        Task("mrpc", PAIR, ("accuracy", "f1"), ("not_equivalent", "equivalent")),
-        Task("stsb", PAIR, ("pearson", "spearmanr"), label_range=(0.0, 5.0)),
-        Task("qqp", ("question1", "question2"), ("accuracy", "f1"), ("not_duplicate", "duplicate")),
         Task(
-            "mnli",
-            ("premise", "hypothesis"),
-            ("accuracy",),
-            ("entailment", "neutral", "contradiction"),
-            validation_splits=("validation_matched", "validation_mismatched"),
-            metric_suffixes=("", "_mm"),
+            "mlm",
+            ("text",),
+            ("perplexity",),
+            label_column="",
+            hub_name="Salesforce/wikitext",
+            hub_config="wikitext-103-raw-v1",
+            kind=MASKED_TOKENS,
+            other_columns=((("sentence",), ""), (("content",), "")),
         ),
-        Task("qnli", ("question", "sentence"), ("accuracy",), ENTAILMENT),
-        Task("rte", PAIR, ("accuracy",), ENTAILMENT),
-        Task("wnli", PAIR, ("accuracy",), ENTAILMENT[::-1]),
+        Task(
+            "clm",
+            ("text",),
+            ("perplexity",),
+            label_column="",
+            hub_name="Salesforce/wikitext",
+            hub_config="wikitext-103-raw-v1",
+            kind=CAUSAL,
+            other_columns=((("sentence",), ""), (("content",), "")),
+        ),
+        Task(
+            "translation",
+            ("source", "target"),
+            ("bleu", "chrf"),
+            label_column="",
+            hub_name=None,
+            kind=SEQUENCE_TO_SEQUENCE,
+        ),
+        Task(
+            "summarization",
+            ("document", "summary"),
+            ("rouge1", "rouge2", "rougeL"),
+            label_column="",
+            hub_name="abisee/cnn_dailymail",
+            hub_config="3.0.0",
+            kind=SEQUENCE_TO_SEQUENCE,
+            other_columns=((("article", "highlights"), ""), (("dialogue", "summary"), ""), (("text", "summary"), "")),
+            length=512,
+        ),
+        Task(
+            "long-form-qa",  # ELI5: a question with what was found on it, and a long answer
+            ("question", "answer"),
+            ("rouge1", "rouge2", "rougeL"),
+            label_column="",
+            hub_name=None,
+            kind=SEQUENCE_TO_SEQUENCE,
+            other_columns=((("question+document", "answer"), ""), (("question+context", "answer"), "")),
+            length=512,
+        ),
+        Task(
+            "question-answering",
+            ("question", "context"),
+            ("f1", "exact_match"),
+            label_column="answers",
+            hub_name="rajpurkar/squad",
+            kind=QUESTION_ANSWERING,
+        ),
+        Task(
+            "token-classification",
+            ("tokens",),
+            ("f1", "precision", "recall", "accuracy"),
+            label_column="ner_tags",
+            hub_name=None,
+            kind=TOKEN_CLASSIFICATION,
+            other_columns=((("tokens",), "tags"), (("tokens",), "pos_tags"), (("words",), "tags"), (("words",), "ner")),
+        ),
+        Task(
+            "multiple-choice",
+            ("sent1", "sent2+ending0", "sent2+ending1", "sent2+ending2", "sent2+ending3"),
+            ("accuracy",),
+            hub_name="allenai/swag",
+            hub_config="regular",
+            kind=MULTIPLE_CHOICE,
+            other_columns=(
+                (("question", "choices"), "answerKey"),
+                (("question", "choices"), "answer"),
+                (("question", "choices"), "label"),
+                (("premise", "choice1", "choice2"), "label"),
+            ),
+        ),
     )
 }
 
 
-def find_task(name: str) -> Task:
-    """Look a task up by its name, e.g. ``"sst2"``.
+def task_names() -> tuple[str, ...]:
+    """Return the names of all tasks."""
+    return (*TASKS, *MORE_TASKS)
+
+
+def load_task(name: str) -> Task:
+    """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"`` or ``"translation"``.
 
     Raises:
         TaskError: If there is none of that name.
     """
-    known = name.lower().replace("-", "")
+    wanted = name.lower().strip()
+    if wanted in MORE_TASKS:
+        return MORE_TASKS[wanted]
+    known = wanted.removeprefix("glue/").replace("-", "")
     if known not in TASKS:
-        nearest = difflib.get_close_matches(known, TASKS, n=1)
+        nearest = difflib.get_close_matches(known, TASKS, n=1) or difflib.get_close_matches(wanted, MORE_TASKS, n=1)
         hint = f" (nearest: {nearest[0]})" if nearest else ""
         raise TaskError(
-            f"Task {name!r} is unknown{hint}; choose one of {', '.join(TASKS)}, or leave it out and give your own "
-            "files by --train-file and --validation-file."
+            f"Task {name!r} is unknown{hint}; choose one of {', '.join(task_names())}, or leave it out and give your "
+            "own files by --train-file and --validation-file."
         )
     return TASKS[known]
+
+
+find_task = load_task
+
+
+def with_dataset(task: Task, name: str | None, config: str | None = None) -> Task:
+    """Return the task with another data set of the Hub, or the folder of one; as it is if none is named.
+
+    Raises:
+        TaskError: If a configuration of no data set is named.
+    """
+    if name is None and config is not None:
+        raise TaskError(f"--dataset-config is {config!r}, but no data set was named: give --dataset too.")
+    return task if name is None else replace(task, hub_name=name, hub_config=config)
 
 
 def custom_task(

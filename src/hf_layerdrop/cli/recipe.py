@@ -1,0 +1,133 @@
+"""hf-layerdrop run: a file of steps, each a command of this program, that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+COMMANDS = ("train", "sweep", "search", "prune", "push", "inspect")
+TAKES_MODEL_FIRST = COMMANDS[1:]
+# What a step needs that was begun before and not finished: it must neither stop at its own traces nor begin anew.
+AGAIN = {
+    "train": ["--resume_from_checkpoint", "auto", "--overwrite"],
+    "sweep": ["--overwrite"],
+    "search": ["--overwrite"],
+    "prune": ["--overwrite"],
+}
+BEGUN, DONE = "begun", "done"
+
+Step = list[str]
+
+
+def run_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The steps; see the documentation of tasks.")],
+    again: Annotated[bool, typer.Option("--again", help="Run all steps anew, also those that are done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the commands.")] = False,
+) -> None:
+    """Run the steps of a recipe one after the other; what is done is noted beside it and not run again.
+
+    A step is a command line ("prune runs/mlm --keep-layers 6 --output runs/small") or its name with its options
+    ("prune: {model: runs/mlm, keep-layers: 6, output: runs/small}"). Paths are relative to where the program is run.
+    """
+    steps = read_recipe(recipe)
+    journal = Journal(recipe.with_name(f"{recipe.name}.state.json"))
+    states = [None] * len(steps) if again else journal.states(steps)
+    console = Console()
+    for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
+        words = step + (AGAIN.get(step[0], []) if state == BEGUN else [])
+        note = "done before" if state == DONE else f"hf-layerdrop {shlex.join(words)}"
+        console.print(f"Step {number} of {len(steps)}: {note}", highlight=False, markup=False, soft_wrap=True)
+        if state == DONE or dry_run:
+            continue
+        journal.note(steps, number - 1, BEGUN)
+        code = _run(words)
+        if code:
+            raise typer.Exit(code)
+        journal.note(steps, number - 1, DONE)
+
+
+def _run(words: Sequence[str]) -> int:
+    from hf_layerdrop.cli import run  # it has this command too
+
+    return run(words)
+
+
+def read_recipe(path: Path) -> list[Step]:
+    """Return the steps of a recipe as the words of their command lines.
+
+    Raises:
+        typer.BadParameter: If the file cannot be read, or a step is no command.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"The recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+    steps = content.get("steps") if isinstance(content, Mapping) else content
+    if not isinstance(steps, list) or not steps:
+        raise typer.BadParameter(f"The recipe {str(path)!r} must be a list of steps, such as '- train: {{task: mlm}}'")
+    return [_words(step, number) for number, step in enumerate(steps, 1)]
+
+
+def _words(step: Any, number: int) -> Step:
+    if isinstance(step, str):
+        words = shlex.split(step)
+    elif isinstance(step, Mapping) and len(step) == 1:
+        ((command, options),) = step.items()
+        words = [str(command), *_spelled(str(command), options or {})]
+    else:
+        words = []
+    if not words or words[0] not in COMMANDS:
+        raise typer.BadParameter(
+            f"Step {number} of the recipe is {step!r}; give a command line, or one command with its options, of "
+            f"{', '.join(COMMANDS)}"
+        )
+    return words
+
+
+def _spelled(command: str, options: Mapping[str, Any]) -> Iterator[str]:
+    """Write options as the command line has them; the model of most commands stands without a name."""
+    for name, value in options.items():
+        if name == "model" and command in TAKES_MODEL_FIRST:
+            yield str(value)
+        elif isinstance(value, bool):
+            yield from [f"--{name}"] if value else []
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                yield from (f"--{name}", str(item))
+
+
+class Journal:
+    """Which steps were begun and done, in a file beside the recipe; a step that was changed counts as new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def states(self, steps: Sequence[Step]) -> list[str | None]:
+        """Return the state of each step; after a changed one, all are new."""
+        noted = self._read()
+        states: list[str | None] = []
+        for place, step in enumerate(steps):
+            known = place < len(noted) and noted[place].get("words") == step and (not states or states[-1] == DONE)
+            states.append(noted[place].get("state") if known else None)
+        return states
+
+    def note(self, steps: Sequence[Step], place: int, state: str) -> None:
+        """Write that a step was begun or done, and that those before it are."""
+        noted = [{"words": step, "state": DONE} for step in steps[:place]] + [{"words": steps[place], "state": state}]
+        unfinished = self._path.with_name(f".{self._path.name}")
+        unfinished.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        unfinished.replace(self._path)
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            noted = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [entry for entry in noted if isinstance(entry, dict)] if isinstance(noted, list) else []

@@ -1,0 +1,122 @@
+"""Train a tokenizer on the texts that a model is trained on: byte-level BPE, or WordPiece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_layerdrop.errors import TaskError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_SIZE = 8000
+SMALLEST_SIZE = 300  # room for the bytes and special tokens
+
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """A kind of tokenizer: its special tokens by role, in the order of their numbers, and what trains it."""
+
+    special: dict[str, str]
+    train: Callable[[Iterable[str], int, list[str]], Tokenizer]
+    template: tuple[str, str] | None  # of one text and of a pair
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+
+
+def train_tokenizer(
+    texts: Iterable[str], kind: str, *, vocab_size: int = DEFAULT_SIZE, max_length: int | None = None
+) -> PreTrainedTokenizerBase:
+    """Train a tokenizer and return it in the form that transformers saves and loads.
+
+    Args:
+        texts: What it is trained on.
+        kind: One of `TOKENIZERS`.
+        vocab_size: Most tokens; a small text gives fewer.
+        max_length: Most tokens that the model has positions for.
+
+    Raises:
+        TaskError: If the size leaves no room.
+    """
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < SMALLEST_SIZE:
+        raise TaskError(f"--vocab-size is {vocab_size}; give {SMALLEST_SIZE} or more, such as {DEFAULT_SIZE}.")
+    chosen = TOKENIZERS[kind]
+    tokens = list(dict.fromkeys(chosen.special.values()))
+    tokenizer = chosen.train(texts, vocab_size, tokens)
+    if chosen.template is not None:
+        single, pair = chosen.template
+        numbers = [(token, tokenizer.token_to_id(token)) for token in tokens]
+        tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=numbers)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=list(chosen.inputs),
+        clean_up_tokenization_spaces=False,
+        **chosen.special,
+    )
+
+
+def _train_bpe(texts: Iterable[str], size: int, special: list[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(texts: Iterable[str], size: int, special: list[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token=special[1]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+TOKENIZERS: dict[str, TokenizerKind] = {
+    "bpe": TokenizerKind(
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<pad>"}, _train_bpe, None
+    ),
+    # With marks around each text, numbered as RoBERTa and BART do.
+    "bpe-marked": TokenizerKind(
+        {
+            "bos_token": "<s>",
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "cls_token": "<s>",
+            "sep_token": "</s>",
+            "mask_token": "<mask>",
+        },
+        _train_bpe,
+        ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+    ),
+    "wordpiece": TokenizerKind(
+        {
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        },
+        _train_wordpiece,
+        ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        ("input_ids", "token_type_ids", "attention_mask"),
+    ),
+}
