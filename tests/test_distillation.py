@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from conftest import DEPTH, VOCABULARY, assert_same_tensors, build, cut_by_hand, output_of, tiny_config
+from conftest import DEPTH, VOCABULARY, assert_same_tensors, batch_for, build, cut_by_hand, output_of, tiny_config
 from hf_layerdrop.arms import ARMS, model_for_arm
 from hf_layerdrop.cli import run
 from hf_layerdrop.config import LayerDropConfig
@@ -179,6 +179,30 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(tmp_path
         assert training_loss(cut, batch_of(head)).item() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("head", "changes"),
+    [
+        ("BertForMaskedLM", {}),
+        ("BertForSequenceClassification", {"num_labels": 1}),
+        ("BertForTokenClassification", {}),
+        ("BertForQuestionAnswering", {}),
+        ("BertForMultipleChoice", {}),
+        ("BartForSequenceClassification", {}),
+        ("BartForCausalLM", {}),
+    ],
+)
+def test_any_head_with_logits_can_be_distilled_also_without_labels(tmp_path, head, changes):
+    teacher = build(head, **changes)
+    student = student_of(teacher, {stack: [0, 2] for stack in depths_of(teacher)})
+    for weights in ({"soft_weight": 1.0}, {"hidden_weight": 1.0}):
+        losses = []
+        for network in (copy.deepcopy(teacher), student):
+            trainer = DistillationTrainer(network, settings(tmp_path), teacher=teacher, distillation=only(**weights))
+            losses.append(training_loss(trainer, batch_for(head)).item())
+        assert abs(losses[0]) < 1e-6
+        assert losses[1] > 1e-3
+
+
 def soft_by_hand(student, teacher, temperature):
     own, other = log_softmax(student / temperature, -1), log_softmax(teacher / temperature, -1)
     return (other.exp() * (other - own)).sum(-1) * temperature**2
@@ -286,6 +310,16 @@ def test_the_teacher_does_not_drop_nor_advance_any_generator(tmp_path):
         student(**batch_of(CLASSIFIER))
         assert torch.equal(torch.rand(1), after)
     assert losses[0] == losses[1]
+
+
+def test_the_teacher_runs_in_the_precision_of_the_run(tmp_path):
+    teacher = teacher_of(CLASSIFIER)
+    dtypes = []
+    teacher.bert.encoder.layer[3].output.dense.register_forward_hook(lambda *call: dtypes.append(call[2].dtype))
+    trainer = trainer_for(student_of(teacher, [0, 2]), teacher, tmp_path, CLASSIFIER, bf16=True)
+    trainer.train()
+    assert set(dtypes) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
 
 
 # Training.
@@ -497,6 +531,9 @@ def test_the_command_goes_on_from_its_own_checkpoints(model, rows, tmp_path, cap
         ends.append(load_file(output / "model.safetensors"))
     assert_same_tensors(*ends)
     assert (tmp_path / "kept").is_dir()  # a folder that was named is the user's
+    other = ("--keep-layers", "0,1", "--output_dir", str(tmp_path / "kept"), "--resume_from_checkpoint", "last")
+    assert run(command(model, rows, tmp_path / "other", *other, "--use_cpu")) == 2
+    assert "[0, 3]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
+from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.headers import read_config
 from hf_layerdrop.hub.save import Extras, check_replaceable, whole_folder, write_checkpoint
 from hf_layerdrop.hub.source import find_source
 from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
-from hf_layerdrop.training import check_output, load_tokenizer, measure_depths
+from hf_layerdrop.training import check_output, load_tokenizer, measure_depths, remove_later
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -71,7 +73,7 @@ def distill(
         LayerDropError: One of its kinds, if the data, the teacher, a setting or an output folder is not usable.
     """
     from torch import accelerator
-    from transformers import Trainer, set_seed
+    from transformers import Trainer
 
     from hf_layerdrop.distillation.student import student_of
     from hf_layerdrop.distillation.trainer import DistillationTrainer
@@ -97,15 +99,29 @@ def distill(
         "data_collator": padding_collator(tokenizer),
         "compute_metrics": compute_metrics_for(data.task),
     }
-    whole, cut = measure_depths(Trainer(network, **settings), encoded, ["all", kept])
-    set_seed(arguments.seed)
     student = student_of(network, keep_layers)
+    if checkpoint is not None:
+        _check_same_layers(checkpoint, student)
+    whole, cut = measure_depths(Trainer(network, **settings), encoded, ["all", kept])
     trainer = DistillationTrainer(student, teacher=network, distillation=distillation, **settings)
+    if trainer.is_world_process_zero():
+        remove_later(Path(str(arguments.output_dir)), checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     learned = replace(measure_depths(trainer, encoded, ["all"])[0], keep_layers=kept)
     if trainer.is_world_process_zero():
         _save(student, output_dir, teacher, tokenizer, [whole, learned], data.task, overwrite)
     return DistillationRun(trainer, whole, cut, learned, trainer.layer_forwards, output_dir)
+
+
+def _check_same_layers(checkpoint: Path, student: PreTrainedModel) -> None:
+    """Refuse a checkpoint of another student: Trainer would load the layers that fit, and warn."""
+    saved = (read_config(checkpoint).get("hf_layerdrop") or {}).get("keep_layers")
+    wanted = student.config.hf_layerdrop["keep_layers"]
+    if saved != wanted:
+        raise CheckpointError(
+            f"{str(checkpoint)!r} is of a student that began with layers {saved}, not {wanted}: continue with the "
+            "--keep-layers that the run began with."
+        )
 
 
 def _save(
