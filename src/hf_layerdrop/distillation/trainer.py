@@ -102,14 +102,10 @@ class DistillationMixin:
             return super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
-        states = bool(self._pairs)
         before = layers_so_far(model)
-        outputs = model(**inputs, output_hidden_states=states)
+        outputs = model(**inputs, output_hidden_states=bool(self._pairs))
         self._counter.student += layers_since(model, before, self._depths)
-        with torch.no_grad():
-            targets = self.teacher(**inputs, output_hidden_states=states)
-        self._counter.teacher += self._teacher_depth
-        loss = self._weigh(self._losses(outputs, targets, inputs))
+        loss = self._weigh(self._losses(outputs, self._targets(inputs), inputs))
         loss = loss * self._share(inputs.get("labels"), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -120,6 +116,14 @@ class DistillationMixin:
             logs |= {name: float(total / batches) for name, total in self._parts.items()}
             self._parts = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _targets(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the teacher's outputs, if anything is learned from them."""
+        if not (self.distillation.soft_weight or self._pairs):
+            return {}
+        self._counter.teacher += self._teacher_depth
+        with torch.no_grad():
+            return self.teacher(**inputs, output_hidden_states=bool(self._pairs))
 
     def _losses(
         self, outputs: Mapping[str, Any], targets: Mapping[str, Any], inputs: Mapping[str, Any]
