@@ -426,6 +426,43 @@ MUTANTS = [
         "if dry_run:",
         ("test_recipe.py::test_an_interrupted_recipe_goes_on_from_the_last_checkpoint",),
     ),
+    Mutant(
+        "padding counts in the losses of distillation",
+        "distillation/losses.py",
+        "values.masked_fill(~counts, 0).sum() / counts.sum()",
+        "values.sum() / torch.ones_like(counts).sum()",
+        ("test_distillation.py::test_the_cosine_loss_looks_at_directions_of_real_tokens",),
+    ),
+    Mutant(
+        "the student imitates the teacher's first layers",
+        "distillation/student.py",
+        "[(place, layer + 1) for",
+        "[(place, place) for",
+        ("test_distillation.py::test_states_are_paired_with_those_of_the_layer_they_came_from",),
+    ),
+    Mutant(
+        "a causal student is scored at the wrong token",
+        "distillation/positions.py",
+        "if not shifts or labels.dim() < 2",
+        "if not labels.dim() < 0",
+        ("test_distillation.py::test_the_loss_is_what_one_computes_by_hand[GPT2LMHeadModel]",),
+    ),
+    Mutant(
+        "accumulated batches all weigh the same",
+        "distillation/trainer.py",
+        'loss = loss * self._share(inputs.get("labels"), num_items_in_batch)',
+        "loss = loss * 1.0",
+        (
+            "test_distillation.py::test_accumulated_batches_weigh_as_much_as_their_labels[BertForSequenceClassification]",
+        ),
+    ),
+    Mutant(
+        "a resumed distillation forgets what it took",
+        "distillation/budget.py",
+        "if state.global_step else (0, 0)",
+        "if state.global_step < 0 else (0, 0)",
+        ("test_distillation.py::test_a_resumed_run_equals_one_that_went_through_and_saves_the_student_alone",),
+    ),
 ]
 
 

@@ -44,7 +44,8 @@ FLOORS = [
     {"selection"},
     {"report"},
     {"hub", "training"},
-    {"demo"},
+    {"demo", "distillation"},
+    {"arms"},
     {"cli"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -19,6 +19,11 @@ _HOMES = {
     "learned": ["learn_rates", "learned_keep_layers", "write_learned_selection"],
     "selection": ["Selection", "average_without_layer", "search_layers"],
     "callbacks": ["DepthEvaluationCallback", "LayerDropScheduleCallback"],
+    "distillation.config": ["DistillationConfig"],
+    "distillation.run": ["distill"],
+    "distillation.student": ["student_of"],
+    "distillation.trainer": ["DistillationTrainer", "Seq2SeqDistillationTrainer"],
+    "arms": ["model_for_arm"],
     "hub": ["pipeline", "push_pruned_to_hub", "save_pruned"],
     "modeling": [
         "AutoLayerDropModel",

@@ -29,6 +29,8 @@ from hf_layerdrop.wrappers import transformers_model
 
 Undo = Callable[[], Any]
 
+_OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
+
 
 def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance: Any) -> None:
     """Keep only some layers of ``model``, in place, without copying a weight (3.2.2).
@@ -194,7 +196,7 @@ def cut_provenance(
     """Return ``config.hf_layerdrop`` after a cut: indices here and in the root checkpoint, rates 0, history kept."""
     saved = dict(saved or {})
     if any(len(layers) < depths[name] for name, layers in kept.items()):  # an earlier choice is not that of this cut
-        saved = {name: value for name, value in saved.items() if name not in ("strategy", "metric", "score")}
+        saved = {name: value for name, value in saved.items() if name not in _OF_ONE_CUT}
     roots = saved.get("root_keep_layers") or {name: list(range(depth)) for name, depth in depths.items()}
     return {
         **saved,

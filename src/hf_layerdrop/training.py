@@ -126,7 +126,7 @@ def train(
     if on_start is not None:
         on_start(trainer, encoded)
     if trainer.is_world_process_zero():
-        _remove_later(output_dir, checkpoint)
+        remove_later(output_dir, checkpoint)
     _note_data(network, data.task)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
@@ -291,7 +291,7 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     return [folder for match, folder in sorted(matches, key=lambda pair: int(pair[0][1]))]
 
 
-def _remove_later(output_dir: Path, checkpoint: Path | None) -> None:
+def remove_later(output_dir: Path, checkpoint: Path | None) -> None:
     """Remove what would be taken for a checkpoint of this run, or be mixed with one; other files stay."""
     for folder in _later(output_dir, checkpoint):
         shutil.rmtree(folder)

@@ -13,12 +13,15 @@ from typing import Annotated
 
 import typer
 
-from hf_layerdrop.cli import demo, inspect, prune, push, recipe, search, sweep, train
+from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, search, sweep, train
 from hf_layerdrop.cli.errors import run_reporting_errors
 
 app = typer.Typer(name="hf-layerdrop", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.command("demo")(demo.demo_command)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train_command)
+app.command("distill", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    distill.distill_command
+)
 app.command("sweep")(sweep.sweep_command)
 app.command("search")(search.search_command)
 app.command("prune")(prune.prune_command)

@@ -61,7 +61,7 @@ def save_pruned(
     output_dir = Path(output_dir)
     if isinstance(model, str | os.PathLike) and output_dir.exists() and output_dir.resolve() == Path(model).resolve():
         raise OutputExistsError(f"{str(output_dir)!r} is the checkpoint that is cut; give another output folder.")
-    with _whole_folder(output_dir, overwrite) as folder:
+    with whole_folder(output_dir, overwrite) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
         pruned = load_pruned(model, keep_layers, revision, load_kwargs)
@@ -71,9 +71,9 @@ def save_pruned(
 
 
 @contextmanager
-def _whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
+def whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
     """Give a new folder beside ``output_dir``, and put it in its place when the block ends without an error."""
-    _check_output(output_dir, overwrite)
+    check_replaceable(output_dir, overwrite)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     folder = output_dir.with_name(f".{output_dir.name}.new-{mark}")
@@ -81,7 +81,7 @@ def _whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        _check_output(output_dir, overwrite)  # saving takes a while: someone may have made it meanwhile
+        check_replaceable(output_dir, overwrite)  # saving takes a while: someone may have made it meanwhile
         if output_dir.exists():
             output_dir.rename(replaced)
         folder.rename(output_dir)
@@ -92,7 +92,12 @@ def _whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _check_output(output_dir: Path, overwrite: bool) -> None:
+def check_replaceable(output_dir: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists, unless it is a checkpoint that may be overwritten.
+
+    Raises:
+        OutputExistsError: If it must not be replaced.
+    """
     if not (output_dir.exists() or output_dir.is_symlink()):
         return
     if not overwrite:

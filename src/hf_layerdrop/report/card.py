@@ -96,6 +96,7 @@ def render_card(
         root_kept=_describe_root(provenance),
         chosen_by=_describe_choice(provenance),
         trained_with=_describe_training(provenance.get("trained_with")),
+        distilled=_describe_distillation(provenance.get("distilled_with")),
         parameters=format_parameters(parameters),
         table=render_markdown(results, marked=own) if results else None,
         metrics=metric_names(results),
@@ -172,6 +173,11 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
         if trained_with.get(name, usual) != usual
     ]
     return ", ".join([_describe_rate(trained_with["rate"]), *extras])
+
+
+def _describe_distillation(settings: Mapping[str, Any] | None) -> str | None:
+    """Write what the student learned from, after it was cut."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items()) if settings else None
 
 
 def _describe_rate(rate: Any) -> str:

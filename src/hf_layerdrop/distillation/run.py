@@ -1,0 +1,140 @@
+"""Distil a finetuned classifier on its task, and measure the teacher, the untrained cut and the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_layerdrop.distillation.config import DistillationConfig, student_layers
+from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.headers import read_config
+from hf_layerdrop.hub.save import Extras, check_replaceable, whole_folder, write_checkpoint
+from hf_layerdrop.hub.source import find_source
+from hf_layerdrop.keep import KeepLayers
+from hf_layerdrop.report.card import MeasuredOn
+from hf_layerdrop.results import SubNetworkResult
+from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
+from hf_layerdrop.training import check_output, load_tokenizer, measure_depths, remove_later
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from hf_layerdrop.distillation.budget import LayerForwards
+    from hf_layerdrop.distillation.trainer import DistillationTrainer
+
+
+@dataclass(frozen=True)
+class DistillationRun:
+    """What `distill` leaves behind.
+
+    Attributes:
+        trainer: The trainer, holding the student.
+        teacher: What the teacher scores.
+        cut: What the student scored before it learned anything.
+        student: What it scores now. Both name its layers in the numbering of the teacher.
+        layer_forwards: What the training took.
+        output_dir: The student as a plain checkpoint, with tokenizer and card.
+    """
+
+    trainer: DistillationTrainer
+    teacher: SubNetworkResult
+    cut: SubNetworkResult
+    student: SubNetworkResult
+    layer_forwards: LayerForwards
+    output_dir: Path
+
+
+def distill(
+    data: TaskData,
+    teacher: str,
+    arguments: TrainingArguments,
+    output_dir: str | Path,
+    *,
+    keep_layers: KeepLayers | None = None,
+    distillation: DistillationConfig | None = None,
+    max_length: int = MAX_LENGTH,
+    overwrite: bool = False,
+) -> DistillationRun:
+    """Cut a student out of a finetuned model and train it to imitate the whole model on the task.
+
+    Args:
+        data: The task and its rows, from `load_task_data`.
+        teacher: A finetuned checkpoint folder, or a model on the Hub.
+        arguments: Trainer's settings; their ``output_dir`` takes the checkpoints of the training, from which
+            ``resume_from_checkpoint`` continues.
+        output_dir: Folder of the student; it appears whole at the end.
+        keep_layers: The layers that the student begins with; by default every other one, spread evenly.
+        distillation: Weights of the losses, and temperature.
+        max_length: Inputs of more tokens are cut.
+        overwrite: Replace an existing output folder.
+
+    Raises:
+        LayerDropError: One of its kinds, if the data, the teacher, a setting or an output folder is not usable.
+    """
+    from torch import accelerator
+    from transformers import Trainer
+
+    from hf_layerdrop.distillation.student import student_of
+    from hf_layerdrop.distillation.trainer import DistillationTrainer
+    from hf_layerdrop.modeling import load_checkpoint
+    from hf_layerdrop.stacks import depths_of
+
+    output_dir = Path(output_dir)
+    check_replaceable(output_dir, overwrite)
+    checkpoint = check_output(
+        Path(str(arguments.output_dir)), overwrite=overwrite, resume=arguments.resume_from_checkpoint
+    )
+    tokenizer = load_tokenizer(teacher)
+    encoded = tokenize(data, tokenizer, max_length=max_length)
+    network = load_checkpoint(teacher)
+    kept = student_layers(keep_layers, depths_of(network))
+    if not accelerator.is_available():
+        arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
+    settings = {
+        "args": arguments,
+        "train_dataset": encoded.train,
+        "eval_dataset": next(iter(encoded.validation.values())),
+        "processing_class": tokenizer,
+        "data_collator": padding_collator(tokenizer),
+        "compute_metrics": compute_metrics_for(data.task),
+    }
+    student = student_of(network, keep_layers)
+    if checkpoint is not None:
+        _check_same_layers(checkpoint, student)
+    whole, cut = measure_depths(Trainer(network, **settings), encoded, ["all", kept])
+    trainer = DistillationTrainer(student, teacher=network, distillation=distillation, **settings)
+    if trainer.is_world_process_zero():
+        remove_later(Path(str(arguments.output_dir)), checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    learned = replace(measure_depths(trainer, encoded, ["all"])[0], keep_layers=kept)
+    if trainer.is_world_process_zero():
+        _save(student, output_dir, teacher, tokenizer, [whole, learned], data.task, overwrite)
+    return DistillationRun(trainer, whole, cut, learned, trainer.layer_forwards, output_dir)
+
+
+def _check_same_layers(checkpoint: Path, student: PreTrainedModel) -> None:
+    """Refuse a checkpoint of another student: Trainer would load the layers that fit, and warn."""
+    saved = (read_config(checkpoint).get("hf_layerdrop") or {}).get("keep_layers")
+    wanted = student.config.hf_layerdrop["keep_layers"]
+    if saved != wanted:
+        raise CheckpointError(
+            f"{str(checkpoint)!r} is of a student that began with layers {saved}, not {wanted}: continue with the "
+            "--keep-layers that the run began with."
+        )
+
+
+def _save(
+    student: PreTrainedModel,
+    output_dir: Path,
+    teacher: str,
+    tokenizer: PreTrainedTokenizerBase,
+    results: list[SubNetworkResult],
+    task: Task,
+    overwrite: bool,
+) -> None:
+    config = task.name if task.hub_name else None
+    measured_on = MeasuredOn(task.hub_name or task.name, config, task.validation_splits[0])
+    extras = Extras(results, False, tokenizer, measured_on)
+    with whole_folder(output_dir, overwrite) as folder:
+        write_checkpoint(student, folder, output_dir.resolve().name, find_source(teacher, None, {}), extras)
