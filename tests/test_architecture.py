@@ -15,12 +15,12 @@ import hf_layerdrop
 ROOT = Path(hf_layerdrop.__file__).parent
 FLOORS = [
     {"errors", "frames", "fingerprints"},
-    {"schedules", "keep", "draws", "families", "adoption", "learning"},
+    {"schedules", "keep", "draws", "families", "adoption", "learning", "forwards", "recording"},
     {"config", "headers", "results", "recomputation", "distributed"},
-    {"stacks", "state"},
-    {"stepping"},
+    {"stacks", "state", "structures"},
+    {"stepping", "structure_drop"},
     {"injection"},
-    {"pruning", "learned"},
+    {"pruning", "learned", "structure_networks"},
     {"loading", "metrics", "prefixes", "encoders"},
     {"sources"},
     {"mixin", "evaluation"},

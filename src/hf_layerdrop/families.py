@@ -33,6 +33,14 @@ NATIVE_RATE_FIELDS: dict[str, tuple[str, ...]] = {
     "layers": ("layerdrop",),
 }
 
+# How an attention calls what its heads are joined by, the width of a head, and their number; widths of values first.
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "o", "out_lin", "dense", "Wo", "wo")
+HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+
+# How a part of a layer that adds the residual itself calls it.
+RESIDUAL_ARGUMENTS = ("input_tensor", "residual")
+
 
 def stack_name(path: str) -> str:
     """Name a stack after its place in the model: ``encoder``, ``decoder``, or ``layers`` if the path says neither."""
