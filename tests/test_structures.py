@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +40,7 @@ from hf_layerdrop import (
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection import scale_rates
 
+WORKER = Path(__file__).with_name("structure_worker.py")
 WIDTH, FFN = 16, 24
 CROSS = "BertLMHeadModel with cross-attention"
 CONFIGS = {
@@ -472,6 +478,33 @@ def test_a_checkpoint_loads_plain_and_goes_on_with_its_structure(tmp_path):
     assert not torch.equal(output_of(again, batch), output_of(plain, batch))
 
 
+@pytest.fixture(scope="module")
+def ranks() -> dict[str, list[dict]]:
+    """What each of two gloo processes found, by case."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(WORKER)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    return {entry["case"]: entry["ranks"] for entry in said}
+
+
+@pytest.mark.parametrize("structure", ["attention+ffn", "head+attention+layer"])
+@pytest.mark.parametrize("case", ["False-none", "False-reentrant", "True-none", "True-plain"])
+def test_ddp_ends_where_one_process_ends(ranks, structure, case):
+    for found in ranks[f"{structure}-{case}"]:
+        assert found["distance"] < 1e-5  # with momentum and decay: a zero gradient in place of None would show
+        assert found["spread"] == 0
+        assert found["dropped"] > 0  # attentions that the optimizer saw without a gradient
+
+
 # --- What is refused --------------------------------------------------------------------------------
 
 
@@ -535,3 +568,15 @@ def test_a_structure_sub_network_that_cannot_be_is_refused():
     inject_layerdrop(model, LayerDropConfig(0.5, structure="head"))
     with pytest.raises(LayerDropStateError, match="without 'ffn'"), structure_sub_network(model, {"encoder/ffn": 2}):
         pass
+
+
+def test_a_config_with_structures_is_json_and_the_command_line_writes_the_same():
+    from hf_layerdrop.cli.train import _layerdrop
+
+    config = LayerDropConfig(0.2, structure=["head", "layer"])
+    assert config.structures == ("layer", "head")
+    assert LayerDropConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert LayerDropConfig(0.2, structure=("ffn",)) == LayerDropConfig(0.2, structure="ffn")
+    assert _layerdrop("0.2", "uniform", "bernoulli", None, "head, layer") == config
+    with pytest.raises(LayerDropConfigError, match="--structure"):
+        _layerdrop(None, "uniform", "bernoulli", None, "head")

@@ -63,9 +63,10 @@ def with_zero_gradients(hidden_states: torch.Tensor, draw: Any, index: int, laye
     ddp, window = _active_ddp(), _windows.get(draw)
     if ddp is None or window is None or not torch.is_grad_enabled() or not ddp.require_backward_grad_sync:
         return hidden_states
+    # Noted for a sub-layer in any case: the layer around it may have run in this step, and then names its weights too.
+    window.touched[index] = ref(layer)
     if ddp.find_unused_parameters and index not in window.ran:
         return hidden_states
-    window.touched[index] = ref(layer)
     return _Touch.apply(hidden_states, *(weight for weight in layer.parameters() if weight.requires_grad))
 
 

@@ -167,11 +167,15 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
     if not trained_with or "rate" not in trained_with:
         return None
     extras = [
-        f"{trained_with[name]} {name}"
+        f"{_joined(trained_with[name])} {name}"
         for name, usual in (("shape", "uniform"), ("sampler", "bernoulli"), ("structure", "layer"))
         if trained_with.get(name, usual) != usual
     ]
     return ", ".join([_describe_rate(trained_with["rate"]), *extras])
+
+
+def _joined(names: Any) -> str:
+    return names if isinstance(names, str) else " + ".join(names)
 
 
 def _describe_rate(rate: Any) -> str:
