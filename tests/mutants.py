@@ -368,10 +368,10 @@ MUTANTS = [
         ("test_structures.py::test_a_structure_sub_network_computes_without_what_is_left_out[LlamaModel-False]",),
     ),
     Mutant(
-        "an attention that adds the residual itself is dropped",
+        "an attention and a feed-forward with one norm count as a chain",
         "structures.py",
-        '        return "?" if adds_residual else "a"',
-        '        return "a"',
+        '"(nar?)(nar?)?(nf+r?)"',
+        '"(nar?)(nar?)?(n?f+r?)"',
         ("test_structures.py::test_layers_that_are_no_chain_of_sub_layers_are_refused_by_name_and_unchanged",),
     ),
     Mutant(
@@ -380,6 +380,20 @@ MUTANTS = [
         "            if draw.mask is not None and not draw.mask[index]:",
         "            if False:",
         ("test_structures.py::test_ddp_ends_where_one_process_ends",),
+    ),
+    Mutant(
+        "pruned heads are not written into the config",
+        "head_pruning.py",
+        "            setattr(model.config, field, getattr(config, field))",
+        "            pass",
+        ("test_structures.py::test_pruned_heads_are_gone_and_plain_transformers_computes_the_same",),
+    ),
+    Mutant(
+        "heads are pruned though no config can say so",
+        "head_pruning.py",
+        "        if built != shapes.get(id(weight), [*weight.shape]):",
+        "        if False:",
+        ("test_structures.py::test_heads_that_no_config_can_describe_are_refused_and_nothing_is_changed",),
     ),
 ]
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"stacks", "state", "structures"},
     {"stepping", "structure_drop"},
     {"injection"},
-    {"pruning", "learned", "structure_networks"},
+    {"pruning", "learned", "structure_networks", "head_pruning"},
     {"loading", "metrics", "prefixes", "encoders"},
     {"sources"},
     {"mixin", "evaluation"},

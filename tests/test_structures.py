@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import BertConfig, GPT2Config, LlamaConfig, ViTConfig
+from transformers import BertConfig, CLIPTextConfig, GPT2Config, LlamaConfig, ViTConfig
 
 from conftest import (
     BERT,
@@ -32,6 +32,7 @@ from hf_layerdrop import (
     LayerDropConfig,
     inject_layerdrop,
     layerdrop_state,
+    prune_heads,
     remove_layerdrop,
     set_rates,
     set_step,
@@ -57,6 +58,13 @@ CONFIGS = {
         initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=2,
+    ),
+    "CLIPTextModel": lambda: CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=4,
+        intermediate_size=FFN,
     ),
     "LlamaModel": lambda: LlamaConfig(
         vocab_size=VOCABULARY,
@@ -84,6 +92,7 @@ CONFIGS = {
 }
 # Post-norm with the residual in a part of its own, post-norm in line, both stacks of one model, and pre-norm.
 MODELS = ["BertForSequenceClassification", "RobertaForMaskedLM", "BartForConditionalGeneration", CROSS, *CONFIGS]
+MODELS.remove("CLIPTextModel")  # built like ViTModel
 STRUCTURES = ["attention", "ffn", "head"]
 
 
@@ -580,3 +589,69 @@ def test_a_config_with_structures_is_json_and_the_command_line_writes_the_same()
     assert _layerdrop("0.2", "uniform", "bernoulli", None, "head, layer") == config
     with pytest.raises(LayerDropConfigError, match="--structure"):
         _layerdrop(None, "uniform", "bernoulli", None, "head")
+
+
+# --- Heads pruned for good --------------------------------------------------------------------------
+
+KEPT_HEADS = {
+    "LlamaModel": {0: [0, 1], 1: [2, 3], 2: [0, 2], 3: [1, 3]},
+    "ViTModel": {0: [3, 1], 1: [0, 1], 2: [0, 2], 3: [1, 3]},
+}
+
+
+@pytest.mark.parametrize("name", KEPT_HEADS)
+def test_pruned_heads_are_gone_and_plain_transformers_computes_the_same(name, tmp_path):
+    kept = dict(KEPT_HEADS[name])
+    if name == "LlamaModel":
+        kept |= {2: [0, 1], 3: [2, 3]}  # one of two groups that share keys and values
+    model, batch = new(name), inputs(name)
+    whole = output_of(model, batch)
+    with structure_sub_network(model, {"head": kept}):
+        expected = output_of(model, batch)
+    size = sum(weight.numel() for weight in model.parameters())
+    inject_layerdrop(model, LayerDropConfig(0.5, structure=("head", "layer")))
+    prune_heads(model, kept)
+    assert torch.allclose(output_of(model, batch), expected, atol=1e-5)
+    assert not torch.allclose(whole, expected, atol=1e-2)
+    assert sum(weight.numel() for weight in model.parameters()) < size
+    model.save_pretrained(tmp_path)
+    plain = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert torch.equal(output_of(plain, batch), output_of(model, batch))
+    assert plain.config.num_attention_heads == 2
+    assert plain.config.hf_layerdrop["keep_heads"] == {"layers": [sorted(kept[layer]) for layer in range(DEPTH)]}
+
+
+def test_groups_may_shrink_where_all_stay():
+    model, batch = new("LlamaModel"), inputs("LlamaModel")
+    kept = {layer: [1, 2] for layer in range(DEPTH)}  # one head of each group
+    with structure_sub_network(model, {"head": kept}):
+        expected = output_of(model, batch)
+    prune_heads(model, kept)
+    assert torch.allclose(output_of(model, batch), expected, atol=1e-5)
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "words"),
+    [
+        ("LlamaModel", {0: [0, 1]}, "2 heads in layer 0 and 4 in layer 1; a plain config has one number"),
+        ("LlamaModel", {layer: [0, 1, 2] for layer in range(DEPTH)}, "groups that share"),
+        ("LlamaModel", {0: [0, 1], **{layer: [1, 2] for layer in range(1, DEPTH)}}, "1 groups of heads"),
+        ("LlamaModel", {0: [4]}, "4 heads"),
+        ("LlamaModel", {0: []}, "4 heads"),
+        ("LlamaModel", {0: [1, 1]}, "each once"),
+        ("BertModel", {layer: [1] for layer in range(DEPTH)}, "query, key, value"),
+        ("GPT2Model", {layer: [1] for layer in range(DEPTH)}, "no projections of their own"),
+        ("CLIPTextModel", {layer: [1] for layer in range(DEPTH)}, "No CLIPTextConfig describes a CLIPTextModel"),
+        ("BartForConditionalGeneration", {}, "one stack"),
+        ("BartForCausalLM", {layer: [1] for layer in range(DEPTH)}, "without cross-attention"),
+    ],
+)
+def test_heads_that_no_config_can_describe_are_refused_and_nothing_is_changed(name, kept, words):
+    model = new(name)
+    weights = {key: weight.clone() for key, weight in model.state_dict().items()}
+    config = model.config.to_dict()
+    with pytest.raises((KeepLayersError, UnsupportedModelError), match=words):
+        prune_heads(model, kept)
+    assert_same_tensors(model.state_dict(), weights)
+    assert model.config.to_dict() == config
