@@ -375,13 +375,6 @@ MUTANTS = [
         ("test_structures.py::test_layers_that_are_no_chain_of_sub_layers_are_refused_by_name_and_unchanged",),
     ),
     Mutant(
-        "the rest of a sub-layer is not told to DDP",
-        "structure_drop.py",
-        "            if draw.mask is not None and not draw.mask[index]:",
-        "            if False:",
-        ("test_structures.py::test_ddp_ends_where_one_process_ends",),
-    ),
-    Mutant(
         "pruned heads are not written into the config",
         "head_pruning.py",
         "            setattr(model.config, field, getattr(config, field))",
