@@ -463,6 +463,89 @@ MUTANTS = [
         "if state.global_step < 0 else (0, 0)",
         ("test_distillation.py::test_a_resumed_run_equals_one_that_went_through_and_saves_the_student_alone",),
     ),
+    Mutant(
+        "a dropped sub-layer is run",
+        "structure_drop.py",
+        "        if mask is None or mask[index]:",
+        "        if True:",
+        (
+            "test_structures.py::test_a_dropped_sub_layer_does_no_work_not_even_in_its_hooks[BertForSequenceClassification-ffn]",
+        ),
+    ),
+    Mutant(
+        "a dropped head is run",
+        "structure_drop.py",
+        "joined if all(kept) else _masked(joined, kept)",
+        "joined",
+        ("test_structures.py::test_what_is_dropped_counts_as_if_its_last_weights_were_zero[head-LlamaModel]",),
+    ),
+    Mutant(
+        "a dropped sub-layer loses the norm after the residual",
+        "structure_drop.py",
+        "        return norms[0](residual) if norms else residual",
+        "        return residual",
+        (
+            "test_structures.py::test_what_is_dropped_counts_as_if_its_last_weights_were_zero[ffn-BertForSequenceClassification]",
+        ),
+    ),
+    Mutant(
+        "a dropped attention records no None",
+        "recording.py",
+        "            collected[key].append(None)",
+        "            pass",
+        (
+            "test_structures.py::test_attentions_of_dropped_ones_are_none_and_hidden_states_are_all_there[LlamaModel-attention]",
+        ),
+    ),
+    Mutant(
+        "structures of a stack draw alike",
+        "state.py",
+        'name if structure == "layer" else f"{name}/{structure}"',
+        "name",
+        ("test_structures.py::test_groups_are_drawn_apart_at_the_rate_and_those_of_a_dropped_layer_are_dropped",),
+    ),
+    Mutant(
+        "parts of a dropped layer count as kept",
+        "state.py",
+        "return mask if layers is None else",
+        "return mask if True else",
+        ("test_structures.py::test_groups_are_drawn_apart_at_the_rate_and_those_of_a_dropped_layer_are_dropped",),
+    ),
+    Mutant(
+        "a recomputed layer does not know the masks of its parts",
+        "state.py",
+        "            _parts_on(record)[id(self)] = self.mask",
+        "            pass",
+        ("test_structures.py::test_gradient_checkpointing_reuses_the_masks[LlamaModel-ffn-True]",),
+    ),
+    Mutant(
+        "a structure sub-network leaves nothing out",
+        "structure_networks.py",
+        "draw.paused, draw.fixed = True, masks.get(name)",
+        "draw.paused, draw.fixed = True, None",
+        ("test_structures.py::test_a_structure_sub_network_computes_without_what_is_left_out[LlamaModel-False]",),
+    ),
+    Mutant(
+        "an attention and a feed-forward with one norm count as a chain",
+        "structures.py",
+        '"(nar?)(nar?)?(nf+r?)"',
+        '"(nar?)(nar?)?(n?f+r?)"',
+        ("test_structures.py::test_layers_that_are_no_chain_of_sub_layers_are_refused_by_name_and_unchanged",),
+    ),
+    Mutant(
+        "pruned heads are not written into the config",
+        "head_pruning.py",
+        "            setattr(model.config, field, getattr(config, field))",
+        "            pass",
+        ("test_structures.py::test_pruned_heads_are_gone_and_plain_transformers_computes_the_same",),
+    ),
+    Mutant(
+        "heads are pruned though no config can say so",
+        "head_pruning.py",
+        "        if built != shapes.get(id(weight), [*weight.shape]):",
+        "        if False:",
+        ("test_structures.py::test_heads_that_no_config_can_describe_are_refused_and_nothing_is_changed",),
+    ),
 ]
 
 

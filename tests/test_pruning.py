@@ -38,7 +38,7 @@ BAD_KEEP_LAYERS = [
     "first:9",
     [1.5],
     {"middle": [0]},
-    object(),
+    b"6",
 ]
 
 

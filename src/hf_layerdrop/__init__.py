@@ -15,6 +15,8 @@ _HOMES = {
     "results": ["SubNetworkResult"],
     "injection": ["inject_layerdrop", "layerdrop_state", "remove_layerdrop", "set_rates", "set_step"],
     "pruning": ["prune_layers", "sub_network"],
+    "structure_networks": ["structure_sub_network"],
+    "head_pruning": ["prune_heads"],
     "evaluation": ["evaluate_depths"],
     "learned": ["learn_rates", "learned_keep_layers", "write_learned_selection"],
     "selection": ["Selection", "average_without_layer", "search_layers"],

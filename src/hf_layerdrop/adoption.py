@@ -6,7 +6,7 @@ plain list that can be enumerated and sliced, and decides in ``__call__``, befor
 parameters and accelerate moves its inputs in hooks, which a dropped layer must not pay for.
 
 The new class keeps ``__name__``, ``__qualname__`` and ``__module__``, because ``_no_split_modules``, ``device_map``,
-FSDP wrap policies and regional compilation compare names. Pickle and deepcopy work through the pair (class, mixin).
+FSDP wrap policies and regional compilation compare names. Pickle and deepcopy work through the class and its mixins.
 """
 
 from __future__ import annotations
@@ -55,11 +55,20 @@ def release(module: nn.Module, mixin: type) -> None:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """Pickle and copy by (class, mixin): the adopted class itself cannot be imported by its name."""
+    """Pickle and copy by (class, mixins): the adopted class itself cannot be imported by its name."""
     reduced: Any = object.__reduce_ex__(self, protocol)
-    return (_new_adopted, (type(self)._adopted_from, type(self)._adopted_with), *reduced[2:])
+    return (_new_adopted, _made_of(type(self)), *reduced[2:])
 
 
-def _new_adopted(base: type, mixin: type) -> Any:
-    adopted: Any = adopted_class(base, mixin)
+def _made_of(cls: Any) -> tuple[type, ...]:
+    """Return the class that was there first, and the mixins that were put in front of it, in their order."""
+    if not hasattr(cls, "_adopted_from"):
+        return (cls,)
+    return (*_made_of(cls._adopted_from), cls._adopted_with)
+
+
+def _new_adopted(base: type, *mixins: type) -> Any:
+    adopted: Any = base
+    for mixin in mixins:
+        adopted = adopted_class(adopted, mixin)
     return adopted.__new__(adopted)

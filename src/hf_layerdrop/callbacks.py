@@ -140,7 +140,8 @@ class LayerForwardsCallback(TrainerCallback, ExportableState):
         self.layer_forwards = self._before + self._run(model)
 
     def _run(self, model: nn.Module) -> int:
-        return sum(draw.layer_forwards for draw in layerdrop_state(injected_model(model)).draws.values())
+        state = layerdrop_state(injected_model(model))
+        return sum(max(draw.layer_forwards for draw in state.draws_of(name)) for name in state.depths)
 
 
 def depth_metrics(trainer: Trainer, dataloader: Any, depths: Sequence[KeepLayers], prefix: str) -> dict[str, float]:

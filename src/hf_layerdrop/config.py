@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from hf_layerdrop.errors import LayerDropConfigError
@@ -14,8 +15,18 @@ from hf_layerdrop.schedules import SHAPES
 Rate = float | tuple[float, ...]
 
 SAMPLERS = ("bernoulli", "depth", "learned")
-STRUCTURES = ("layer",)
+STRUCTURES = ("layer", "attention", "ffn", "head")
 EXECUTIONS = ("skip",)
+
+# What people call the structures, so that an error can name the one that was meant.
+_OTHER_NAMES = {name: name for name in STRUCTURES} | {
+    "block": "layer",
+    "self-attention": "attention",
+    "attn": "attention",
+    "feed-forward": "ffn",
+    "mlp": "ffn",
+    "attention head": "head",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,9 @@ class LayerDropConfig:
             never dropped.
         seed: Seed of the draws. None takes `TrainingArguments.seed`, or 0 outside of Trainer, and writes it down.
         never_drop: Indices of layers that always run, negative ones counted from the end; or a dict of such by stack.
-        structure: What is dropped as one; ``layer`` (3.2.1).
+        structure: What is dropped as one: ``layer``, ``attention`` or ``ffn`` (a sub-layer), ``head``, or several of
+            them, as in ``("head", "layer")``; each group is then dropped on its own, with the rate of its layer
+            (3.2.1). All but ``layer`` need ``sampler="bernoulli"``. See `structures.py` and `structure_drop.py`.
         sampler: ``bernoulli`` draws each layer on its own (the paper). ``depth`` draws a depth, uniform from a minimum
             to N, and keeps the evenly spread set of that depth, so that every training forward is one of the
             sub-networks that are used later; ``rate`` is then the average share of layers dropped, at most 0.5.
@@ -46,7 +59,7 @@ class LayerDropConfig:
     shape: str = "uniform"
     seed: int | None = None
     never_drop: Any = ()
-    structure: str = "layer"
+    structure: Any = "layer"
     sampler: str = "bernoulli"
     execution: str = "skip"
 
@@ -57,13 +70,13 @@ class LayerDropConfig:
         shape: str = "uniform",
         seed: int | None = None,
         never_drop: Sequence[int] | Mapping[str, Sequence[int]] = (),
-        structure: str = "layer",
+        structure: str | Sequence[str] = "layer",
         sampler: str = "bernoulli",
         execution: str = "skip",
     ) -> None:
         """Convert every value once, so that inside the package each has one type."""
         _one_of("shape", shape, tuple(SHAPES))
-        _one_of("structure", structure, STRUCTURES)
+        structure = _structure(structure)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("execution", execution, EXECUTIONS)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63):
@@ -92,6 +105,12 @@ class LayerDropConfig:
                 )
         if sampler != "bernoulli" and shape != "uniform":
             raise LayerDropConfigError(f"shape={shape!r} has no meaning for sampler={sampler!r}; leave it out.")
+        for setting, value, only in (("sampler", sampler, "bernoulli"), ("execution", execution, "skip")):
+            if structure != "layer" and value != only:
+                raise LayerDropConfigError(
+                    f"structure is {structure!r}, which {setting}={value!r} cannot drop; give {setting}={only!r}, or "
+                    "structure='layer'."
+                )
         for name, value in {
             "rate": checked,
             "shape": shape,
@@ -136,6 +155,11 @@ class LayerDropConfig:
             return 0.0
         mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1}[self.shape]
         return sum(_mean(value) if isinstance(value, tuple) else value * mean_weight for value in values) / len(values)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """What is dropped as one, always as a tuple."""
+        return (self.structure,) if isinstance(self.structure, str) else self.structure
 
     def rates_for(self, depths: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
         """Spread the rates over stacks of the given depths: one rate a layer, ``never_drop`` applied.
@@ -209,6 +233,23 @@ class LayerDropConfig:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise LayerDropConfigError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}.")
+
+
+def _structure(value: Any) -> str | tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names or len(set(map(str, names))) < len(names):
+        raise LayerDropConfigError(
+            f"structure is {value!r}; give one of {', '.join(STRUCTURES)}, or several, each once: ('head', 'layer')."
+        )
+    for name in names:
+        if name not in STRUCTURES:
+            near = get_close_matches(str(name).lower(), _OTHER_NAMES, n=1, cutoff=0.5)
+            hint = f"; did you mean {_OTHER_NAMES[near[0]]!r}?" if near else "."
+            raise LayerDropConfigError(
+                f"structure names {name!r}; it must be {' or '.join(map(repr, STRUCTURES))}, or several of them{hint}"
+            )
+    ordered = tuple(name for name in STRUCTURES if name in names)
+    return ordered[0] if len(ordered) == 1 else ordered
 
 
 def _name(stack: Any) -> str:

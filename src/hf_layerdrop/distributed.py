@@ -64,9 +64,10 @@ def with_zero_gradients(hidden_states: torch.Tensor, draw: Any, index: int, laye
     ddp, window = _active_ddp(), _windows.get(draw)
     if ddp is None or window is None or not torch.is_grad_enabled() or not ddp.require_backward_grad_sync:
         return hidden_states
+    # Noted for a sub-layer in any case: the layer around it may have run in this step, and then names its weights too.
+    window.touched[index] = ref(layer)
     if ddp.find_unused_parameters and index not in window.ran:
         return hidden_states
-    window.touched[index] = ref(layer)
     return _Touch.apply(hidden_states, *(weight for weight in layer.parameters() if weight.requires_grad))
 
 
@@ -76,6 +77,19 @@ def is_shared(stack_owner: nn.Module) -> bool:
         return False
     sharded = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in stack_owner.modules())
     return sharded or _active_ddp() is not None or any(hasattr(weight, "ds_id") for weight in stack_owner.parameters())
+
+
+def refuse_replica(stack_owner: nn.Module) -> None:
+    """Refuse a copy of the model that DataParallel runs in a thread.
+
+    Raises:
+        LayerDropStateError: If ``stack_owner`` is in such a copy, and trains.
+    """
+    if getattr(stack_owner, "_is_replica", False) and stack_owner.training:
+        raise LayerDropStateError(
+            "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
+            "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
+        )
 
 
 def check_ranks_agree(name: str, fingerprint: str) -> None:

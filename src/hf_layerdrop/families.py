@@ -95,6 +95,19 @@ NATIVE_RATE_FIELDS: dict[str, tuple[str, ...]] = {
     "layers": ("layerdrop",),
 }
 
+# How an attention calls what its heads are joined by, the width of a head, and their number; widths of values first.
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "o", "out_lin", "dense", "Wo", "wo")
+HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+
+# Where a config says the same, for heads of queries and for those of keys and values.
+HEADS_FIELD, KEY_VALUE_HEADS_FIELD, HEAD_WIDTH_FIELD = "num_attention_heads", "num_key_value_heads", "head_dim"
+# How an attention calls the projections to queries, keys and values.
+PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
+
+# How a part of a layer that adds the residual itself calls it.
+RESIDUAL_ARGUMENTS = ("input_tensor", "residual")
+
 
 def part_words(part: str) -> tuple[str, ...]:
     """Return the words by which weight names speak of a part of a composite model."""

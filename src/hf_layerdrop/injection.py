@@ -24,14 +24,16 @@ from transformers.utils.output_capturing import _active_collector
 from hf_layerdrop.adoption import adopt, release
 from hf_layerdrop.bias import lend_bias, return_bias
 from hf_layerdrop.config import LayerDropConfig
-from hf_layerdrop.distributed import with_zero_gradients
+from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block
 from hf_layerdrop.handing import handed_on, hidden_states_of_call
 from hf_layerdrop.naming import stack_name
+from hf_layerdrop.recording import recorded_key
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
+from hf_layerdrop.structure_drop import StructureDrop, release_owner, release_parts
 from hf_layerdrop.wrappers import transformers_model
 from hf_layerdrop.zero3 import clear_stale_gradients
 
@@ -41,7 +43,7 @@ _config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by
 
 
 def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]) -> None:
-    """Make ``model`` drop whole layers while it trains, in place (3.2.1).
+    """Make ``model`` drop whole layers, or what the config names as structure, while it trains, in place (3.2.1).
 
     Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave
     before. The model's own LayerDrop, if it has one, is switched off, so that it is never applied on top. A second
@@ -50,19 +52,24 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
 
     Raises:
         LayerDropConfigError: If the config does not fit the model's stacks.
-        UnsupportedModelError: If no stack of layers is found.
+        UnsupportedModelError: If no stack of layers is found, or the structure is not found in its layers.
     """
     config = LayerDropConfig.of(config)
     model = transformers_model(model)
     stacks = find_stacks(model)
-    state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()})
+    parts = {name: StructureDrop(stack.layers(model), config.structures) for name, stack in stacks.items()}
+    groups = {name: found.groups for name, found in parts.items()}
+    state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()}, groups)
     if find_injected(model) is not None:
         remove_layerdrop(model)
     _own_config(model)
     state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
     setattr(model, STATE_ATTRIBUTE, state)
     for name, stack in stacks.items():
-        _adopt_stack(model, stack, state.draws[name])
+        parts[name].adopt_owner(stack.owner(model), state.draws_of(name))
+        if name in state.draws:
+            _adopt_stack(model, stack, state.draws[name])
+        parts[name].adopt_parts()
     register_with_trainer()
     if state.drops:
         write_down(model, trained_with=config.to_dict())
@@ -77,8 +84,11 @@ def remove_layerdrop(model: nn.Module) -> None:
         LayerDropStateError: If LayerDrop is not injected.
     """
     state, root = layerdrop_state(model), injected_model(model)
-    for stack in find_stacks(root).values():
-        _release_stack(root, stack)
+    for name, stack in find_stacks(root).items():
+        release_parts(stack.layers(root))
+        if name in state.draws:
+            _release_stack(root, stack)
+        release_owner(stack.owner(root))
     _restore_config(root, state.originals)
     delattr(root, STATE_ATTRIBUTE)
 
@@ -225,11 +235,7 @@ class _StackOwner:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         draws = self._layerdrop_draws
-        if getattr(self, "_is_replica", False) and self.training:
-            raise LayerDropStateError(
-                "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
-                "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
-            )
+        refuse_replica(self)  # type: ignore[arg-type]
         outer = [draw.mask for draw in draws]
         for draw in draws:
             draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
@@ -300,18 +306,11 @@ def _record_dropped(
     if not collected:
         return
     for hook in layer._forward_hooks.values():
-        if _recorded_key(hook) == "hidden_states":
+        if recorded_key(hook) == "hidden_states":
             hook(layer, (hidden_states,), hidden_states)
     given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
     crosses = given.get("encoder_hidden_states") is not None
     for part in layer.modules():
-        for key in map(_recorded_key, part._forward_hooks.values()):
+        for key in map(recorded_key, part._forward_hooks.values()):
             if "attentions" in key and key in collected and (crosses or "cross" not in key):
                 collected[key].append(None)
-
-
-def _recorded_key(hook: Any) -> str:
-    """Return what a hook of transformers records, such as ``attentions``; empty for any other hook."""
-    if getattr(hook, "__name__", "") != "output_capturing_hook":
-        return ""
-    return inspect.getclosurevars(hook).nonlocals["key"]

@@ -26,6 +26,9 @@ class StackDraw:
     """Draw one mask for each training forward of a stack, and remember it for recomputations.
 
     Attributes:
+        name: The name of the stack, and of what of its layers is drawn: ``encoder``, ``encoder/head``.
+        depth: How many groups are drawn: layers, or parts of layers.
+        fixed: A mask that holds in every forward in place of draws, if there is one.
         mask: The mask of the forward that is running; None where nothing is dropped.
         forwards: Training forwards that were counted.
         layers_run: Layers that ran in them, recomputations not counted.
@@ -34,11 +37,25 @@ class StackDraw:
     """
 
     def __init__(
-        self, name: str, rates: Sequence[float], config: LayerDropConfig, *, has_sibling: bool = False
+        self,
+        name: str,
+        rates: Sequence[float],
+        config: LayerDropConfig,
+        *,
+        structure: str = "layer",
+        groups: Sequence[int] | None = None,
+        within: StackDraw | None = None,
+        has_sibling: bool = False,
     ) -> None:
+        """Draw ``groups`` groups in each layer, one if left out; those in a layer that ``within`` drops drop too."""
         depth = len(rates)
-        self.name = name
-        self.depth = depth
+        self.stack = name
+        self.structure = structure
+        self.name = name if structure == "layer" else f"{name}/{structure}"
+        self.groups = tuple(groups or [1] * depth)
+        self.depth = sum(self.groups)
+        self.fixed: Mask | None = None
+        self._within = within
         self.mask: Mask | None = None
         self.seed = 0
         self.step = self.micro_step = self.forward = 0
@@ -54,6 +71,7 @@ class StackDraw:
         self._rehearsed: int | None = None  # the place of the last forward without gradient
         self._repeats = False  # whether a backward pass has repeated that one with gradient
         self._has_sibling = has_sibling  # the decoder gets the cache, and the encoder is not shown it
+        self._checkpointed = False  # whether parts of layers were seen inside a checkpoint
         self._sampler = config.sampler
         self._always_kept = config.always_kept(name, depth)
         self.set_rates(rates)
@@ -61,6 +79,7 @@ class StackDraw:
     def set_rates(self, rates: Sequence[float], *, agreed: bool = False) -> None:
         """Use these rates, one a layer, from the next forward on; ``agreed`` if the ranks need not be asked again."""
         self.rates = tuple(rates)
+        self._group_rates = self._by_group(self.rates)
         self._agreed = self._agreed and agreed
         self._active = any(self.rates)
         if self._sampler == "depth":
@@ -76,14 +95,20 @@ class StackDraw:
         """Mean number of layers that a training forward runs."""
         if self._sampler == "depth" and self._active:
             return sum(map(sum, self._masks)) / len(self._masks)
-        return self.depth - sum(self.rates)
+        return self.depth - sum(self._group_rates)
 
     def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
         """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
         self._measured = False
-        self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else None
+        self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if owner.training and torch.is_grad_enabled() and not recomputation.in_backward():
-            self.layer_forwards += self.depth if self.mask is None else sum(self.mask)
+            self.layer_forwards += self._count_layers()
+
+    def _count_layers(self) -> int:
+        """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
+        if self.structure != "layer":
+            return 0 if self._within is not None else len(self.groups)
+        return self.depth if self.mask is None else sum(self.mask)
 
     def runs(self, layer: int) -> bool:
         """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""
@@ -118,7 +143,24 @@ class StackDraw:
         counter = (self.seed, self.step, self.micro_step, self.forward, self.name)
         if self._sampler == "depth":
             return one_of(self._masks, uniforms(*counter, 1)[0])
-        return bernoulli(self.rates, uniforms(*counter, self.depth))
+        mask = bernoulli(self._group_rates, uniforms(*counter, self.depth))
+        layers = self._within.mask if self._within is not None else None
+        return mask if layers is None else tuple(map(all, zip(mask, self._by_group(layers), strict=True)))
+
+    def in_force(self) -> Mask | None:
+        """Return the mask of the forward that is under way, or that a checkpoint inside of it repeats."""
+        if self.mask is None:
+            if not (self._checkpointed and recomputation.in_backward()):
+                return None
+            return _parts_on(recomputation.second_run_record()).get(id(self))
+        if self.mask is not self.fixed and (record := recomputation.first_run_record()) is not None:
+            _parts_on(record)[id(self)] = self.mask
+            self._checkpointed = True
+        return self.mask
+
+    def _by_group(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Repeat each layer's value for each of its groups."""
+        return tuple(value for value, count in zip(values, self.groups, strict=True) for _ in range(count))
 
     def _choose(self, owner: nn.Module, inputs: Sequence[Any]) -> Mask | None:
         if recomputation.in_backward():
@@ -216,11 +258,18 @@ class StackDraw:
 class LayerDropState:
     """All of it for one model: the config, a draw for each stack, and what has to be put back on removal."""
 
-    def __init__(self, config: LayerDropConfig, depths: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        config: LayerDropConfig,
+        depths: Mapping[str, int],
+        groups: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+    ) -> None:
+        """Prepare the draws; ``groups`` says by stack and structure how many parts each layer has that are dropped."""
         self.config = config
         self.draws = {
-            name: StackDraw(name, rates, config, has_sibling=len(depths) > 1)
+            draw.name: draw
             for name, rates in config.rates_for(depths).items()
+            for draw in _draws_of(name, rates, config, (groups or {}).get(name, {}), has_sibling=len(depths) > 1)
         }
         self.depths = dict(depths)
         self.micro_step = 0
@@ -236,12 +285,16 @@ class LayerDropState:
     @property
     def rates(self) -> dict[str, list[float]]:
         """The rates in use, by stack, one a layer."""
-        return {name: list(draw.rates) for name, draw in self.draws.items()}
+        return {draw.stack: list(draw.rates) for draw in self.draws.values()}
 
     @property
     def drops(self) -> bool:
         """Whether any rate is above 0."""
         return any(any(rates) for rates in self.rates.values())
+
+    def draws_of(self, stack: str) -> list[StackDraw]:
+        """Return the draws of a stack, one for each structure."""
+        return [draw for draw in self.draws.values() if draw.stack == stack]
 
     def set_rates(self, rates: Mapping[str, Sequence[float]]) -> None:
         """Use these rates, one a layer, in the stacks that are named; where rates are learned, hold their mean."""
@@ -250,7 +303,8 @@ class LayerDropState:
             self._use_learned_rates(agreed=False)
             return
         for name, values in rates.items():
-            self.draws[name].set_rates(values)
+            for draw in self.draws_of(name):
+                draw.set_rates(values)
 
     def scale_rates(self, factor: float) -> None:
         """Use the configured rates, or those that were learned, times ``factor``; every rank has to do the same."""
@@ -258,8 +312,9 @@ class LayerDropState:
             self.learner.factor = factor
             self._use_learned_rates()
             return
-        for name, rates in self.config.rates_for(self.depths).items():
-            self.draws[name].set_rates([rate * factor for rate in rates], agreed=True)
+        rates = self.config.rates_for(self.depths)
+        for draw in self.draws.values():
+            draw.set_rates([rate * factor for rate in rates[draw.stack]], agreed=True)
 
     def learn(self, loss: torch.Tensor, *, step_ended: bool) -> None:
         """Show the loss of a micro-step to what learns the rates, which are fixed until the step has ended."""
@@ -306,7 +361,7 @@ class LayerDropState:
         rates = [rate for draw in self.draws.values() for rate in draw.rates]
         log = {"layerdrop_rate": sum(rates) / len(rates)}
         for name, draw in self.draws.items():
-            key = "layerdrop_layers_used" if len(self.draws) == 1 else f"layerdrop_{name}_layers_used"
+            key = f"layerdrop_{'' if len(self.depths) == 1 else draw.stack + '_'}{draw.structure}s_used"
             log[key] = draw.layers_run / draw.forwards if draw.forwards else float(draw.depth)
             draw.forwards = draw.layers_run = 0
             if self.learner is not None:
@@ -348,11 +403,33 @@ class LayerDropState:
                 "The saved LayerDrop state has no learned rates; give what state_dict() returned with "
                 "sampler='learned', or inject another sampler."
             )
+        if state["counters"].keys() != self.draws.keys():
+            raise LayerDropConfigError(
+                f"The saved LayerDrop state is of draws for {', '.join(state['counters'])}, but this model draws for "
+                f"{', '.join(self.draws)}; inject the structure that it was trained with."
+            )
         self.set_seed(state["seed"])
         self.set_rates(state["rates"])
         self.load_learned(state.get("learned", {}))
         for name, draw in self.draws.items():
             draw.go_to(*state["counters"][name])
+
+
+def _draws_of(
+    name: str,
+    rates: Sequence[float],
+    config: LayerDropConfig,
+    groups: Mapping[str, Sequence[int]],
+    *,
+    has_sibling: bool,
+) -> list[StackDraw]:
+    """Return the draws of a stack, one for each structure; that of whole layers comes first."""
+    layers = [StackDraw(name, rates, config, has_sibling=has_sibling)] if "layer" in config.structures else []
+    within = layers[0] if layers else None
+    return layers + [
+        StackDraw(name, rates, config, structure=structure, groups=counts, within=within, has_sibling=has_sibling)
+        for structure, counts in groups.items()
+    ]
 
 
 def find_injected(model: nn.Module) -> nn.Module | None:
@@ -373,3 +450,9 @@ def _masks_on(record: Any) -> dict[int, list[Mask]]:
     if not hasattr(record, "_layerdrop_masks"):
         record._layerdrop_masks = {}
     return record._layerdrop_masks
+
+
+def _parts_on(record: Any) -> dict[int, Mask]:
+    if not hasattr(record, "_layerdrop_parts"):
+        record._layerdrop_parts = {}
+    return record._layerdrop_parts

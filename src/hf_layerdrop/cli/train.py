@@ -33,7 +33,7 @@ from hf_layerdrop.cli.training_flags import (
     read_flags,
     training_help,
 )
-from hf_layerdrop.config import SAMPLERS, LayerDropConfig
+from hf_layerdrop.config import SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.keep import KeepLayers, evenly_spread
 from hf_layerdrop.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
@@ -135,6 +135,9 @@ def train_command(
     ] = None,
     shape: Annotated[str, typer.Option(metavar="NAME", help=f"Rates over depth: {', '.join(SHAPES)}.")] = "uniform",
     sampler: Annotated[str, typer.Option(metavar="NAME", help=f"Draws: {', '.join(SAMPLERS)}.")] = "bernoulli",
+    structure: Annotated[
+        str, typer.Option(metavar="NAME[,NAME]", help=f"What is dropped as one: {', '.join(STRUCTURES)}.")
+    ] = "layer",
     never_drop: Annotated[
         str | None, typer.Option(metavar="LAYERS", help="Layers that always run, such as 0,-1.", show_default=False)
     ] = None,
@@ -197,7 +200,7 @@ def train_command(
     chosen = load_task(task) if task else custom_task(columns, label_column=label_column or "label")
     chosen = with_dataset(chosen, dataset, dataset_config)
     local_files(chosen, train_file, validation_file)
-    drop = _layerdrop(layerdrop, shape, sampler, never_drop)
+    drop = _layerdrop(layerdrop, shape, sampler, never_drop, structure)
     factor = _schedule(schedule)
     start = _start(model, config, chosen, max(max_length or 0, max_target_length or 0), vocab_size, tokenizer)
     depths = _checked_model(start, drop, eval_depths)
@@ -276,14 +279,19 @@ def _training_flags(context: typer.Context, output_dir: str, usual: Flags) -> Fl
     return flags
 
 
-def _layerdrop(rate: str | None, shape: str, sampler: str, never_drop: str | None) -> LayerDropConfig | None:
+def _layerdrop(
+    rate: str | None, shape: str, sampler: str, never_drop: str | None, structure: str
+) -> LayerDropConfig | None:
     if rate is None:
-        if (shape, sampler, never_drop) != ("uniform", "bernoulli", None):
+        if (shape, sampler, never_drop, structure) != ("uniform", "bernoulli", None, "layer"):
             raise LayerDropConfigError(
-                "--shape, --sampler and --never-drop need a rate; give --layerdrop too, such as 0.2."
+                "--shape, --sampler, --structure and --never-drop need a rate; give --layerdrop too, such as 0.2."
             )
         return None
-    return LayerDropConfig(_rate(rate), shape=shape, sampler=sampler, never_drop=_layers(never_drop))
+    structures = [name.strip() for name in structure.split(",")]
+    return LayerDropConfig(
+        _rate(rate), shape=shape, sampler=sampler, never_drop=_layers(never_drop), structure=structures
+    )
 
 
 def _rate(text: str) -> Any:

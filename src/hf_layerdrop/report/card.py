@@ -168,7 +168,7 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
     if not trained_with or "rate" not in trained_with:
         return None
     extras = [
-        f"{trained_with[name]} {name}"
+        f"{_joined(trained_with[name])} {name}"
         for name, usual in (("shape", "uniform"), ("sampler", "bernoulli"), ("structure", "layer"))
         if trained_with.get(name, usual) != usual
     ]
@@ -178,6 +178,10 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
 def _describe_distillation(settings: Mapping[str, Any] | None) -> str | None:
     """Write what the student learned from, after it was cut."""
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items()) if settings else None
+
+
+def _joined(names: Any) -> str:
+    return names if isinstance(names, str) else " + ".join(names)
 
 
 def _describe_rate(rate: Any) -> str:
