@@ -30,7 +30,7 @@ SAMPLE = [
     # vision, and vision with language
     *("vit", "dinov2", "clip", "blip", "llava"),
     # blocks of several kinds
-    *("mamba", "bamba", "zamba2", "lfm2"),
+    *("mamba", "bamba", "granitemoehybrid", "lfm2"),
 ]  # fmt: skip
 STACKS = {
     "llava": {"vision": "vision_tower.encoder.layers", "text": "language_model.layers"},
