@@ -19,18 +19,18 @@ from hf_layerdrop.stacks import depths_of, find_stacks
 
 SAMPLE = [
     # text encoders
-    *("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "mpnet", "xlm-roberta"),
+    *("bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "xlm-roberta"),
     # decoders
     *("gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"),
     *("phi3", "smollm3", "olmo2", "mixtral", "qwen3_moe", "gpt_oss"),
     # encoder-decoders
-    *("bart", "t5", "longt5", "switch_transformers", "marian", "encoder-decoder"),
+    *("bart", "t5", "longt5", "marian", "encoder-decoder"),
     # speech
     *("whisper", "wav2vec2", "wavlm"),
     # vision, and vision with language
     *("vit", "dinov2", "clip", "blip", "llava"),
     # blocks of several kinds
-    *("mamba", "bamba", "zamba2", "lfm2"),
+    *("mamba", "bamba", "granitemoehybrid", "lfm2"),
 ]  # fmt: skip
 STACKS = {
     "llava": {"vision": "vision_tower.encoder.layers", "text": "language_model.layers"},

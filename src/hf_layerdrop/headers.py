@@ -285,6 +285,8 @@ def _check_not_a_stack(
     if declared is None or not may_be_stack(path) or name in stacks or (name == "layers" and stacks):
         return
     field, count = declared
+    if "." in field:  # of a part: whether these weights are its layers, their names do not say for sure
+        return
     missing = sorted(set(range(count)) - set(layers))[:5]
     lacking = f" (layers missing: {', '.join(map(str, missing))})" if missing else ""
     raise CheckpointError(

@@ -23,7 +23,8 @@ def main() -> int:
     todo = [t for t in types if arguments.types or t not in known or known[t]["status"] in arguments.again]
     for number, entry in enumerate(walk(todo, arguments.journal), 1):
         print(f"{number}/{len(todo)} {entry['type']}: {entry['status']} {entry.get('reason', '')}", flush=True)
-    entries = {t: e for t, e in read_journal(arguments.journal).items() if t in model_types()}
+    walked = read_journal(arguments.journal)
+    entries = {t: walked.get(t, {"type": t, "status": "not walked"}) for t in model_types()}
     print(Counter(entry["status"] for entry in entries.values()))
     if arguments.page:
         from .page import render_page

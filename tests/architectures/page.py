@@ -19,7 +19,7 @@ HEAD = """# Which architectures work
 
 {supported} of the {total} model types that `AutoModel` knows in transformers {transformers} (torch {torch})
 pass every check below; {refused} are refused with a reason, {failed} are not supported yet, and {unbuilt}
-could not be built or run here.
+could not be built or run here{unwalked}.
 
 For each type, a tiny model is built on the CPU: four layers a stack, every weight changed at random with a
 standard deviation of 0.2, no other dropout. It has the head that generates text, where the type has one, and
@@ -53,6 +53,7 @@ def render_page(entries: Mapping[str, Entry]) -> str:
         refused=counts["refused"],
         failed=counts["failed"],
         unbuilt=counts["not buildable"],
+        unwalked=f"; {counts['not walked']} have not been walked yet" if counts["not walked"] else "",
         total=len(entries),
         transformers=transformers.__version__,
         torch=torch.__version__.partition("+")[0],
@@ -61,6 +62,8 @@ def render_page(entries: Mapping[str, Entry]) -> str:
     parts = [head, "\n## Supported\n", *_supported(_of(entries, "supported"))]
     for status, title in (("refused", "Refused"), ("failed", "Not supported yet"), ("not buildable", "Not built here")):
         parts += [f"\n## {title}\n", *_with_reasons(_of(entries, status))]
+    if unwalked := sorted(entry["type"] for entry in entries.values() if entry["status"] == "not walked"):
+        parts += [f"\n## Not walked yet\n\nOf these this page knows nothing: {', '.join(unwalked)}."]
     return "\n".join(parts) + "\n"
 
 

@@ -77,7 +77,10 @@ def tiny_config(model_type: str, way: Way = Way.SMALL) -> PreTrainedConfig:
 def _default_config(model_type: str) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[model_type]
     if parts := _PARTS.get(model_type):
-        return config_class(**{name: CONFIG_MAPPING[part]().to_dict() for name, part in parts.items()})
+        configs = {name: CONFIG_MAPPING[part]().to_dict() for name, part in parts.items()}
+        if model_type.endswith("encoder-decoder"):
+            configs["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
+        return config_class(**configs)
     return config_class(**_NEEDED.get(model_type, {}))
 
 
@@ -87,6 +90,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "informer": {"prediction_length": 4, "context_length": 8},
     "time_series_transformer": {"prediction_length": 4, "context_length": 8},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
+    "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "attention"]},
     "bamba": {"attn_layer_indices": [1, 2]},
 }
 

@@ -118,7 +118,7 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int = 0) -
     model = cls._from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
