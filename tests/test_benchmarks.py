@@ -34,9 +34,19 @@ def test_the_search_benchmark_shares_prefixes_and_gives_the_same_scores() -> Non
     assert numbers["seconds_naive"] > 0
 
 
+def test_the_load_benchmark_reads_the_kept_tensors_and_no_more() -> None:
+    done = benchmark("load", "--json", "--short", "1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("| load, then cut |") for line in lines)
+    numbers = json.loads(lines[-1])
+    assert numbers["bytes_kept"] <= numbers["bytes_read"] <= 1.02 * numbers["bytes_kept"]
+    assert all(numbers[name] > 0 for name in ("seconds", "seconds_plain", "seconds_load_then_cut", "peak_mb"))
+
+
 def test_names_and_options_are_listed() -> None:
     done = benchmark("--help")
-    assert all(name in done.stdout for name in ("search", "strategies"))
+    assert all(name in done.stdout for name in ("load", "search", "strategies"))
     assert "--hidden" in benchmark("search", "--help").stdout
     assert benchmark("nonsense").returncode == 2
 

@@ -59,7 +59,8 @@ def test_keep_layers_at_load_gives_the_tensors_of_load_and_cut(any_head, tmp_pat
     assert_same_tensors(model.state_dict(), cut.state_dict())
     assert_same_tensors(model.state_dict(), whole.state_dict())
     output = output_of(model, batch)
-    assert torch.equal(output, output_of(cut, batch))
+    # Weights in a mapped file are aligned otherwise than in memory of torch's own, which may change the last bit.
+    assert torch.allclose(output, output_of(cut, batch), rtol=0, atol=1e-6)
     assert not torch.allclose(output, output_of(source, batch), atol=1e-3)
     assert not torch.allclose(
         output, output_of(loaded(any_head, tmp_path, OTHER, attn_implementation="eager"), batch), atol=1e-3

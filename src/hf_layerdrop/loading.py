@@ -8,28 +8,42 @@ renumbered layer can match again, and ``save_pretrained`` reverses it.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import load_state_dict
+from transformers.utils.hub import resolve_revision
 
+from hf_layerdrop.downloads import HubModel, fetch_kept
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.families import DEPTH_FIELDS, refusal
-from hf_layerdrop.headers import read_checkpoint, read_config
+from hf_layerdrop.headers import CheckpointHeaders, StackHeader, read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
+from hf_layerdrop.lazy_tensors import LazyTensor, open_tensors
+from hf_layerdrop.page_cache import announce_tensors
 from hf_layerdrop.pruning import cut_provenance, pruned_config
 from hf_layerdrop.stacks import Stack, find_stacks
+from hf_layerdrop.weight_files import StoredTensor
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
 WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+
+Change = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+# Arguments with which transformers looks for other files than model.safetensors or its shards, or for more of them.
+_FILES_OF_THEIR_OWN = {"variant", "gguf_file", "state_dict", "adapter_kwargs", "proxies", "trust_remote_code"}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load_plain(
@@ -44,47 +58,171 @@ def load_plain(
         KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
         UnsupportedModelError: If the model's layers cannot be taken out.
     """
-    check_source(cls, name_or_path, kwargs)
+    headers = check_source(cls, name_or_path, kwargs)
+    if headers is not None and keep_layers is not None:
+        _announce_kept(headers, keep_layers)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
     with clear_errors(name_or_path):
         if keep_layers is None:
             return cls.from_pretrained(name_or_path, *args, **kwargs)
-        config = kwargs.get("config")
-        if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
-        stacks = _stacks_of(cls, config)
-        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
-        provenance = {
-            "source": _shown_source(name_or_path),
-            "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
-        }
-        loaded = _loader_class(cls, stacks, kept, provenance).from_pretrained(name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.__class__ = cls
-        switch_off_native(model, find_stacks(model))
+        cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
+        loaded = _load_cut(cut, name_or_path, args, kwargs)
+        switch_off_native(_model_of(loaded), find_stacks(_model_of(loaded)))
         return loaded
 
 
-def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[str, Any]) -> None:
-    """Find what is wrong with a local checkpoint before anything is loaded: config, architecture, weight headers."""
+@dataclass(frozen=True)
+class Cut:
+    """What ``keep_layers`` means for one checkpoint, loaded as one class.
+
+    Attributes:
+        cls: The transformers class.
+        config: The config of the whole model.
+        stacks: The stacks of the whole model.
+        kept: The kept layers of each.
+        provenance: Entries for ``config.hf_layerdrop``.
+    """
+
+    cls: type[PreTrainedModel]
+    config: PreTrainedConfig
+    stacks: Mapping[str, Stack]
+    kept: Mapping[str, tuple[int, ...]]
+    provenance: Mapping[str, Any]
+
+    def choose(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the kept ones of the weights, or of what else goes by their names, under their new names."""
+        return dict(keep_weights(weights, self.cls.base_model_prefix, self.stacks, self.kept))
+
+    def kept_by_path(self) -> dict[str, tuple[int, ...]]:
+        """Return the kept layers by the path of their stack in the base model."""
+        prefix = self.cls.base_model_prefix + "."
+        return {stack.path.removeprefix(prefix): self.kept[name] for name, stack in self.stacks.items()}
+
+
+def plan_cut(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
+    """Read the config of a checkpoint, and find out which of its layers are kept.
+
+    Raises:
+        KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
+        UnsupportedModelError: If the model's layers cannot be taken out.
+    """
+    config = kwargs.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
+    stacks = _stacks_of(cls, config)
+    kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
+    provenance = {
+        "source": _shown_source(name_or_path),
+        "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
+    }
+    return Cut(cls, config, stacks, kept, provenance)
+
+
+def load_shell(
+    cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: KeepLayers, **kwargs: Any
+) -> tuple[PreTrainedModel, dict[str, StoredTensor]]:
+    """Load a model without its weights, on the meta device, and return also where the kept weights lie, by new name.
+
+    Raises:
+        CheckpointError: As `load_plain`; and if the weights cannot be taken over as they lie there.
+    """
+    check_source(cls, name_or_path, kwargs)
+    stored: dict[str, StoredTensor] = {}
+
+    def emptied(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if not all(isinstance(weight, LazyTensor) for weight in weights.values()):
+            raise CheckpointError(f"The weights of {str(name_or_path)!r} cannot be taken over byte by byte.")
+        stored.update({name: weight.stored for name, weight in weights.items()})
+        return {name: weight.emptied() for name, weight in weights.items()}
+
+    options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
+    with clear_errors(name_or_path):
+        cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
+        model, info = _load_cut(cut, name_or_path, (), options, emptied)
+        switch_off_native(model, find_stacks(model))
+    if wrong := [name for name in ("missing_keys", "mismatched_keys", "error_msgs") if info[name]]:
+        raise CheckpointError(f"The weights of {str(name_or_path)!r} do not fit the model as they are ({wrong[0]}).")
+    return model, stored
+
+
+def _load_cut(
+    cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change = dict
+) -> Any:
+    """Load the kept layers, of a model on the Hub from what is fetched of it; ``change`` gets the kept weights."""
+    hub_model = _hub_model(cut.config, name_or_path, kwargs)
+    folder = fetch_kept(hub_model, cut.kept_by_path(), cut.choose) if hub_model else None
+    if hub_model is None or folder is None:
+        loader = _loader_class(cut, lambda weights: change(cut.choose(weights)))
+        loaded = loader.from_pretrained(name_or_path, *args, **kwargs)
+    else:
+        here = {name: value for name, value in kwargs.items() if name not in WHERE}
+        loaded = _loader_class(cut, change).from_pretrained(folder, *args, **here)
+        config = _model_of(loaded).config
+        config.name_or_path = _model_of(loaded).name_or_path = hub_model.repo_id
+        config._commit_hash = hub_model.commit
+    _model_of(loaded).__class__ = cut.cls
+    return loaded
+
+
+def _hub_model(config: PreTrainedConfig, name_or_path: Any, kwargs: Mapping[str, Any]) -> HubModel | None:
+    """Return where on the Hub to take the kept layers from, or None where transformers has to find the files itself."""
+    given = {name for name, value in kwargs.items() if value}
+    if name_or_path is None or Path(name_or_path).exists() or kwargs.get("use_safetensors") is False:
+        return None
+    if given & _FILES_OF_THEIR_OWN or type(config).extra_files or getattr(config, "transformers_weights", None):
+        return None
+    if isinstance(kwargs.get("config"), str | os.PathLike):
+        return None
+    where: dict[str, Any] = {
+        name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if kwargs.get(name) is not None
+    }
+    revision = resolve_revision(name_or_path, kwargs.get("revision"), **where)
+    commit = getattr(revision, "resolved", revision)
+    if not _COMMIT.fullmatch(commit or ""):  # offline and never seen, say
+        return None
+    for name in ("subfolder", "force_download"):
+        where |= {name: kwargs[name]} if kwargs.get(name) else {}
+    return HubModel(str(name_or_path), commit, **where)
+
+
+def _model_of(loaded: Any) -> PreTrainedModel:
+    """Return the model of what ``from_pretrained`` returned, with ``output_loading_info`` or without."""
+    return loaded[0] if isinstance(loaded, tuple) else loaded
+
+
+def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[str, Any]) -> CheckpointHeaders | None:
+    """Find what is wrong with a local checkpoint before anything is loaded; return its headers if they were read."""
     if reason := refusal(cls.config_class.model_type if cls.config_class else None):
         raise UnsupportedModelError(f"{cls.__name__} cannot be used with LayerDrop: {reason}")
     if name_or_path is None or isinstance(kwargs.get("config"), PreTrainedConfig) or kwargs.get("gguf_file"):
-        return
+        return None
     if not Path(name_or_path).is_dir():
         with clear_errors(name_or_path):
             found, _ = PreTrainedConfig.get_config_dict(name_or_path, **_where(kwargs))
         check_architecture(cls, found, name_or_path)
-        return
+        return None
     folder = Path(name_or_path) / (kwargs.get("subfolder") or "")
     if (folder / "adapter_config.json").exists():
-        return
+        return None
     check_architecture(cls, read_config(folder), name_or_path)
-    if kwargs.get("use_safetensors") is not False and not kwargs.get("variant"):
-        headers = read_checkpoint(folder)
-        if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
-            headers.stacks()
+    if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
+        return None
+    headers = read_checkpoint(folder)
+    if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
+        headers.stacks()
+    return headers
+
+
+def _announce_kept(headers: CheckpointHeaders, keep_layers: KeepLayers) -> None:
+    """Have the system begin to read the kept layers while the model is built; what is wrong is said later."""
+    try:
+        stacks = {stack.name: stack for stack in headers.stacks()}
+        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
+        chosen = dict(keep_weights(headers.tensors, "", stacks, kept))
+    except LayerDropError:
+        return
+    announce_tensors(Path(headers.source), chosen.values())
 
 
 def _where(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,30 +240,26 @@ def check_architecture(cls: type[PreTrainedModel], config: Mapping[str, Any], na
 
 
 def _stacks_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Stack]:
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         return find_stacks(cls(config))
 
 
-def _loader_class(
-    cls: type[PreTrainedModel],
-    stacks: Mapping[str, Stack],
-    kept: Mapping[str, Sequence[int]],
-    provenance: Mapping[str, Any],
-) -> type[PreTrainedModel]:
-    """Return a stand-in for ``cls`` that cuts the config before the model is built, the weights before they are read.
+def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
+    """Return a stand-in for a class that cuts the config before the model is built, the weights before they are read.
 
-    It carries the name and module of ``cls``, since transformers treats classes of other modules as custom code, whose
-    checkpoints it does not convert.
+    It carries the name and module of the class, since transformers treats classes of other modules as custom code,
+    whose checkpoints it does not convert.
     """
+    cls, stacks = cut.cls, cut.stacks
 
-    class Loader(cls):
+    class Loader(cls):  # type: ignore[misc, valid-type]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
             depths = {name: stack.depth for name, stack in stacks.items()}
             for name, stack in stacks.items():
                 _check_depth(config, name, stack)
             saved = getattr(config, CONFIG_KEY, None)
-            setattr(config, CONFIG_KEY, cut_provenance(saved, kept, depths, **provenance))
-            pruned_config(config, stacks, kept)
+            setattr(config, CONFIG_KEY, cut_provenance(saved, cut.kept, depths, **cut.provenance))
+            pruned_config(config, stacks, cut.kept)
             super().__init__(config, *args, **kwargs)
 
         @staticmethod
@@ -134,9 +268,8 @@ def _loader_class(
         ) -> Any:
             with ExitStack() as files:
                 weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
-                chosen = dict(keep_weights(weights, cls.base_model_prefix, stacks, kept))
                 # Without the files: disk offload would look them up under the new layer numbers.
-                return cls._load_pretrained_model(model, chosen, None, *args, **kwargs)
+                return cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
 
     Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Loader
@@ -153,7 +286,10 @@ def _check_depth(config: PreTrainedConfig, name: str, stack: Stack) -> None:
 
 
 def keep_weights(
-    weights: Mapping[str, Any], base_model_prefix: str, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]
+    weights: Mapping[str, Any],
+    base_model_prefix: str,
+    stacks: Mapping[str, Stack] | Mapping[str, StackHeader],
+    kept: Mapping[str, Sequence[int]],
 ) -> Iterator[tuple[str, Any]]:
     """Yield the weights of the kept layers under their new numbers, and all that belongs to no layer, in their order.
 
@@ -190,14 +326,10 @@ def keep_weights(
 
 
 def _open(checkpoint_files: Iterable[str], files: ExitStack) -> dict[str, Any]:
-    """Return the weights of a checkpoint by name; those of safetensors are slices that nothing has been read of yet."""
+    """Return the weights of a checkpoint by name; of those in safetensors nothing has been read yet."""
     weights: dict[str, Any] = {}
     for path in checkpoint_files:
-        if path.endswith(".safetensors"):
-            file = files.enter_context(safe_open(path, framework="pt"))
-            weights.update({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-        else:
-            weights.update(load_state_dict(path))
+        weights.update(open_tensors(path, files) if path.endswith(".safetensors") else load_state_dict(path))
     return weights
 
 
