@@ -119,31 +119,50 @@ def plan_cut(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLay
     return Cut(cls, config, stacks, kept, provenance)
 
 
-def load_shell(
-    cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: KeepLayers, **kwargs: Any
-) -> tuple[PreTrainedModel, dict[str, StoredTensor]]:
-    """Load a model without its weights, on the meta device, and return also where the kept weights lie, by new name.
+@dataclass(frozen=True)
+class Shell:
+    """A model on the meta device, and where its weights lie.
+
+    Attributes:
+        model: The model that `load_plain` would return, without its weights.
+        stored: The tensors that would be its weights, by their new names.
+        dtypes: Torch's names of their dtypes.
+        converted: Why the weights are not these tensors as they lie there; empty if they are.
+    """
+
+    model: PreTrainedModel
+    stored: Mapping[str, StoredTensor]
+    dtypes: Mapping[str, torch.dtype]
+    converted: str
+
+
+def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: KeepLayers, **kwargs: Any) -> Shell:
+    """Load a model without its weights, and find out where they lie; of their files only the headers are read.
 
     Raises:
-        CheckpointError: As `load_plain`; and if the weights cannot be taken over as they lie there.
+        CheckpointError: As `load_plain`, and the others that it raises.
     """
     check_source(cls, name_or_path, kwargs)
-    stored: dict[str, StoredTensor] = {}
+    parts: dict[str, LazyTensor] = {}
+    odd: list[str] = []
 
     def emptied(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        if not all(isinstance(weight, LazyTensor) for weight in weights.values()):
-            raise CheckpointError(f"The weights of {str(name_or_path)!r} cannot be taken over byte by byte.")
-        stored.update({name: weight.stored for name, weight in weights.items()})
-        return {name: weight.emptied() for name, weight in weights.items()}
+        parts.update({name: weight for name, weight in weights.items() if isinstance(weight, LazyTensor)})
+        odd.extend(name for name in weights if name not in parts)
+        return {name: part.emptied() for name, part in parts.items()}
 
     options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
     with clear_errors(name_or_path):
         cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
         switch_off_native(model, find_stacks(model))
-    if wrong := [name for name in ("missing_keys", "mismatched_keys", "error_msgs") if info[name]]:
-        raise CheckpointError(f"The weights of {str(name_or_path)!r} do not fit the model as they are ({wrong[0]}).")
-    return model, stored
+    odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
+    return Shell(
+        model,
+        {name: part.stored for name, part in parts.items()},
+        {name: part.dtype for name, part in parts.items()},
+        f"its model class has to make {odd[0]!r}" if odd else "",
+    )
 
 
 def _load_cut(
