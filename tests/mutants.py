@@ -257,6 +257,20 @@ MUTANTS = [
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
     ),
     Mutant(
+        "a file that changes on the Hub between two requests is taken as one",
+        "http_ranges.py",
+        "(size, etag) != (self._size, self._etag)",
+        "False",
+        ("test_downloads.py::test_a_file_that_changes_between_requests_is_refused",),
+    ),
+    Mutant(
+        "pruning always builds the model in memory",
+        "hub/save.py",
+        "streamed = find_streamed(model, keep_layers, revision, load_kwargs)",
+        "streamed = None",
+        ("test_streaming.py::test_streaming_writes_the_same_bytes",),
+    ),
+    Mutant(
         "a save writes the name of our class",
         "mixin.py",
         "self.__class__ = _named_as(own, plain_class(own))",
