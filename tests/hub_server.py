@@ -122,6 +122,8 @@ class HubServer:
         self.objects: dict[str, bytes] = {}  # LFS storage, by SHA-256
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.ranges: str | None = "honest"  # or "ignored", "short" (half of what was asked), "shifted" (another part)
+        self.storage: HubServer | None = None  # if given, LFS files are redirected there, as the Hub does to its CDN
         self.lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._http.daemon_threads = True
@@ -156,6 +158,7 @@ class HubServer:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it has the endpoint of when it was first used
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path(home, "hub")))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(Path(home, "token")))
@@ -178,6 +181,12 @@ class HubServer:
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         return self.add_repo(name, files, private=private)
 
+    def store(self, content: bytes) -> str:
+        """Keep a file for whoever has its key, which is returned."""
+        key = _digest(content)
+        self.objects[key] = content
+        return key
+
     def fail(self, pattern: str, status: int | None, times: int = 1, **how: Any) -> None:
         """Answer the next ``times`` requests whose path matches with ``status``; see `Fault`."""
         self.faults.append(Fault(pattern, status, times, **how))
@@ -185,6 +194,10 @@ class HubServer:
     def cut(self, pattern: str, times: int = 1, **how: Any) -> None:
         """Cut the connection of the next ``times`` requests whose path matches; see `Fault`."""
         self.fail(pattern, None, times, **how)
+
+    def bytes_sent(self, pattern: str) -> int:
+        """Count the bytes of answers to requests whose path matches."""
+        return sum(request.sent for request in self.requests if re.search(pattern, request.path))
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         """Use up one of the faults that match a request."""
@@ -475,13 +488,32 @@ class _Handler(BaseHTTPRequestHandler):
         headers["ETag"] = f'"{entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]}"'
         if "lfs" in entry:
             headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(body))}
+        if "lfs" in entry and self.hub.storage is not None:
+            key = self.hub.storage.store(body)
+            self._answer(b"", 302, {**headers, "Location": f"{self.hub.storage.url}/stored/{key}"})
+            return
+        self._send_part(body, headers)
+
+    def stored(self, key: str) -> None:
+        """Send an LFS file as a CDN does: to whoever has the link, with a mark of its own."""
+        self._send_part(self.hub.objects[key], {"ETag": f'"cdn-{key[:8]}"', "Accept-Ranges": "bytes"})
+
+    def _send_part(self, body: bytes, headers: dict[str, str]) -> None:
         wanted = self.headers.get("Range")
-        if wanted is None or self.command == "HEAD":
+        if wanted is None or self.command == "HEAD" or self.hub.ranges == "ignored":
             self._answer(body, 200, headers)
             return
         first, last = _parse_range(wanted, len(body))
+        if self.hub.ranges == "short":
+            last = max(first, (first + last) // 2)
+        if self.hub.ranges == "shifted":
+            first, last = first + 1, last + 1
         headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
         self._answer(body[first : last + 1], 206, headers)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _entry(commit: Commit, path: str) -> dict[str, Any]:
@@ -540,6 +572,7 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", rf"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("POST", r"/lfs/verify", _Handler.lfs_verify),
+    ("GET HEAD", r"/stored/(?P<key>[0-9a-f]{64})", _Handler.stored),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
     ("GET HEAD", rf"/{_REPO}/resolve/(?P<revision>refs/pr/\d+|[^/]+)/(?P<path>.+)", _Handler.resolve),
     ("GET", rf"/api/models/{_REPO}", _Handler.repo_info),

@@ -258,7 +258,7 @@ MUTANTS = [
     ),
     Mutant(
         "the bias of T5's first block is not loaded with other layers",
-        "loading.py",
+        "weight_names.py",
         "elif layer == 0 and _is_for_all(rest, stacks[name]):",
         "elif False:",
         ("test_families.py::test_a_cut_moves_the_bias_to_the_first_block_that_is_kept",),
@@ -323,17 +323,31 @@ MUTANTS = [
     ),
     Mutant(
         "weights are not renumbered at load",
-        "loading.py",
+        "weight_names.py",
         "names.renumbered(weight, name, layer, kept[name].index(layer)), value",
         "weight, value",
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
     ),
     Mutant(
         "the first layers are loaded in place of the kept ones",
-        "loading.py",
+        "weight_names.py",
         "yield names.renumbered(weight, name, layer, kept[name].index(layer)), value",
         "new = names.renumbered(weight, name, layer, kept[name].index(layer))\n            yield new, weights[new]",
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
+    ),
+    Mutant(
+        "a file that changes on the Hub between two requests is taken as one",
+        "http_ranges.py",
+        "(size, etag) != (self._size, self._etag)",
+        "False",
+        ("test_downloads.py::test_a_file_that_changes_between_requests_is_refused",),
+    ),
+    Mutant(
+        "pruning always builds the model in memory",
+        "hub/save.py",
+        "streamed = find_streamed(model, keep_layers, revision, load_kwargs)",
+        "streamed = None",
+        ("test_streaming.py::test_streaming_writes_the_same_bytes",),
     ),
     Mutant(
         "a save writes the name of our class",

@@ -46,9 +46,19 @@ def test_the_ddp_benchmark_compares_on_two_ranks() -> None:
     assert done.stdout.count("DDP, rate 0.5: against untouched") == 2  # one row, by rank 0 alone, and the numbers
 
 
+def test_the_load_benchmark_reads_the_kept_tensors_and_no_more() -> None:
+    done = benchmark("load", "--json", "--short", "1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("| load, then cut |") for line in lines)
+    numbers = json.loads(lines[-1])
+    assert numbers["bytes_kept"] <= numbers["bytes_read"] <= 1.02 * numbers["bytes_kept"]
+    assert all(numbers[name] > 0 for name in ("seconds", "seconds_plain", "seconds_load_then_cut", "peak_mb"))
+
+
 def test_names_and_options_are_listed() -> None:
     done = benchmark("--help")
-    assert all(name in done.stdout for name in ("search", "strategies"))
+    assert all(name in done.stdout for name in ("load", "search", "strategies"))
     assert "--hidden" in benchmark("search", "--help").stdout
     assert benchmark("nonsense").returncode == 2
 

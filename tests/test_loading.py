@@ -13,8 +13,9 @@ import hf_layerdrop
 from conftest import assert_same_tensors, batch_for, build, cut_by_hand, keep_all_stacks, layers_of, output_of
 from hf_layerdrop import load_checkpoint, prune_layers
 from hf_layerdrop.errors import CheckpointError, KeepLayersError, UnsupportedModelError
-from hf_layerdrop.loading import WeightNames, keep_weights, load_plain
+from hf_layerdrop.loading import load_plain
 from hf_layerdrop.stacks import find_stacks
+from hf_layerdrop.weight_names import WeightNames, keep_weights
 
 KEPT = [1, 3]
 OTHER = [0, 2]
@@ -59,7 +60,8 @@ def test_keep_layers_at_load_gives_the_tensors_of_load_and_cut(any_head, tmp_pat
     assert_same_tensors(model.state_dict(), cut.state_dict())
     assert_same_tensors(model.state_dict(), whole.state_dict())
     output = output_of(model, batch)
-    assert torch.equal(output, output_of(cut, batch))
+    # Weights in a mapped file are aligned otherwise than in memory of torch's own, which may change the last bit.
+    assert torch.allclose(output, output_of(cut, batch), rtol=0, atol=1e-6)
     assert not torch.allclose(output, output_of(source, batch), atol=1e-3)
     assert not torch.allclose(
         output, output_of(loaded(any_head, tmp_path, OTHER, attn_implementation="eager"), batch), atol=1e-3

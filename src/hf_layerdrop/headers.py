@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TypeGuard
 
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
@@ -126,7 +126,7 @@ def read_checkpoint(folder: str | Path) -> CheckpointHeaders:
         CheckpointError: Something is missing, corrupt, contradicts itself, or is a pickle.
     """
     folder = Path(folder)
-    return CheckpointHeaders(str(folder), read_config(folder), _read_tensors(folder))
+    return CheckpointHeaders(str(folder), read_config(folder), read_tensors(folder))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -146,18 +146,34 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def read_header(file: str | Path) -> dict[str, TensorInfo]:
     """Read and check the header of one safetensors file."""
+    return read_layout(file)[0]
+
+
+def read_layout(file: str | Path) -> tuple[dict[str, TensorInfo], int]:
+    """Read and check the header of one safetensors file; return also at which byte of the file the data begins."""
     file = Path(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-                _refuse(file, f"it is {size} bytes long, too short for its header")
-            header = _parse_header(stream.read(length), file)
+            length = header_length(stream.read(8), size, file)
+            return parse_header(stream.read(length), size, file), 8 + length
     except OSError as error:
         raise CheckpointError(f"The weight file {str(file)!r} cannot be read: {error.strerror}.") from error
+
+
+def header_length(raw: bytes, size: int, file: PurePath) -> int:
+    """Read the length of the header of a safetensors file of ``size`` bytes from the first eight of them."""
+    length = int.from_bytes(raw, "little")
+    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+        _refuse(file, f"it is {size} bytes long, too short for its header")
+    return length
+
+
+def parse_header(raw: bytes, size: int, file: PurePath) -> dict[str, TensorInfo]:
+    """Check the header of a safetensors file of ``size`` bytes in all: ``raw`` is what stands after its length."""
+    header = _json_header(raw, file)
     tensors = {name: _tensor_info(name, entry, file) for name, entry in header.items() if name != "__metadata__"}
-    _check_layout(tensors, size - 8 - length, file)
+    _check_layout(tensors, size - 8 - len(raw), file)
     return tensors
 
 
@@ -172,10 +188,10 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
         config = _read_json(Path(api.hf_hub_download(repo_id, CONFIG_NAME, revision=revision)))
         files = api.get_safetensors_metadata(repo_id, revision=revision).files_metadata
     except NotASafetensorsRepoError as error:
-        raise CheckpointError(_only_pickle(repo_id)) from error
+        raise CheckpointError(only_pickle(repo_id)) from error
     except (HTTPError, HFValidationError, SafetensorsParsingError, OSError) as error:  # OSError: offline, no network
         raise CheckpointError(
-            f"{repo_id!r} is neither a local folder nor could it be read from the Hub ({_reason(error)}): check "
+            f"{repo_id!r} is neither a local folder nor could it be read from the Hub ({failure_reason(error)}): check "
             "its name, the revision and the network, and for a private model log in with `hf auth login`."
         ) from error
     tensors = {
@@ -186,7 +202,7 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
     return CheckpointHeaders(repo_id, config, tensors)
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """Say in a few words why the Hub did not answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
@@ -295,41 +311,45 @@ def _check_not_a_stack(
     )
 
 
-def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Read and check the headers of all weight files of a local folder."""
     if (folder / WEIGHTS_NAME).exists():  # the order of transformers, should there be both
         return read_header(folder / WEIGHTS_NAME)
     if (folder / INDEX_NAME).exists():
         return _read_sharded(folder)
     if has_only_pickle(folder):
-        raise CheckpointError(_only_pickle(str(folder)))
+        raise CheckpointError(only_pickle(str(folder)))
     raise CheckpointError(
         f"The folder {str(folder)!r} has no weights ({WEIGHTS_NAME} or {INDEX_NAME}): download the checkpoint again."
     )
 
 
 def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
-    index = folder / INDEX_NAME
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        _refuse(index, "it has no weight_map")
-    shards = {shard: read_header(folder / shard) for shard in _checked_names(weight_map.values(), index)}
+    weight_map = read_index(folder / INDEX_NAME)
+    shards = {shard: read_header(folder / shard) for shard in dict.fromkeys(weight_map.values())}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
             _refuse(folder / shard, f"it lacks the tensor {name!r} that {INDEX_NAME} places there")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
-def _checked_names(shards: Iterable[Any], index: Path) -> list[str]:
-    """Return the distinct shard names; a name from the network must not lead out of the folder.
+def read_index(index: Path) -> dict[str, str]:
+    """Read which weight file holds each tensor of a checkpoint in shards."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        _refuse(index, "it has no weight_map")
+    _check_names(weight_map.values(), index)
+    return weight_map
+
+
+def _check_names(shards: Iterable[Any], index: Path) -> None:
+    """Check that no name, which may come from the network, leads out of the folder.
 
     Only the name is judged: in the Hub's cache every file is a link that leads out of its folder.
     """
-    names: dict[str, None] = {}
     for name in shards:
         if not isinstance(name, str) or not _stays_inside(name):
             _refuse(index, f"it names the weight file {name!r}, which is not inside the folder")
-        names[name] = None
-    return list(names)
 
 
 def _stays_inside(name: str) -> bool:
@@ -349,7 +369,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _parse_header(raw: bytes, file: Path) -> dict[str, Any]:
+def _json_header(raw: bytes, file: PurePath) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) != len(pairs):
@@ -365,7 +385,7 @@ def _parse_header(raw: bytes, file: Path) -> dict[str, Any]:
     return header
 
 
-def _tensor_info(name: str, entry: Any, file: Path) -> TensorInfo:
+def _tensor_info(name: str, entry: Any, file: PurePath) -> TensorInfo:
     if not isinstance(entry, dict):
         _refuse(file, f"its header does not describe the tensor {name!r}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -383,7 +403,7 @@ def _are_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int, file: Path) -> None:
+def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int, file: PurePath) -> None:
     """Check that the tensors fill the data from end to end, as the format demands."""
     expected = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -396,11 +416,12 @@ def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int, file: Path)
         _refuse(file, f"it has {data_size - expected} bytes that its header does not know")
 
 
-def _refuse(file: Path, reason: str) -> NoReturn:
+def _refuse(file: PurePath, reason: str) -> NoReturn:
     raise CheckpointError(f"The file {str(file)!r} is corrupt: {reason}; download it again.")
 
 
-def _only_pickle(source: str) -> str:
+def only_pickle(source: str) -> str:
+    """Say that a checkpoint is a pickle, and how to read it all the same."""
     return (
         f"{source!r} has its weights only as a pickle ({PICKLE_NAMES[0]}), which can run code when read: if you trust "
         "it, allow it with use_safetensors=False in Python or --allow-pickle on the command line."

@@ -10,30 +10,44 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import load_state_dict
+from transformers.utils.hub import resolve_revision
 
+from hf_layerdrop.downloads import HubModel, fetch_kept
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
-from hf_layerdrop.families import DEPTH_FIELDS, bias_in_first_block, refusal
-from hf_layerdrop.headers import read_checkpoint, read_config
+from hf_layerdrop.families import DEPTH_FIELDS, refusal
+from hf_layerdrop.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
+from hf_layerdrop.lazy_tensors import LazyTensor, open_tensors
+from hf_layerdrop.page_cache import announce_tensors
 from hf_layerdrop.pruning import cut_provenance, prune_layers, pruned_config
 from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds
 from hf_layerdrop.stacks import Stack, find_stacks
+from hf_layerdrop.weight_files import StoredTensor
+from hf_layerdrop.weight_names import WeightNames, keep_weights
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
 WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+
+Change = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+# Arguments with which transformers looks for other files than model.safetensors or its shards, or for more of them.
+_FILES_OF_THEIR_OWN = {"variant", "gguf_file", "state_dict", "adapter_kwargs", "proxies", "trust_remote_code"}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load_plain(
@@ -48,7 +62,9 @@ def load_plain(
         KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
         UnsupportedModelError: If the model's layers cannot be taken out.
     """
-    check_source(cls, name_or_path, kwargs)
+    headers = check_source(cls, name_or_path, kwargs)
+    if headers is not None and keep_layers is not None:
+        _announce_kept(headers, keep_layers)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
     with clear_errors(name_or_path):
@@ -57,58 +73,199 @@ def load_plain(
         if adapted_base(name_or_path, kwargs) is not None:
             # Transformers puts an adapter into a model by layer numbers, which are those of the whole model.
             loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
-            prune_layers(
-                loaded[0] if isinstance(loaded, tuple) else loaded, keep_layers, source=_shown_source(name_or_path)
-            )
+            prune_layers(_model_of(loaded), keep_layers, source=_shown_source(name_or_path))
             return loaded
-        config = kwargs.get("config")
-        if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
-        whole = built_on_meta(cls, config)
-        stacks = find_stacks(whole)
-        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
-        provenance = {
-            **choice_behind(keep_layers),
-            "source": _shown_source(name_or_path),
-            "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
-        }
-        _check_cut(whole, stacks, kept)
-        names = WeightNames(whole, stacks)
-        loaded = _loader_class(cls, names, kept, provenance).from_pretrained(name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.__class__ = cls
-        switch_off_native(model, find_stacks(model))
+        cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
+        loaded = _load_cut(cut, name_or_path, args, kwargs)
+        switch_off_native(_model_of(loaded), find_stacks(_model_of(loaded)))
         return loaded
 
 
-def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[str, Any]) -> None:
-    """Find what is wrong with a local checkpoint before anything is loaded: config, architecture, weight headers."""
+@dataclass(frozen=True)
+class Cut:
+    """What ``keep_layers`` means for one checkpoint, loaded as one class.
+
+    Attributes:
+        cls: The transformers class.
+        config: The config of the whole model.
+        names: The stacks of the whole model, and which weights belong to them.
+        kept: The kept layers of each.
+        provenance: Entries for ``config.hf_layerdrop``.
+    """
+
+    cls: type[PreTrainedModel]
+    config: PreTrainedConfig
+    names: WeightNames
+    kept: Mapping[str, tuple[int, ...]]
+    provenance: Mapping[str, Any]
+
+    def choose(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the kept ones of the weights, or of what else goes by their names, under their new names."""
+        return dict(keep_weights(weights, self.names, self.kept))
+
+    def kept_by_path(self) -> dict[str, tuple[int, ...]]:
+        """Return the kept layers by the path of their stack in the base model."""
+        prefix = self.cls.base_model_prefix + "."
+        return {stack.path.removeprefix(prefix): self.kept[name] for name, stack in self.names.stacks.items()}
+
+
+def plan_cut(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
+    """Read the config of a checkpoint, and find out which of its layers are kept.
+
+    Raises:
+        KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
+        UnsupportedModelError: If the model's layers cannot be taken out.
+    """
+    config = kwargs.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
+    with no_init_weights():
+        whole = built_on_meta(cls, config)
+        stacks = find_stacks(whole)
+        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
+        _check_cut(whole, stacks, kept)
+    provenance = {
+        **choice_behind(keep_layers),
+        "source": _shown_source(name_or_path),
+        "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
+    }
+    return Cut(cls, config, WeightNames(whole, stacks), kept, provenance)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A model on the meta device, and where its weights lie.
+
+    Attributes:
+        model: The model that `load_plain` would return, without its weights.
+        stored: The tensors that would be its weights, by their new names.
+        dtypes: Torch's names of their dtypes.
+        converted: Why the weights are not these tensors as they lie there; empty if they are.
+    """
+
+    model: PreTrainedModel
+    stored: Mapping[str, StoredTensor]
+    dtypes: Mapping[str, torch.dtype]
+    converted: str
+
+
+def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: KeepLayers, **kwargs: Any) -> Shell:
+    """Load a model without its weights, and find out where they lie; of their files only the headers are read.
+
+    Raises:
+        CheckpointError: As `load_plain`, and the others that it raises.
+    """
+    check_source(cls, name_or_path, kwargs)
+    parts: dict[str, LazyTensor] = {}
+    odd: list[str] = []
+
+    def emptied(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        parts.update({name: weight for name, weight in weights.items() if isinstance(weight, LazyTensor)})
+        odd.extend(name for name in weights if name not in parts)
+        return {name: part.emptied() for name, part in parts.items()}
+
+    options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
+    with clear_errors(name_or_path):
+        cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
+        model, info = _load_cut(cut, name_or_path, (), options, emptied)
+        switch_off_native(model, find_stacks(model))
+    odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
+    return Shell(
+        model,
+        {name: part.stored for name, part in parts.items()},
+        {name: part.dtype for name, part in parts.items()},
+        f"its model class has to make {odd[0]!r}" if odd else "",
+    )
+
+
+def _load_cut(
+    cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change = dict
+) -> Any:
+    """Load the kept layers, of a model on the Hub from what is fetched of it; ``change`` gets the kept weights."""
+    hub_model = _hub_model(cut.config, name_or_path, kwargs)
+    folder = fetch_kept(hub_model, cut.kept_by_path(), cut.choose) if hub_model else None
+    if hub_model is None or folder is None:
+        loader = _loader_class(cut, lambda weights: change(cut.choose(weights)))
+        loaded = loader.from_pretrained(name_or_path, *args, **kwargs)
+    else:
+        here = {name: value for name, value in kwargs.items() if name not in WHERE}
+        loaded = _loader_class(cut, change).from_pretrained(folder, *args, **here)
+        config = _model_of(loaded).config
+        config.name_or_path = _model_of(loaded).name_or_path = hub_model.repo_id
+        config._commit_hash = hub_model.commit
+    _model_of(loaded).__class__ = cut.cls
+    return loaded
+
+
+def _hub_model(config: PreTrainedConfig, name_or_path: Any, kwargs: Mapping[str, Any]) -> HubModel | None:
+    """Return where on the Hub to take the kept layers from, or None where transformers has to find the files itself."""
+    given = {name for name, value in kwargs.items() if value}
+    if name_or_path is None or Path(name_or_path).exists() or kwargs.get("use_safetensors") is False:
+        return None
+    if given & _FILES_OF_THEIR_OWN or type(config).extra_files or getattr(config, "transformers_weights", None):
+        return None
+    if isinstance(kwargs.get("config"), str | os.PathLike):
+        return None
+    where: dict[str, Any] = {
+        name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if kwargs.get(name) is not None
+    }
+    revision = resolve_revision(name_or_path, kwargs.get("revision"), **where)
+    commit = getattr(revision, "resolved", revision)
+    if not _COMMIT.fullmatch(commit or ""):  # offline and never seen, say
+        return None
+    for name in ("subfolder", "force_download"):
+        where |= {name: kwargs[name]} if kwargs.get(name) else {}
+    return HubModel(str(name_or_path), commit, **where)
+
+
+def _model_of(loaded: Any) -> PreTrainedModel:
+    """Return the model of what ``from_pretrained`` returned, with ``output_loading_info`` or without."""
+    return loaded[0] if isinstance(loaded, tuple) else loaded
+
+
+def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[str, Any]) -> CheckpointHeaders | None:
+    """Find what is wrong with a local checkpoint before anything is loaded; return its headers if they were read."""
     if reason := refusal(cls.config_class.model_type if cls.config_class else None):
         raise UnsupportedModelError(f"{cls.__name__} cannot be used with LayerDrop: {reason}")
     if name_or_path is None or isinstance(kwargs.get("config"), PreTrainedConfig) or kwargs.get("gguf_file"):
-        return
+        return None
     if not Path(name_or_path).is_dir():
         with clear_errors(name_or_path):
             found, _ = PreTrainedConfig.get_config_dict(name_or_path, **_where(kwargs))
         check_architecture(cls, found, name_or_path)
-        return
+        return None
     folder = Path(name_or_path) / (kwargs.get("subfolder") or "")
     if (folder / "adapter_config.json").exists():
-        return
+        return None
     check_architecture(cls, read_config(folder), name_or_path)
-    if kwargs.get("use_safetensors") is not False and not kwargs.get("variant"):
-        headers = read_checkpoint(folder)
-        if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
-            with suppress(
-                UnsupportedModelError
-            ):  # looking at names knows less than looking at the model, which follows
-                headers.stacks()
+    if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
+        return None
+    headers = read_checkpoint(folder)
+    if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
+        with suppress(UnsupportedModelError):  # looking at names knows less than looking at the model, which follows
+            headers.stacks()
+    return headers
 
 
 def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
     """Return the base model that the config of a PEFT adapter in a folder names; None for any other checkpoint."""
     config = Path(name_or_path or "", kwargs.get("subfolder") or "", "adapter_config.json")
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+
+
+def _announce_kept(headers: CheckpointHeaders, keep_layers: KeepLayers) -> None:
+    """Have the system begin to read the kept layers while the model is built; what is wrong is said later."""
+    try:
+        stacks = {stack.name: stack for stack in headers.stacks()}
+        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
+    except LayerDropError:
+        return
+    dropped = tuple(
+        f"{stack.path}.{layer}." for name, stack in stacks.items() for layer in {*range(stack.depth)} - {*kept[name]}
+    )
+    announce_tensors(
+        Path(headers.source), [tensor for name, tensor in headers.tensors.items() if not name.startswith(dropped)]
+    )
 
 
 def _where(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,26 +290,22 @@ def _check_cut(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Mappin
     check_rebuilds(whole, built_on_meta(type(whole), config), stacks, kept)
 
 
-def _loader_class(
-    cls: type[PreTrainedModel],
-    names: WeightNames,
-    kept: Mapping[str, Sequence[int]],
-    provenance: Mapping[str, Any],
-) -> type[PreTrainedModel]:
-    """Return a stand-in for ``cls`` that cuts the config before the model is built, the weights before they are read.
+def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
+    """Return a stand-in for a class that cuts the config before the model is built, the weights before they are read.
 
-    It carries the name and module of ``cls``, since transformers treats classes of other modules as custom code, whose
-    checkpoints it does not convert.
+    It carries the name and module of the class, since transformers treats classes of other modules as custom code,
+    whose checkpoints it does not convert.
     """
+    cls, stacks = cut.cls, cut.names.stacks
 
-    class Loader(cls):
+    class Loader(cls):  # type: ignore[misc, valid-type]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            depths = {name: stack.depth for name, stack in names.stacks.items()}
-            for name, stack in names.stacks.items():
+            depths = {name: stack.depth for name, stack in stacks.items()}
+            for name, stack in stacks.items():
                 _check_depth(config, name, stack)
             saved = getattr(config, CONFIG_KEY, None)
-            setattr(config, CONFIG_KEY, cut_provenance(saved, kept, depths, **provenance))
-            pruned_config(config, names.stacks, kept)
+            setattr(config, CONFIG_KEY, cut_provenance(saved, cut.kept, depths, **cut.provenance))
+            pruned_config(config, stacks, cut.kept)
             super().__init__(config, *args, **kwargs)
 
         def load_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -167,9 +320,8 @@ def _loader_class(
         ) -> Any:
             with ExitStack() as files:
                 weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
-                chosen = dict(keep_weights(weights, names, kept))
                 # Without the files: disk offload would look them up under the new layer numbers.
-                return cls._load_pretrained_model(model, chosen, None, *args, **kwargs)
+                return cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
 
     Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Loader
@@ -185,100 +337,11 @@ def _check_depth(config: PreTrainedConfig, name: str, stack: Stack) -> None:
         )
 
 
-class WeightNames:
-    """Tell which layer a weight of a checkpoint belongs to; its name need not be the model's.
-
-    A checkpoint may be of the base model or of any head, and older ones have other names, which transformers' own
-    conversions know.
-    """
-
-    def __init__(self, model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
-        self.stacks = stacks
-        conversions = get_model_conversion_mapping(model)
-        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
-        self._converters = [each for each in conversions if isinstance(each, WeightConverter)]
-        base = re.escape(model.base_model_prefix)
-        tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}
-        self._patterns = {
-            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.(\d+)\.(.+)") for name, tail in tails.items()
-        }
-
-    def layer_of(self, weight: str) -> tuple[str, int, str] | None:
-        """Return the stack, the layer, and the name in the layer; None for what belongs to no layer."""
-        renamed, _ = rename_source_key(weight, self._renamings, self._converters)
-        for name, pattern in self._patterns.items():
-            if match := pattern.fullmatch(renamed):
-                return name, int(match[1]), match[2]
-        return None
-
-    def renumbered(self, weight: str, stack: str, old: int, new: int) -> str:
-        """Return the name that a weight of layer ``old`` has in layer ``new``."""
-        if old == new:
-            return weight
-        parts = weight.split(".")
-        for place in (place for place, part in enumerate(parts) if part == str(old)):
-            candidate = ".".join([*parts[:place], str(new), *parts[place + 1 :]])
-            found = self.layer_of(candidate)
-            if found is not None and found[:2] == (stack, new):
-                return candidate
-        raise UnsupportedModelError(
-            f"The weight {weight!r} of layer {old} of the {stack} does not say its layer in its name, so layers cannot "
-            "be chosen while loading; load the whole model and call prune_layers."
-        )
-
-
-def keep_weights(
-    weights: Mapping[str, Any], names: WeightNames, kept: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[str, Any]]:
-    """Yield the weights of the kept layers under their new numbers, and all that belongs to no layer, in their order.
-
-    What the first block owns for all goes to the first block that is kept.
-
-    Raises:
-        CheckpointError: If the layers in the checkpoint are not those that its config counts.
-    """
-    stacks = names.stacks
-    found: dict[str, set[int]] = {name: set() for name in stacks}
-    for weight, value in weights.items():
-        place = names.layer_of(weight)
-        if place is None:
-            yield weight, value
-            continue
-        name, layer, rest = place
-        found[name].add(layer)
-        if layer in kept[name]:
-            yield names.renumbered(weight, name, layer, kept[name].index(layer)), value
-        elif layer == 0 and _is_for_all(rest, stacks[name]):
-            yield weight, value
-    for name, stack in stacks.items():
-        if not found[name]:
-            raise UnsupportedModelError(
-                f"The checkpoint names the layers of the {name} otherwise than the model does ({stack.path}), so they "
-                "cannot be chosen while loading; load the whole model and call prune_layers."
-            )
-        if found[name] != set(range(stack.depth)):
-            raise CheckpointError(
-                f"The config says that the {name} has {stack.depth} layers, but the weights hold "
-                f"{_listed(found[name])}; "
-                "the checkpoint's files do not belong together, so download it again."
-            )
-
-
-def _is_for_all(name: str, stack: Stack) -> bool:
-    """Tell a weight that the first block owns for all others."""
-    bias = bias_in_first_block(stack.model_type)
-    return bias is not None and any(part in bias.weights for part in name.split("."))
-
-
 def _open(checkpoint_files: Iterable[str], files: ExitStack) -> dict[str, Any]:
-    """Return the weights of a checkpoint by name; those of safetensors are slices that nothing has been read of yet."""
+    """Return the weights of a checkpoint by name; of those in safetensors nothing has been read yet."""
     weights: dict[str, Any] = {}
     for path in checkpoint_files:
-        if path.endswith(".safetensors"):
-            file = files.enter_context(safe_open(path, framework="pt"))
-            weights.update({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-        else:
-            weights.update(load_state_dict(path))
+        weights.update(open_tensors(path, files) if path.endswith(".safetensors") else load_state_dict(path))
     return weights
 
 
@@ -314,7 +377,3 @@ def _shown_source(name_or_path: Any) -> str | None:
     if name_or_path is None:
         return None
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
-
-
-def _listed(layers: set[int]) -> str:
-    return f"{len(layers)} layers ({min(layers)} to {max(layers)})" if layers else "none"

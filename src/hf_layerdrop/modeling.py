@@ -124,6 +124,18 @@ def load_checkpoint(
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or names no class that transformers has.
     """
+    loaded = load_plain(find_class(name_or_path, kwargs), name_or_path, keep_layers=keep_layers, **kwargs)
+    if layerdrop is not None:
+        inject(loaded, layerdrop)
+    return loaded
+
+
+def find_class(name_or_path: Any, kwargs: dict[str, Any]) -> type[PreTrainedModel]:
+    """Return the transformers class that the config of a checkpoint names.
+
+    Raises:
+        CheckpointError: If it names none that transformers has.
+    """
     config = find_config(name_or_path, kwargs)
     names = [name for name in config.architectures or () if hasattr(transformers, name)]
     if not names:
@@ -132,10 +144,7 @@ def load_checkpoint(
             "transformers "
             "has; load it with one of the AutoLayerDropModelFor... classes."
         )
-    loaded = load_plain(getattr(transformers, names[0]), name_or_path, keep_layers=keep_layers, **kwargs)
-    if layerdrop is not None:
-        inject(loaded, layerdrop)
-    return loaded
+    return getattr(transformers, names[0])
 
 
 def find_config(name_or_path: Any, kwargs: dict[str, Any]) -> PreTrainedConfig:

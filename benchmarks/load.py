@@ -1,0 +1,194 @@
+"""Time, bytes and memory of loading some layers of a checkpoint, beside a plain checkpoint of those layers alone.
+
+Three contenders in turn, each from a cold page cache: ``from_pretrained(keep_layers=...)``, transformers' own
+``from_pretrained`` of a checkpoint that has these layers alone, and the whole model loaded and then cut. Transformers
+maps files into memory and reads a page when it is first used, so that each run ends by looking at every page of every
+weight. All three must have the same weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks._rounds import ratio, time_rounds
+
+OURS, PLAIN, CUT = "keep_layers", "plain", "load, then cut"
+VALUES_A_PAGE = 1024
+
+
+def run(
+    layers: int = 24,
+    hidden: int = 1024,
+    keep: int = 6,
+    rounds: int = 9,
+    threads: int = 2,
+    folder: str = "",
+    short: bool = False,
+) -> dict[str, Any]:
+    """Measure all of it on files in ``folder``; ``short`` shows in seconds that it works, and nothing else."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    layers, hidden, keep, rounds = (8, 128, 3, 2) if short else (layers, hidden, keep, rounds)
+    with tempfile.TemporaryDirectory(dir=folder or None) as temporary:
+        loads = _contenders(Path(temporary), layers, hidden, keep)
+        times = time_rounds(loads, rounds, warm_up=1, on_round=_check_same)
+        costs = {name: _cost(load) for name, load in loads.items()}
+        kept = _weight_bytes(Path(temporary, "plain"))
+    _print_table(times, costs, f"{keep} of {layers} layers of width {hidden}, {kept / 1e6:.0f} MB, {rounds} rounds")
+    compared = ratio(times[OURS], times[PLAIN])
+    return {
+        "bytes_read": costs[OURS].requested,
+        "bytes_kept": kept,
+        "read_over_kept": costs[OURS].requested / kept,
+        "bytes_from_device": costs[OURS].device,
+        "bytes_from_device_plain": costs[PLAIN].device,
+        "bytes_from_device_load_then_cut": costs[CUT].device,
+        "seconds": median(times[OURS]) / 1000,
+        "seconds_plain": median(times[PLAIN]) / 1000,
+        "seconds_load_then_cut": median(times[CUT]) / 1000,
+        "seconds_over_plain": compared.to_dict(),
+        "peak_mb": costs[OURS].peak_mb,
+        "peak_mb_plain": costs[PLAIN].peak_mb,
+        "peak_mb_load_then_cut": costs[CUT].peak_mb,
+        "rounds": rounds,
+        "short": short,
+    }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that were asked for, bytes that came from the device, memory at its peak above the start."""
+
+    requested: int  # by read calls and by tensors of `keep_layers`; of what others map, nobody is told
+    device: int
+    peak_mb: float
+
+
+class Load:
+    """Load a checkpoint from a cold cache, and look at all of it."""
+
+    def __init__(self, load: Callable[[], Any], folder: Path) -> None:
+        self._load, self._folder = load, folder
+
+    def prepare(self, _step: int) -> None:
+        """Take the weight files out of the page cache."""
+        gc.collect()
+        for file in self._folder.glob("*.safetensors"):
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+    def run(self) -> float:
+        """Return a number that depends on every page of the weights."""
+        return sum(
+            float(weight.detach().view(-1)[::VALUES_A_PAGE].double().sum()) for weight in self._load().parameters()
+        )
+
+
+def _contenders(folder: Path, layers: int, hidden: int, keep: int) -> dict[str, Load]:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from hf_layerdrop import LayerDropBertForSequenceClassification as LayerDropBert
+    from hf_layerdrop import prune_layers
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 64),
+        intermediate_size=4 * hidden,
+    )
+    whole, plain = folder / "whole", folder / "plain"
+    BertForSequenceClassification(config).save_pretrained(whole)
+    LayerDropBert.from_pretrained(whole, keep_layers=keep).save_pretrained(plain)
+
+    def load_then_cut() -> BertForSequenceClassification:
+        model = BertForSequenceClassification.from_pretrained(whole)
+        prune_layers(model, keep)
+        return model
+
+    return {
+        OURS: Load(lambda: LayerDropBert.from_pretrained(whole, keep_layers=keep), whole),
+        PLAIN: Load(lambda: BertForSequenceClassification.from_pretrained(plain), plain),
+        CUT: Load(load_then_cut, whole),
+    }
+
+
+def _check_same(sums: dict[str, float]) -> None:
+    if len(set(sums.values())) > 1:
+        raise AssertionError(f"the contenders have other weights: {sums}")
+
+
+def _cost(load: Load) -> Cost:
+    load.prepare(0)
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but not given back, would hide some of the next use
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    before, start = _counters(), _memory_mb("VmRSS")
+    with _recorded() as asked:
+        load.run()
+    after = _counters()
+    requested = after["rchar"] - before["rchar"] + sum(tensor.nbytes for tensor in asked)
+    return Cost(requested, after["read_bytes"] - before["read_bytes"], _memory_mb("VmHWM") - start)
+
+
+@contextmanager
+def _recorded() -> Iterator[list[Any]]:
+    """Note which tensors are asked for while ``keep_layers`` loads; they are mapped, and no read call shows them."""
+    from hf_layerdrop.lazy_tensors import LazyTensor
+
+    asked: list[Any] = []
+    read = LazyTensor.__getitem__
+
+    def recorded(tensor: LazyTensor, index: Any) -> Any:
+        asked.append(tensor.stored)
+        return read(tensor, index)
+
+    LazyTensor.__getitem__ = recorded  # type: ignore[method-assign]
+    try:
+        yield asked
+    finally:
+        LazyTensor.__getitem__ = read  # type: ignore[method-assign]
+
+
+def _counters() -> dict[str, int]:
+    """Read what the system counts of this process: bytes asked for by read calls, bytes fetched from devices."""
+    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    return {name: int(value) for name, value in (line.split(":") for line in lines)}
+
+
+def _memory_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _weight_bytes(folder: Path) -> int:
+    from hf_layerdrop.headers import read_checkpoint
+
+    return sum(tensor.nbytes for tensor in read_checkpoint(folder).tensors.values())
+
+
+def _print_table(times: dict[str, list[float]], costs: dict[str, Cost], what: str) -> None:
+    print(f"Loading {what}.\n")
+    print("| what | seconds, median | over plain (95 % interval) | asked for, MB | from the device, MB | peak, MB |")
+    print("| :--- | ---: | :--- | ---: | ---: | ---: |")
+    for name, cost in costs.items():
+        asked = f"{cost.requested / 1e6:.1f}" if name == OURS else "mapped"
+        print(
+            f"| {name} | {median(times[name]) / 1000:.3f} | {ratio(times[name], times[PLAIN])} | {asked} "
+            f"| {cost.device / 1e6:.1f} | {cost.peak_mb:.0f} |"
+        )
+    print()
