@@ -40,6 +40,7 @@ from hf_layerdrop import (
 )
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection import scale_rates
+from hf_layerdrop.structures import find_attentions, find_feed_forwards, find_heads
 
 WORKER = Path(__file__).with_name("structure_worker.py")
 WIDTH, FFN = 16, 24
@@ -520,8 +521,21 @@ def test_ddp_ends_where_one_process_ends(ranks, structure, case):
 @pytest.mark.parametrize(
     ("config", "structure", "words"),
     [
-        (transformers.GPTJConfig(n_embd=16, n_layer=2, n_head=2, rotary_dim=4, vocab_size=9), "ffn", ["GPTJBlock"]),
-        (transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=9), "attention", ["BloomBlock"]),
+        (
+            transformers.PhiConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=9),
+            "ffn",
+            ["PhiDecoderLayer", "not a chain", "'head'"],  # its attention and its feed-forward share a norm
+        ),
+        (
+            transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=9),
+            "attention",
+            ["BloomBlock", "not a chain"],  # adds the residual inside
+        ),
+        (
+            transformers.NystromformerConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=9),
+            "attention",
+            ["NystromformerSelfAttention", "several values"],
+        ),
         (
             transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=9, state_size=4),
             "head",
@@ -536,6 +550,17 @@ def test_layers_that_are_no_chain_of_sub_layers_are_refused_by_name_and_unchange
         inject_layerdrop(model, LayerDropConfig(0.5, structure=structure))
     assert all(word in str(refused.value) for word in words)
     assert [type(module) for module in model.modules()] == classes
+
+
+def test_parts_are_found_in_blocks_that_keep_them_in_a_list_and_attentions_that_hand_on_more_are_refused():
+    settings = {"d_model": WIDTH, "num_layers": 1, "num_heads": 4, "d_kv": 3, "d_ff": FFN, "vocab_size": 9}
+    block = transformers.T5Model(transformers.T5Config(**settings)).decoder.block[0]
+    (feed_forward,) = find_feed_forwards(block)
+    assert [part for part, _ in feed_forward.parts] == [block.layer[2].DenseReluDense]
+    assert list(feed_forward.weights) == [block.layer[2].layer_norm, block.layer[2].DenseReluDense]
+    assert [heads.count for heads in find_heads(block)] == [4, 4]
+    with pytest.raises(UnsupportedModelError, match="T5Attention returns 3 values"):
+        find_attentions(block)
 
 
 # --- Sub-networks in place --------------------------------------------------------------------------
