@@ -16,9 +16,9 @@ ROOT = Path(hf_layerdrop.__file__).parent
 FLOORS = [
     {"errors", "frames", "fingerprints"},
     {"schedules", "keep", "draws", "families", "adoption", "learning"},
-    {"config", "headers", "results", "recomputation", "distributed"},
+    {"config", "headers", "results", "recomputation", "distributed", "compiling"},
     {"stacks", "state"},
-    {"stepping"},
+    {"stepping", "masking"},
     {"injection"},
     {"pruning", "learned"},
     {"loading", "metrics", "prefixes", "encoders"},

@@ -77,6 +77,19 @@ def is_shared(stack_owner: nn.Module) -> bool:
     return sharded or _active_ddp() is not None or any(hasattr(weight, "ds_id") for weight in stack_owner.parameters())
 
 
+def refuse_replica(stack_owner: nn.Module) -> None:
+    """Refuse a copy of the model that DataParallel runs in a thread.
+
+    Raises:
+        LayerDropStateError: If ``stack_owner`` is in such a copy, and trains.
+    """
+    if getattr(stack_owner, "_is_replica", False) and stack_owner.training:
+        raise LayerDropStateError(
+            "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
+            "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
+        )
+
+
 def check_ranks_agree(name: str, fingerprint: str) -> None:
     """Compare what decides the draws with the other ranks, through the store that they met in: no device waits for it.
 

@@ -20,10 +20,19 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _active_collector
 
 from hf_layerdrop.adoption import adopt, release
+from hf_layerdrop.compiling import (
+    direct,
+    in_compiled_region,
+    outside_of_graphs,
+    refuse_wrapped,
+    untraced,
+    warn_of_whole_model,
+)
 from hf_layerdrop.config import LayerDropConfig
-from hf_layerdrop.distributed import with_zero_gradients
+from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS
+from hf_layerdrop.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.stacks import Stack, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
 from hf_layerdrop.stepping import register_with_trainer
@@ -45,14 +54,16 @@ def inject_layerdrop(
         UnsupportedModelError: If no stack of layers is found.
     """
     config = LayerDropConfig.of(config)
+    refuse_wrapped(model)
     stacks = find_stacks(model)
     state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()})
     if find_injected(model) is not None:
         remove_layerdrop(model)
     state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
     setattr(model, STATE_ATTRIBUTE, state)
+    put_in = _mask_stack if config.execution == "mask" else _adopt_stack
     for name, stack in stacks.items():
-        _adopt_stack(model, stack, state.draws[name])
+        put_in(model, stack, state.draws[name])
     register_with_trainer()
     if state.drops:
         write_down(model, trained_with=config.to_dict())
@@ -191,16 +202,22 @@ class _StackOwner:
 
     _layerdrop_draw: StackDraw
     training: bool
+    _compiled_call_impl: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not (self.training and self._layerdrop_draw.active):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._draw_and_run(*args, **kwargs)
+
+    @outside_of_graphs
+    def _draw_and_run(self, *args: Any, **kwargs: Any) -> Any:
         draw = self._layerdrop_draw
-        if getattr(self, "_is_replica", False) and self.training:
-            raise LayerDropStateError(
-                "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
-                "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
-            )
+        call = untraced if in_compiled_region() else direct
+        call(refuse_replica, self)
+        if self.training and draw.active and (call is untraced or self._compiled_call_impl is not None):
+            untraced(warn_of_whole_model)
         outer = draw.mask
-        draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
+        call(draw.begin, self, (*args, *kwargs.values()))
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -211,17 +228,30 @@ class _DroppableLayer:
     """Mixin of a layer: run, or hand the input on."""
 
     _layerdrop_place: tuple[StackDraw, int]
+    training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            draw = self._layerdrop_place[0]
+            if not (self.training and draw.active) and draw.mask is None:
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._run_or_drop(*args, **kwargs)
+
+    @outside_of_graphs
+    def _run_or_drop(self, *args: Any, **kwargs: Any) -> Any:
         draw, index = self._layerdrop_place
-        if draw.runs(index):
+        call = untraced if in_compiled_region() else direct
+        if call(draw.runs, index):
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             if draw.learner is not None:
-                draw.note_activation(index, _hidden_states(args, kwargs), _hidden_states_of(output))
+                call(draw.note_activation, index, _hidden_states(args, kwargs), _hidden_states_of(output))
             return output
+        return call(self._drop, args, kwargs)
+
+    def _drop(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
         hidden_states = _hidden_states(args, kwargs)
         _record_dropped(self, hidden_states, args, kwargs)  # type: ignore[arg-type]
-        return with_zero_gradients(hidden_states, draw, index, self)  # type: ignore[arg-type]
+        return with_zero_gradients(hidden_states, *self._layerdrop_place, self)  # type: ignore[arg-type]
 
 
 def _hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -242,12 +272,23 @@ def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
     owner.__dict__["_layerdrop_draw"] = draw
 
 
+def _mask_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
+    owner = stack.owner(model)
+    masked = MaskedStack(draw, owner)
+    for layer, place in zip(stack.layers(model), masked.places, strict=True):
+        adopt(layer, MaskedLayer)
+        layer.__dict__["_layerdrop_place"] = place
+    adopt(owner, MaskedStackOwner)
+    owner.__dict__["_layerdrop_draw"] = masked
+
+
 def _release_stack(model: nn.Module, stack: Stack) -> None:
     owner = stack.owner(model)
-    release(owner, _StackOwner)
+    masked = isinstance(owner, MaskedStackOwner)
+    release(owner, MaskedStackOwner if masked else _StackOwner)
     del owner._layerdrop_draw
     for layer in stack.layers(model):
-        release(layer, _DroppableLayer)
+        release(layer, MaskedLayer if masked else _DroppableLayer)
         del layer._layerdrop_place
 
 

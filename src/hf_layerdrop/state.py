@@ -64,6 +64,11 @@ class StackDraw:
         self._agreed = False
 
     @property
+    def active(self) -> bool:
+        """Whether any rate is above 0."""
+        return self._active
+
+    @property
     def mean_kept(self) -> float:
         """Mean number of layers that a training forward runs."""
         if self._sampler == "depth" and self._active:
@@ -106,7 +111,7 @@ class StackDraw:
         counts = torch.is_grad_enabled()
         if not counts and recomputation.inside_generate():
             return None
-        if any(_holds_tokens(value) for value in inputs):
+        if any(holds_tokens(value) for value in inputs):
             return None
         mask = self.draw()
         record = recomputation.first_run_record()
@@ -309,7 +314,7 @@ def find_injected(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if STATE_ATTRIBUTE in module.__dict__), None)
 
 
-def _holds_tokens(value: Any) -> bool:
+def holds_tokens(value: Any) -> bool:
     """Tell whether an argument is a cache that already holds tokens: such a forward continues a generation."""
     if not hasattr(value, "get_seq_length"):
         return False
