@@ -243,8 +243,10 @@ def test_a_masked_model_draws_anew_wherever_the_compiled_region_begins(how):
 
 
 def test_two_forwards_in_one_graph_and_before_one_backward_draw_each_for_itself():
+    batches = [batch_for(BERT, seed) for seed in (0, 1)]
+
     def both(model):
-        return [loss_of(model, batch_for(BERT, seed)) for seed in (0, 1)]
+        return [loss_of(model, batch) for batch in batches]
 
     model, expected = masked(BERT), injected(BERT)
     for found in (torch.compile(lambda: both(model), backend="aot_eager", fullgraph=True), lambda: both(model)):
