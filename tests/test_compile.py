@@ -13,7 +13,6 @@ from accelerate.utils import compile_regions
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
-from transformers import Trainer, TrainingArguments
 
 from conftest import (
     DEPTH,
@@ -422,40 +421,6 @@ def test_forwards_without_gradient_do_not_move_the_draws_of_a_compiled_model():
         assert torch.allclose(output_of(compiled, batch_for(BERT)), output_of(expected, batch_for(BERT)), atol=1e-6)
     states = [layerdrop_state(each).state_dict() for each in (model, expected)]
     assert states[0] == states[1]
-
-
-@pytest.mark.parametrize("execution", ["skip", "mask"])
-def test_trainer_compiles_either_way_and_ends_equal(execution, tmp_path):
-    def trained(where, **settings):
-        model = injected(BERT, execution=execution)
-        rows = [
-            {**{key: value[0] for key, value in batch_for(BERT, seed).items()}, "labels": seed % 2}
-            for seed in range(12)
-        ]
-        arguments = TrainingArguments(
-            str(tmp_path / where),
-            per_device_train_batch_size=4,
-            max_steps=4,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            optim="sgd",
-            **settings,
-        )
-        Trainer(model, arguments, train_dataset=rows).train()
-        return model
-
-    compiled = trained("compiled", torch_compile=True, torch_compile_backend="aot_eager")
-    assert_same_tensors(compiled.state_dict(), trained("plain").state_dict(), atol=1e-5)
-    remove_layerdrop(compiled)
-
-
-@pytest.mark.slow
-def test_inductor_draws_anew_in_one_graph():
-    model, expected = masked(BERT), injected(BERT)
-    compiled = torch.compile(model, fullgraph=True)
-    assert assert_trains_alike(compiled, model, expected, BERT, steps=6) > 3
 
 
 def test_learned_rates_are_refused_under_a_mask():
