@@ -112,8 +112,8 @@ MUTANTS = [
     Mutant(
         "a dropped layer is run",
         "injection.py",
-        "        if draw.runs(index):",
-        "        if draw.runs(index) or True:",
+        "        if call(draw.runs, index):",
+        "        if call(draw.runs, index) or True:",
         ("test_injection.py::test_a_dropped_layer_is_never_entered_not_even_its_hooks",),
     ),
     Mutant(
@@ -231,7 +231,7 @@ MUTANTS = [
     Mutant(
         "a forward that continues a cache drops layers",
         "state.py",
-        "if any(_holds_tokens(value) for value in given):",
+        "if any(holds_tokens(value) for value in given):",
         "if False:",
         ("test_injection.py::test_a_forward_that_continues_a_cache_drops_nothing",),
     ),
@@ -559,6 +559,58 @@ MUTANTS = [
         "        if built != shapes.get(id(weight), [*weight.shape]):",
         "        if False:",
         ("test_structures.py::test_heads_that_no_config_can_describe_are_refused_and_nothing_is_changed",),
+    ),
+    Mutant(
+        "a masked layer's output is handed on though it is dropped",
+        "masking.py",
+        "handed_on = torch.where(keep, computed, states.to(computed.dtype))",
+        "handed_on = torch.where(keep | True, computed, states.to(computed.dtype))",
+        ("test_compile.py::test_masking_gives_the_loss_and_gradients_of_skipping_and_zeros_where_that_gives_none",),
+    ),
+    Mutant(
+        "a dropped masked layer computes from its input",
+        "masking.py",
+        "shown = torch.where(keep, states, torch.zeros_like(states))",
+        "shown = states",
+        ("test_compile.py::test_nan_in_a_dropped_layer_reaches_nothing",),
+    ),
+    Mutant(
+        "what a masked layer recomputes forgets its mask",
+        "masking.py",
+        "record._layerdrop_kept = {**_kept_on(record), id(place): keep}",
+        "pass",
+        ("test_compile.py::test_recomputed_forwards_use_the_mask_of_their_first_run[around each layer-eager]",),
+    ),
+    Mutant(
+        "hidden states are recorded as a masked layer computed them",
+        "masking.py",
+        "states[position] = correct",
+        "pass",
+        ("test_compile.py::test_recorded_hidden_states_are_those_that_were_handed_on",),
+    ),
+    Mutant(
+        "forwards of a compiled graph count as without gradient",
+        "masking.py",
+        "with torch.set_grad_enabled(with_gradient):",
+        "with torch.set_grad_enabled(False):",
+        (
+            "test_compile.py::test_a_masked_model_has_the_same_state_dict_and_survives_copies_pickle_and_removal",
+            "test_compile.py::test_masking_gives_the_loss_and_gradients_of_skipping_and_zeros_where_that_gives_none",
+        ),
+    ),
+    Mutant(
+        "the decision to skip is compiled",
+        "compiling.py",
+        "outside_of_graphs = torch.compiler.disable(recursive=False, reason=ADVICE)",
+        "outside_of_graphs = lambda function: function",
+        ("test_compile.py::test_one_full_graph_of_a_model_that_skips_is_refused_with_what_to_do",),
+    ),
+    Mutant(
+        "a compiled model is injected",
+        "compiling.py",
+        "if isinstance(module, OptimizedModule):",
+        "if False:",
+        ("test_compile.py::test_a_model_in_a_compiled_wrapper_is_refused_and_stays_as_it_was",),
     ),
 ]
 

@@ -16,7 +16,7 @@ Rate = float | tuple[float, ...]
 
 SAMPLERS = ("bernoulli", "depth", "learned")
 STRUCTURES = ("layer", "attention", "ffn", "head")
-EXECUTIONS = ("skip",)
+EXECUTIONS = ("skip", "mask")
 
 # What people call the structures, so that an error can name the one that was meant.
 _OTHER_NAMES = {name: name for name in STRUCTURES} | {
@@ -49,7 +49,8 @@ class LayerDropConfig:
             sub-networks that are used later; ``rate`` is then the average share of layers dropped, at most 0.5.
             ``learned`` draws each layer on its own with a rate that is learned while training (3.2.2); ``rate`` is
             then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
-        execution: ``skip`` does no work for a dropped layer.
+        execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
+            one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
 
     Raises:
         LayerDropConfigError: If a value is not allowed; the message names what is.
@@ -103,6 +104,10 @@ class LayerDropConfig:
                     f"rate is {largest}, but sampler='learned' drops no layer more often than {HIGHEST_RATE}; give a "
                     f"rate from 0 to {HIGHEST_RATE}."
                 )
+        if sampler == "learned" and execution == "mask":
+            raise LayerDropConfigError(
+                "sampler='learned' measures the layers that run, and execution='mask' runs all; give execution='skip'."
+            )
         if sampler != "bernoulli" and shape != "uniform":
             raise LayerDropConfigError(f"shape={shape!r} has no meaning for sampler={sampler!r}; leave it out.")
         for setting, value, only in (("sampler", sampler, "bernoulli"), ("execution", execution, "skip")):

@@ -50,7 +50,12 @@ def own_weights(layer: nn.Module) -> Iterator[nn.Parameter]:
 
 def hidden_states_of_call(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Return the first argument of a layer, by whatever name: what its residual stream carries."""
-    return args[0] if args else kwargs[_first_parameter(_plain_class(layer))]
+    return args[0] if args else kwargs[name_of_hidden_states(layer)]
+
+
+def name_of_hidden_states(layer: nn.Module) -> str:
+    """Return the name of the first argument of a layer."""
+    return _first_parameter(_plain_class(layer))
 
 
 def _plain_class(layer: nn.Module) -> type:

@@ -23,11 +23,20 @@ from transformers.utils.output_capturing import _active_collector
 
 from hf_layerdrop.adoption import adopt, release
 from hf_layerdrop.bias import lend_bias, return_bias
+from hf_layerdrop.compiling import (
+    direct,
+    in_compiled_region,
+    outside_of_graphs,
+    refuse_compiled,
+    untraced,
+    warn_of_whole_model,
+)
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block
 from hf_layerdrop.handing import handed_on, hidden_states_of_call
+from hf_layerdrop.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.naming import stack_name
 from hf_layerdrop.recording import recorded_key
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
@@ -55,6 +64,7 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
         UnsupportedModelError: If no stack of layers is found, or the structure is not found in its layers.
     """
     config = LayerDropConfig.of(config)
+    refuse_compiled(model)
     model = transformers_model(model)
     stacks = find_stacks(model)
     parts = {name: StructureDrop(stack.layers(model), config.structures) for name, stack in stacks.items()}
@@ -65,10 +75,11 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
     _own_config(model)
     state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
     setattr(model, STATE_ATTRIBUTE, state)
+    put_in = _mask_stack if config.execution == "mask" else _adopt_stack
     for name, stack in stacks.items():
         parts[name].adopt_owner(stack.owner(model), state.draws_of(name))
         if name in state.draws:
-            _adopt_stack(model, stack, state.draws[name])
+            put_in(model, stack, state.draws[name])
         parts[name].adopt_parts()
     register_with_trainer()
     if state.drops:
@@ -232,13 +243,26 @@ class _StackOwner:
 
     _layerdrop_draws: list[StackDraw]
     training: bool
+    _compiled_call_impl: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not self._may_draw():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._draw_and_run(*args, **kwargs)
+
+    def _may_draw(self) -> bool:
+        return self.training and any(draw.active for draw in self._layerdrop_draws)
+
+    @outside_of_graphs
+    def _draw_and_run(self, *args: Any, **kwargs: Any) -> Any:
         draws = self._layerdrop_draws
-        refuse_replica(self)  # type: ignore[arg-type]
-        outer = [draw.mask for draw in draws]
+        call = untraced if in_compiled_region() else direct
+        call(refuse_replica, self)
+        if (call is untraced or self._compiled_call_impl is not None) and call(self._may_draw):
+            untraced(warn_of_whole_model)
+        outer = call(_masks_of, draws)
         for draw in draws:
-            draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
+            call(draw.begin, self, (*args, *kwargs.values()))
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -251,21 +275,43 @@ class _DroppableLayer:
 
     _layerdrop_place: tuple[StackDraw, int]
     _layerdrop_handed_on: tuple[str, ...] = ()  # arguments that it returns, where reading it cannot tell
+    training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            draw = self._layerdrop_place[0]
+            if not (self.training and draw.active) and draw.mask is None and draw.fixed is None:
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._run_or_drop(*args, **kwargs)
+
+    @outside_of_graphs
+    def _run_or_drop(self, *args: Any, **kwargs: Any) -> Any:
         draw, index = self._layerdrop_place
-        layer: nn.Module = self  # type: ignore[assignment]
-        if draw.runs(index):
+        call = untraced if in_compiled_region() else direct
+        if call(draw.runs, index):
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             if draw.learner is not None:
-                draw.note_activation(index, hidden_states_of_call(layer, args, kwargs), _hidden_states_of(output))
+                call(self._note_activation, args, kwargs, output)
             return output
+        return call(self._drop, args, kwargs)
+
+    def _note_activation(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        draw, index = self._layerdrop_place
+        before = hidden_states_of_call(self, args, kwargs)  # type: ignore[arg-type]
+        draw.note_activation(index, before, _hidden_states_of(output))
+
+    def _drop(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        layer: nn.Module = self  # type: ignore[assignment]
         clear_stale_gradients(layer)
         output = handed_on(layer, args, kwargs, self._layerdrop_handed_on)
         _record_dropped(layer, _hidden_states_of(output), args, kwargs)
         if isinstance(output, tuple):
-            return (with_zero_gradients(output[0], draw, index, layer), *output[1:])
-        return with_zero_gradients(output, draw, index, layer)
+            return (with_zero_gradients(output[0], *self._layerdrop_place, layer), *output[1:])
+        return with_zero_gradients(output, *self._layerdrop_place, layer)
+
+
+def _masks_of(draws: Sequence[StackDraw]) -> list[Any]:
+    return [draw.mask for draw in draws]
 
 
 def _hidden_states_of(output: Any) -> torch.Tensor:
@@ -281,21 +327,37 @@ def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
         layer.__dict__["_layerdrop_handed_on"] = bias.handed_on if bias else ()
     if bias:
         lend_bias(list(stack.layers(model)), bias)
-    owner = stack.owner(model)
+    _adopt_owner(stack.owner(model), _StackOwner, draw)
+
+
+def _mask_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
+    layers, owner = list(stack.layers(model)), stack.owner(model)
+    masked = MaskedStack(draw, owner, layers)
+    if bias := bias_in_first_block(stack.model_type):
+        lend_bias(layers, bias)
+    for layer, place in zip(layers, masked.places, strict=True):
+        adopt(layer, MaskedLayer)
+        layer.__dict__["_layerdrop_place"] = place
+    _adopt_owner(owner, MaskedStackOwner, masked)
+
+
+def _adopt_owner(owner: nn.Module, mixin: type, draw: StackDraw | MaskedStack) -> None:
+    """Let the module that loops over a stack draw; it may own another stack already."""
     if "_layerdrop_draws" not in owner.__dict__:
-        adopt(owner, _StackOwner)
+        adopt(owner, mixin)
     owner.__dict__.setdefault("_layerdrop_draws", []).append(draw)
 
 
 def _release_stack(model: nn.Module, stack: Stack) -> None:
     owner = stack.owner(model)
     if "_layerdrop_draws" in owner.__dict__:  # else it owned another stack too, and is released
-        release(owner, _StackOwner)
+        release(owner, MaskedStackOwner if isinstance(owner, MaskedStackOwner) else _StackOwner)
         del owner._layerdrop_draws
     return_bias(list(stack.layers(model)))
     for layer in stack.layers(model):
-        release(layer, _DroppableLayer)
-        del layer._layerdrop_place, layer._layerdrop_handed_on
+        release(layer, MaskedLayer if isinstance(layer, MaskedLayer) else _DroppableLayer)
+        del layer._layerdrop_place
+        layer.__dict__.pop("_layerdrop_handed_on", None)
 
 
 def _record_dropped(

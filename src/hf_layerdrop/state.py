@@ -91,6 +91,11 @@ class StackDraw:
         self._agreed = False
 
     @property
+    def active(self) -> bool:
+        """Whether any rate is above 0."""
+        return self._active
+
+    @property
     def mean_kept(self) -> float:
         """Mean number of layers that a training forward runs."""
         if self._sampler == "depth" and self._active:
@@ -170,7 +175,7 @@ class StackDraw:
         if recomputation.inside_generate():
             return None
         given = (*inputs, recomputation.cache_of_caller()) if self._has_sibling else inputs
-        if any(_holds_tokens(value) for value in given):
+        if any(holds_tokens(value) for value in given):
             return None
         mask = self.draw()
         recorded = self._record(mask)
@@ -437,7 +442,7 @@ def find_injected(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if STATE_ATTRIBUTE in module.__dict__), None)
 
 
-def _holds_tokens(value: Any) -> bool:
+def holds_tokens(value: Any) -> bool:
     """Tell whether an argument is a cache that already holds tokens: such a forward continues a generation."""
     if not hasattr(value, "get_seq_length"):
         return False

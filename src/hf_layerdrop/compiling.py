@@ -1,0 +1,58 @@
+"""Keep LayerDrop and ``torch.compile`` apart: what skips layers stays out of graphs, or a graph would be one draw."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from hf_layerdrop.errors import LayerDropStateError
+
+_logger = logging.getLogger(__name__)
+
+ADVICE = (
+    "LayerDrop with execution='skip' decides in Python which layers run, so that a whole model cannot be one graph; "
+    "compile its layers one by one (regional compilation: layer.compile(), or accelerate's "
+    "TorchDynamoPlugin(use_regional_compilation=True)), or inject LayerDropConfig(..., execution='mask')."
+)
+
+# What decides is neither traced nor guarded on, so that no other draw makes a new graph; what it calls is compiled.
+outside_of_graphs = torch.compiler.disable(recursive=False, reason=ADVICE)
+
+# Returns None outside of compiled regions. A function in Python would be compiled itself.
+in_compiled_region = torch._C._dynamo.eval_frame.get_eval_frame_callback
+
+
+def direct(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function: what `untraced` does, outside of compiled regions, where it would only cost time."""
+    return function(*args)
+
+
+untraced = torch.compiler.disable(direct)
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model that ``torch.compile`` or ``compile_regions`` has wrapped, in whole or in part.
+
+    ``model.compile()`` and ``layer.compile()`` wrap nothing, and may come before or after.
+
+    Raises:
+        LayerDropStateError: If the model or a part of it is wrapped.
+    """
+    for module in model.modules():
+        if isinstance(module, OptimizedModule):
+            raise LayerDropStateError(
+                f"The {type(module).__name__} was made by torch.compile before LayerDrop was injected; call "
+                "inject_layerdrop on the plain model first, and wrap it afterwards."
+            )
+
+
+@cache
+def warn_of_whole_model() -> None:
+    """Warn once that more than single layers of a model that skips them are compiled: it works, as many graphs."""
+    _logger.warning(ADVICE)
