@@ -84,7 +84,7 @@ def run(model: Path, output: Path, death: Death, environment: dict[str, str], co
     layerdrop = LayerDropConfig(0.5, seed=3)
     calls = Calls(death.calls)
 
-    def on_start(trainer: Trainer) -> None:
+    def on_start(trainer: Trainer, encoded: object) -> None:
         if death.inside and death.rank == int(os.environ.get("RANK", "0")):
             die_inside(death)
         if death.calls or counted is not None:

@@ -60,6 +60,8 @@ def test_each_sub_network_scores_what_it_scores_alone_and_what_the_pruned_model_
         assert alone.metrics == result.metrics
         pruned = build(head)
         prune_layers(pruned, result.keep_layers)
+        # An evaluation keeps no cache, whose copies of keys some processors multiply by another kernel.
+        pruned.config.use_cache = False
         with torch.no_grad():
             losses = [pruned(**batch).loss for batch in data]
         assert result.metrics["loss"] == float(torch.stack(losses).repeat_interleave(3).double().mean())
