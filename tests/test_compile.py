@@ -357,7 +357,7 @@ def test_recomputed_forwards_use_the_mask_of_their_first_run(form, execution):
 
 
 def test_eval_rate_zero_and_generate_of_a_masked_model_are_those_of_the_untouched(head):
-    plain, model = build(head), masked(head, 0.9)
+    plain, model = without_cache(head), masked(head, 0.9)
     assert torch.equal(output_of(model.eval(), batch_for(head)), output_of(plain, batch_for(head)))
     set_rates(model, 0.0)
     assert torch.equal(output_of(model.train(), batch_for(head)), output_of(plain.train(), batch_for(head)))

@@ -58,9 +58,11 @@ def find_streamed(
 
 
 def _find_tensors(name: str, keep_layers: Any, load_kwargs: dict[str, Any]) -> tuple[StreamedCheckpoint | None, str]:
-    from hf_layerdrop.loading import load_shell
+    from hf_layerdrop.loading import adapted_base, load_shell
     from hf_layerdrop.modeling import find_class, find_config
 
+    if adapted_base(name, load_kwargs) is not None:
+        return None, "it is a PEFT adapter"
     if getattr(find_config(name, load_kwargs), "quantization_config", None):
         return None, "it is quantized"
     shell = load_shell(find_class(name, load_kwargs), name, keep_layers=keep_layers, **load_kwargs)
