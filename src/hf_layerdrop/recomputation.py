@@ -10,6 +10,7 @@ a reentrant checkpoint, and ``generate``) and inside the backward pass.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -21,7 +22,7 @@ from hf_layerdrop.frames import callers
 
 _REENTRANT_FORWARD = checkpoint.CheckpointFunction.forward.__code__
 _REENTRANT_BACKWARD = checkpoint.CheckpointFunction.backward.__code__
-_GENERATE = GenerationMixin.generate.__wrapped__.__code__  # under its no_grad decorator
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__  # under its decorators
 
 
 def in_backward() -> bool:
