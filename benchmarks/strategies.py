@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-SETTINGS: dict[str, dict[str, int]] = {"beam": {"width": 2}, "random": {"samples": 32}}
+SETTINGS: dict[str, dict[str, int]] = {"beam": {"width": 2}, "beam:4": {"width": 4}, "random": {"samples": 32}}
 
 
 def run(
@@ -31,7 +31,7 @@ def run(
 ) -> dict[str, Any]:
     """Train a model a seed, and choose its layers by every strategy at every depth.
 
-    ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` too; "0" is never.
+    ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` too; "0" is never. ``beam:4`` is a beam of width 4.
     """
     from hf_layerdrop.selection import STRATEGIES
 
@@ -53,7 +53,7 @@ def run(
     if output:
         Path(output).write_text("\n".join(map(json.dumps, rows)) + "\n")
     return {
-        "settings": SETTINGS,
+        "settings": {name: SETTINGS[name] for name in names if name in SETTINGS},
         "whole_model": whole,
         "beam_against_exhaustive": _compared(rows),
         "table": _table(rows),
@@ -82,7 +82,7 @@ def _chosen(trainer: Any, name: str, depth: int, seed: int) -> dict[str, Any]:
         found = search_layers(
             trainer,
             metric="accuracy",
-            strategy=name,
+            strategy=name.partition(":")[0],
             depth=depth,
             test_dataset=trainer.test_rows,
             seed=seed,
@@ -106,20 +106,19 @@ def _chosen(trainer: Any, name: str, depth: int, seed: int) -> dict[str, Any]:
 
 
 def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put the beam beside the exhaustive search of the same model and depth."""
-    found = {(row["strategy"], row["seed"], row["depth"]): row for row in rows}
+    """Put each beam beside the exhaustive search of the same model and depth."""
+    best = {(row["seed"], row["depth"]): row for row in rows if row["strategy"] == "exhaustive"}
     return [
         {
+            "beam": row["strategy"],
             "seed": row["seed"],
             "depth": row["depth"],
-            "behind": row["score"] - found["beam", row["seed"], row["depth"]]["score"],
-            "share_of_layer_forwards": found["beam", row["seed"], row["depth"]]["layer_forwards"]
-            / row["layer_forwards"],
-            "share_with_all_extras": found["beam", row["seed"], row["depth"]]["all_layer_forwards"]
-            / row["layer_forwards"],
+            "behind": every["score"] - row["score"],
+            "share_of_layer_forwards": row["layer_forwards"] / every["layer_forwards"],
+            "share_with_all_extras": row["all_layer_forwards"] / every["layer_forwards"],
         }
         for row in rows
-        if row["strategy"] == "exhaustive" and ("beam", row["seed"], row["depth"]) in found
+        if row["strategy"].startswith("beam") and (every := best.get((row["seed"], row["depth"])))
     ]
 
 
@@ -158,6 +157,7 @@ def _trained(
     data = embedded_sst2()
     tokenizer = _tokenizer(data["train"]["sentence"], folder)
     encoded = data.map(lambda rows: tokenizer(rows["sentence"], truncation=True, max_length=48), batched=True)
+    searched = encoded["train"].select(range(search_rows))
     set_seed(seed)
     model = BertForSequenceClassification(
         BertConfig(
@@ -190,13 +190,18 @@ def _trained(
             dataloader_pin_memory=False,
         ),
         train_dataset=encoded["train"].select(range(search_rows, len(encoded["train"]))),
-        eval_dataset=encoded["train"].select(range(search_rows)),
+        eval_dataset=_by_length(searched),
         data_collator=padding_collator(tokenizer),
         compute_metrics=compute_metrics_for(find_task("sst2")),
     )
     trainer.train()
-    trainer.test_rows = encoded["validation"]
+    trainer.test_rows = _by_length(encoded["validation"])
     return trainer
+
+
+def _by_length(rows: Any) -> Any:
+    """Sort rows by length: batches of it hold little padding, and every sub-network is scored on them."""
+    return rows.map(lambda row: {"length": len(row["input_ids"])}).sort("length").remove_columns("length")
 
 
 def _tokenizer(sentences: list[str], folder: Path) -> Any:
