@@ -29,10 +29,19 @@ SHARED_LAYERS = {"albert": "ALBERT"}
 _BY_NUMBER = (
     "a part beside the stack reads what the vision layers give by their numbers, and would read another layer's."
 )
+_REFINES = (
+    "its decoder corrects the boxes between its layers, also after one that is dropped, by a head for each layer."
+)
+_REFINING = (
+    *("d_fine", "dab-detr", "deformable_detr", "deimv2", "grounding-dino", "mm-grounding-dino", "omdet-turbo"),
+    *("pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4", "rt_detr", "rt_detr_v2"),
+    *("sam3", "sam3_lite_text", "sam3_video"),
+)
 _LOOPS_OUTSIDE = "its vision layers are run from outside of the module that holds them, where no draw would begin."
 REFUSED: dict[str, str] = {
     "bridgetower": "BridgeTower joins its text, image and cross-modal layers pairwise, by their numbers.",
     **dict.fromkeys(("granite_docling", "granite_docling_vision"), _LOOPS_OUTSIDE),
+    **dict.fromkeys(_REFINING, _REFINES),
     **dict.fromkeys(("sam_hq", "sam_hq_vision_model"), _BY_NUMBER),
     "funnel": "its layers shorten the sequence between them, by where they stand, for others that lengthen it again.",
     "lilt": "its layers hand on two streams, of text and of layout, as one value.",

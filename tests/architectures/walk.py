@@ -84,12 +84,15 @@ def examine(model_type: str) -> Entry:
     import warnings
 
     from hf_layerdrop.errors import UnsupportedModelError
+    from hf_layerdrop.families import refusal
     from hf_layerdrop.stacks import find_stacks
 
     from .checks import CheckFailedError, headers_agree, run_checks
     from .tiny import CannotBuildError, PlainFailsError, build_tiny, in_short
 
     warnings.simplefilter("ignore")
+    if reason := refusal(model_type):
+        return {"status": "refused", "reason": reason}
     entry: Entry = {}
     try:
         tiny = build_tiny(model_type)
