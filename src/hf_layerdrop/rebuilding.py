@@ -50,7 +50,9 @@ def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
 def built_cut(
     whole: PreTrainedModel, config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Kept
 ) -> PreTrainedModel:
-    """Build a model from the config of a cut, without memory for its weights.
+    """Build a model from the config of a cut as it is read from config.json, without memory for its weights.
+
+    Reading is part of it: some configs correct on reading what their fields say.
 
     Raises:
         UnsupportedModelError: If a kept layer has lost one that it borrows from, or transformers refuses the config.
@@ -60,7 +62,7 @@ def built_cut(
         if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
             raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {said}: {lost}.")
     try:
-        return built_on_meta(type(whole), config)
+        return built_on_meta(type(whole), type(config).from_dict(config.to_dict()))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UnsupportedModelError(
