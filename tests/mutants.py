@@ -612,6 +612,51 @@ MUTANTS = [
         "if False:",
         ("test_compile.py::test_a_model_in_a_compiled_wrapper_is_refused_and_stays_as_it_was",),
     ),
+    Mutant(
+        "a lender is dropped like any other layer",
+        "injection.py",
+        "if dropped and (open_to_draw := ",
+        "if not dropped and (open_to_draw := ",
+        ("test_borrowing.py::test_a_lender_is_never_dropped_and_never_cut_away_alone",),
+    ),
+    Mutant(
+        "a cut keeps a borrower without its lender",
+        "borrowing.py",
+        "if borrower in kept and lender not in kept:",
+        "if False:",
+        ("test_borrowing.py::test_a_cut_keeps_borrower_and_lender_or_neither",),
+    ),
+    Mutant(
+        "a forward past the layers' call goes unnoticed",
+        "state.py",
+        "if self.mask is not None and not self._heeded and not all(self.mask):",
+        "if False:",
+        (
+            "test_borrowing.py::test_a_forward_that_runs_its_layers_past_their_call_is_an_error_and_not_a_layerdrop_"
+            "without_effect",
+        ),
+    ),
+    Mutant(
+        "what single layers have otherwise stays with the old numbers",
+        "families.py",
+        "replace(value, per_layer_overrides=left)",
+        "value",
+        ("test_borrowing.py::test_what_single_layers_have_otherwise_goes_along_with_a_cut",),
+    ),
+    Mutant(
+        "inspect looks for no layers that are unlike",
+        "doctor/traps.py",
+        "    for numbers in alike.values():",
+        "    for numbers in ():",
+        ("test_doctor.py::test_a_layer_that_is_unlike_the_others_is_named",),
+    ),
+    Mutant(
+        "inspect knows only the depth field",
+        "doctor/fields.py",
+        "others = sorted(cut_fields(part, stack.depth, range(0, stack.depth, 2)))",
+        "others: list[str] = []",
+        ("test_doctor.py::test_the_fields_that_a_cut_is_said_to_change_are_those_it_changes[granitemoehybrid]",),
+    ),
 ]
 
 

@@ -18,7 +18,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 IDS = torch.tensor([[1, 5, 2, 9]])
 
 
-def gemma(kinds, sharing=0):
+def gemma(kinds, sharing=0, slices=0):
     torch.manual_seed(0)
     config = Gemma4TextConfig(
         vocab_size=32,
@@ -31,7 +31,8 @@ def gemma(kinds, sharing=0):
         global_head_dim=16,
         layer_types=kinds,
         num_kv_shared_layers=sharing,
-        hidden_size_per_layer_input=0,
+        hidden_size_per_layer_input=slices,
+        vocab_size_per_layer_input=32,
         initializer_range=0.3,
     )
     return Gemma4ForCausalLM(config).eval()
@@ -61,7 +62,7 @@ def test_a_cut_keeps_borrower_and_lender_or_neither():
 
 
 def test_a_lender_is_never_dropped_and_never_cut_away_alone():
-    model = gemma([SLIDING, FULL, SLIDING, FULL], sharing=2)
+    model = gemma([SLIDING, FULL, SLIDING, FULL], sharing=2, slices=8)
     with pytest.raises(LayerDropConfigError, match=r"never_drop=\{'layers': \(0, 1\)\}"):
         inject_layerdrop(model, 0.5)
     inject_layerdrop(model, LayerDropConfig(1.0, never_drop={"layers": (0, 1)}))

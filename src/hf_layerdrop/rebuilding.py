@@ -62,13 +62,27 @@ def built_cut(
         if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
             raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {said}: {lost}.")
     try:
-        return built_on_meta(type(whole), type(config).from_dict(config.to_dict()))
+        return built_on_meta(type(whole), _read_again(config))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UnsupportedModelError(
             f"{type(whole).__name__} cannot be cut to {said}: plain transformers refuses the config that this needs "
             f"({type(error).__name__}: {reason}); keep other layers, or all."
         ) from error
+
+
+def _read_again(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return what a config is after it was saved and read, with the attention that this model was built with."""
+    again = type(config).from_dict(config.to_dict())
+    _use_attention_of(config, again)
+    return again
+
+
+def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None:
+    again._attn_implementation = config._attn_implementation  # of its parts too, which come after it
+    for name, part in vars(config).items():
+        if isinstance(part, PreTrainedConfig) and isinstance(other := vars(again).get(name), PreTrainedConfig):
+            _use_attention_of(part, other)
 
 
 def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:

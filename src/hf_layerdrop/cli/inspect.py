@@ -121,8 +121,7 @@ def _tables(facts: Mapping[str, Any]) -> list[Table]:
     tables = [_facts_table(facts)]
     if facts["stacks"]:
         tables += [_stacks_table(facts["stacks"]), _structures_table(facts["stacks"])]
-    traps = [(f"{trap['name']}{' in ' * bool(trap['stack'])}{trap['stack']}", trap["says"]) for trap in facts["traps"]]
-    tables.append(_said("traps", traps or [("none found", "")]))
+    tables.append(_said("traps", _traps(facts["traps"])))
     if facts["notes"]:
         tables.append(_said("in use", list(facts["notes"].items())))
     return tables
@@ -160,12 +159,27 @@ def _stacks_table(stacks: list[Mapping[str, Any]]) -> Table:
 
 def _structures_table(stacks: list[Mapping[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("stack", "structure", "dropped in training", "pruned for good", ""):
+    for name in ("structure", "of", "dropped", "pruned", ""):
         table.add_column(name, overflow="fold")
-    for stack in stacks:
-        for found in stack["structures"]:
-            table.add_row(stack["name"], found["structure"], found["drop"], found["prune"], found["why"])
+    rows: list[tuple[tuple[str, ...], str, str]] = [
+        ((found["drop"], found["prune"], found["why"]), found["structure"], stack["name"])
+        for stack in stacks
+        for found in stack["structures"]
+    ]
+    for said in dict.fromkeys(row[0] for row in rows):
+        alike = [row[1:] for row in rows if row[0] == said]
+        structures, names = (", ".join(dict.fromkeys(column)) for column in zip(*alike, strict=True))
+        table.add_row(structures, names, *said)
     return table
+
+
+def _traps(traps: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return a row for each trap; what is said of several stacks is said once."""
+    rows = []
+    for name, says in dict.fromkeys((trap["name"], trap["says"]) for trap in traps):
+        stacks = [trap["stack"] for trap in traps if trap["says"] == says and trap["stack"]]
+        rows.append((f"{name} ({', '.join(stacks)})" if stacks else name, says))
+    return rows or [("none found", "")]
 
 
 def _said(title: str, rows: list[tuple[str, str]]) -> Table:

@@ -9,14 +9,14 @@ from typing import Any
 from hf_layerdrop.families import HEAD_FIELDS, HEAD_WIDTH_FIELD, OUTPUT_PROJECTIONS, SLICES_FIELD
 from hf_layerdrop.headers import StackHeader, TensorInfo
 
-YES, NO, LATER, ASKED = "yes", "no", "looked at when injected", "asked when pruned"
+YES, NO, LATER, ASKED = "yes", "no", "if its code shows it", "if its config can say so"
 
-_NO_FIELD = "no plain config says that a layer lacks it; measure with structure_sub_network"
+_NO_FIELD = "no field of a config says that a layer lacks it"
 
 
 @dataclass(frozen=True)
 class Possible:
-    """What can be done with a structure: ``yes``, ``no``, or what only the model's code tells, and why."""
+    """What can be done with a structure: ``yes``, ``no``, or what only the model's code or class tells, and why."""
 
     structure: str
     drop: str
@@ -65,7 +65,7 @@ def _heads(config: Mapping[str, Any], stack: StackHeader, attentions: int, *, al
         return Possible(
             "head", LATER, YES, f"{said}; equally many in each layer, as {HEAD_WIDTH_FIELD} gives their width"
         )
-    return Possible("head", LATER, ASKED, f"{said}; prune_heads asks whether the config can say their width")
+    return Possible("head", LATER, ASKED, f"{said}; equally many in each layer")
 
 
 def _first(config: Mapping[str, Any], fields: Sequence[str]) -> int | None:

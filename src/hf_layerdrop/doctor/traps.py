@@ -110,7 +110,7 @@ def _native(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
 def _by_number(headers: CheckpointHeaders) -> Iterator[str]:
     for field in FEATURE_LAYER_FIELDS:
         if (value := headers.config.get(field)) is not None:
-            yield f"{field} = {value} picks hidden states by number: after a cut it picks those of another layer"
+            yield f"{field} = {value} picks hidden states by number, which after a cut counts the layers that are left"
 
 
 def _tied(headers: CheckpointHeaders) -> Iterator[str]:
