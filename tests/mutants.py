@@ -238,8 +238,8 @@ MUTANTS = [
     Mutant(
         "layer indices are not renumbered",
         "pruning.py",
-        "{place.field: new + place.shift}",
-        "{place.field: place.layer + place.shift}",
+        "{place.field: place.at(new)}",
+        "{place.field: place.at(place.layer)}",
         ("test_pruning.py::test_cached_generation_in_place_equals_the_pruned_and_reloaded_model",),
     ),
     Mutant(
