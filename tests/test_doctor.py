@@ -168,3 +168,24 @@ def test_a_layer_that_is_unlike_the_others_is_named(tmp_path, saved, capsys):
     (trap,) = [trap for trap in facts_of(tmp_path, capsys)["traps"] if trap["name"] == UNLIKE]
     assert "layers 0 differ" in trap["says"]
     assert "extra" in trap["says"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"per_layer_config": {"x": 1}},
+        {"per_layer_config": [1]},
+        {"_heterogeneity_spec": {"a": 1}},
+        {"kv_source_layers": ["a", None, 2, 99]},
+        {"num_kv_shared_layers": 2, "layer_types": [[], {}, 1, "a"]},
+        {"layerdrop": "much", "auto_map": {"AutoModel": "code.Model"}},
+    ],
+)
+def test_an_odd_config_is_no_surprise(odd, saved, tmp_path, capsys):
+    model, folder = saved("bert")
+    model.save_pretrained(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | odd))
+    facts = facts_of(tmp_path, capsys)
+    assert facts["stacks"][0]["depth"] == 4
+    assert ("auto_map" in odd) == ("own code" in {trap["name"] for trap in facts["traps"]})

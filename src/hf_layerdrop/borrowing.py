@@ -19,7 +19,7 @@ def lenders(config: Mapping[str, Any], depth: int) -> dict[int, int]:
         found |= _from_last_before(_one_a_layer(config.get(field), depth), borrower, lender)
     for field in SOURCE_FIELDS:
         sources = _one_a_layer(config.get(field), depth)
-        found |= {layer: source for layer, source in enumerate(sources) if source != layer}
+        found |= {layer: source for layer, source in enumerate(sources) if type(source) is int and source != layer}
     return found
 
 

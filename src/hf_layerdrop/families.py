@@ -201,7 +201,7 @@ def cut_fields(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> di
             cut[field] = type(value)(value[layer] for layer in kept)
         elif field in SOURCE_FIELDS and isinstance(value, list | tuple) and len(value) == depth:
             cut[field] = type(value)(_cut_sources(value, kept))
-        elif field == OVERRIDES and value is not None:
+        elif field == OVERRIDES and hasattr(value, "per_layer_overrides"):
             left = {
                 new: value.per_layer_overrides[old] for new, old in enumerate(kept) if old in value.per_layer_overrides
             }

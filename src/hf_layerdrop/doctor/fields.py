@@ -32,5 +32,7 @@ def fields_that_change(config: Mapping[str, Any], stack: StackHeader) -> list[st
 
 def said_of_layer(part: Mapping[str, Any], depth: int, layer: int) -> str:
     """Return all that a config says of one layer of a stack, so that two layers can be compared by it."""
-    overrides = {int(number): override for number, override in (part.get(OVERRIDES_FIELD) or {}).items()}
-    return repr((cut_fields(part, depth, [layer]), overrides.get(layer)))
+    overrides = part.get(OVERRIDES_FIELD)
+    listed = overrides.items() if isinstance(overrides, Mapping) else ()  # numbers may have zeros in front
+    own = [override for number, override in listed if str(number).lstrip("0") == str(layer).lstrip("0")]
+    return repr((cut_fields(part, depth, [layer]), own))

@@ -141,7 +141,7 @@ def _layers(tensors: Mapping[str, TensorInfo], stack: StackHeader, spared: set[s
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             number, _, rest = name.removeprefix(prefix).partition(".")
-            if not spared & set(rest.split(".")):
+            if number.isdecimal() and not spared & set(rest.split(".")):
                 layers[int(number)][rest] = tensor.shape
     return layers
 
