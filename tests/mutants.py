@@ -657,6 +657,20 @@ MUTANTS = [
         "others: list[str] = []",
         ("test_doctor.py::test_the_fields_that_a_cut_is_said_to_change_are_those_it_changes[granitemoehybrid]",),
     ),
+    Mutant(
+        "a sub-network lets the recording hooks be put on its own layers alone",
+        "pruning.py",
+        "        install_recording(self._model)\n",
+        "",
+        ("test_evaluation.py::test_hidden_states_that_are_first_asked_for_in_a_sub_network_are_complete_afterwards",),
+    ),
+    Mutant(
+        "a remembered layer leaves out its hidden state",
+        "prefixes.py",
+        " and not is_recording():",
+        ":",
+        ("test_evaluation.py::test_a_part_that_hands_on_an_inner_hidden_state_is_measured_as_the_pruned_model",),
+    ),
 ]
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
 from conftest import DEPTH, batch_for, build, keep_all_stacks, output_of
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError, TaskError
@@ -289,3 +299,35 @@ def test_no_weight_is_copied() -> None:
     evaluate_depths(model, labelled("BertForSequenceClassification", 1), depths=[[1]], progress=False)
     assert seen
     assert set(seen) <= set(pointers)
+
+
+def test_a_part_that_hands_on_an_inner_hidden_state_is_measured_as_the_pruned_model() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, initializer_range=0.3, initializer_factor=5.0, **sizes)
+    text = LlamaConfig(vocab_size=64, initializer_range=0.3, **sizes)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=-2)
+    model = LlavaForConditionalGeneration(config).eval()
+    ids = torch.randint(4, 60, (2, 20))
+    ids[:, 1:17] = 63
+    batch = {"input_ids": ids, "labels": ids.clone(), "pixel_values": torch.randn(2, 3, 32, 32)}
+    depths = ["vision=0,1,2", "vision=0,1,3", "vision=0,1,2;text=0,1", "text=0,1,3"]
+    found = [result.metrics["loss"] for result in evaluate_depths(model, [batch], depths=depths, progress=False)]
+    expected = []
+    for spec in depths:
+        cut = copy.deepcopy(model)
+        prune_layers(cut, spec)
+        with torch.no_grad():
+            expected.append(cut(**batch, use_cache=False).loss.item())
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert len({round(loss, 5) for loss in expected}) > 2
+
+
+def test_hidden_states_that_are_first_asked_for_in_a_sub_network_are_complete_afterwards() -> None:
+    model = build("BertModel")
+    batch = {"input_ids": torch.arange(4, 10)[None]}
+    for kept in ([0, 1], [2, 3]):
+        with sub_network(model, kept):
+            assert len(model(**batch, output_hidden_states=True).hidden_states) == 3
+    assert len(model(**batch, output_hidden_states=True).hidden_states) == DEPTH + 1
+    assert len(model(**batch, output_attentions=True).attentions) == DEPTH
