@@ -658,9 +658,9 @@ MUTANTS = [
         ("test_doctor.py::test_the_fields_that_a_cut_is_said_to_change_are_those_it_changes[granitemoehybrid]",),
     ),
     Mutant(
-        "a sub-network lets the recording hooks be put on its own layers alone",
+        "the recording hooks that a sub-network got stay on its layers alone",
         "pruning.py",
-        "        install_recording(self._model)\n",
+        "            take_back_recording(self._model, recording)\n",
         "",
         ("test_evaluation.py::test_hidden_states_that_are_first_asked_for_in_a_sub_network_are_complete_afterwards",),
     ),

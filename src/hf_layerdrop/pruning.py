@@ -23,7 +23,7 @@ from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_nati
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
 from hf_layerdrop.rebuilding import built_cut, built_on_meta, check_rebuilds, may_differ
-from hf_layerdrop.recording import install_recording
+from hf_layerdrop.recording import recording_models, take_back_recording
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
 from hf_layerdrop.wrappers import transformers_model
@@ -161,7 +161,7 @@ class Cutter:
         saved = getattr(self._model.config, CONFIG_KEY, None)
         provenance = cut_provenance(saved, kept, self.depths)
         self.check(kept)
-        install_recording(self._model)
+        recording = recording_models(self._model)
         undo = [_assign(self._model.config, {CONFIG_KEY: provenance}, absent=saved is None)]
         undo += [_assign(draw, {"paused": True}) for draw in self._draws]
         undo = [*self.cut(kept), *undo]
@@ -170,6 +170,7 @@ class Cutter:
         finally:
             for restore in undo:
                 restore()
+            take_back_recording(self._model, recording)
 
     def renamed(self, kept: Mapping[str, Sequence[int]], module: str) -> str | None:
         """Return the name that a module has after a cut, None if it is cut away."""

@@ -9,29 +9,36 @@ import inspect
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _active_collector, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import _active_collector
 
 # On a model whose modules have the hooks that record.
-_INSTALLED = "_output_capturing_hooks_installed"
+_INSTALLED, _HOOK = "_output_capturing_hooks_installed", "output_capturing_hook"
 
 
 def recorded_key(hook: Any) -> str:
     """Return what a hook of transformers records, such as ``attentions``; empty for any other hook."""
-    if getattr(hook, "__name__", "") != "output_capturing_hook":
+    if getattr(hook, "__name__", "") != _HOOK:
         return ""
     return inspect.getclosurevars(hook).nonlocals["key"]
 
 
-def install_recording(model: nn.Module) -> None:
-    """Put the hooks that record on all layers of a model, in place, as transformers does when it first needs them.
+def recording_models(model: nn.Module) -> set[nn.Module]:
+    """Return the models in ``model``, itself included, whose modules have the hooks that record."""
+    return {part for part in model.modules() if getattr(part, _INSTALLED, False)}
 
-    That first time may be while some layers are taken out, which would be without hooks ever after.
+
+def take_back_recording(model: nn.Module, before: set[nn.Module]) -> None:
+    """Remove the hooks that were put on since ``before``, in place.
+
+    Transformers does so when it first needs them, and only then. While some layers are taken out, those would go
+    without ever after; so what a sub-network got is taken back, and the whole model gets its own.
     """
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    for part in parts:  # the outermost first, since it does so for those inside; none twice
-        if not any(getattr(inner, _INSTALLED, False) for inner in part.modules()):
-            maybe_install_capturing_hooks(part)
+    for part in recording_models(model) - before:
+        for module in part.modules():
+            for number, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__name__", "") == _HOOK:
+                    del module._forward_hooks[number]
+        delattr(part, _INSTALLED)
 
 
 def is_recording() -> bool:
