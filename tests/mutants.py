@@ -612,6 +612,20 @@ MUTANTS = [
         "if False:",
         ("test_compile.py::test_a_model_in_a_compiled_wrapper_is_refused_and_stays_as_it_was",),
     ),
+    Mutant(
+        "a shared sub-network copies the weights",
+        "sharing.py",
+        "copy.deepcopy(whole, copied)",
+        "copy.deepcopy(whole)",
+        ("test_sharing.py::test_it_is_the_pruned_model_on_the_weights_of_the_whole_one[gpt2]",),
+    ),
+    Mutant(
+        "a shared sub-network is the whole model",
+        "sharing.py",
+        "    prune_layers(shallow, keep_layers)\n",
+        "",
+        ("test_sharing.py::test_it_is_the_pruned_model_on_the_weights_of_the_whole_one[gpt2]",),
+    ),
 ]
 
 
