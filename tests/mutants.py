@@ -238,8 +238,8 @@ MUTANTS = [
     Mutant(
         "layer indices are not renumbered",
         "pruning.py",
-        "{place.field: new + place.shift}",
-        "{place.field: place.layer + place.shift}",
+        "{place.field: place.at(new)}",
+        "{place.field: place.at(place.layer)}",
         ("test_pruning.py::test_cached_generation_in_place_equals_the_pruned_and_reloaded_model",),
     ),
     Mutant(
@@ -625,6 +625,49 @@ MUTANTS = [
         "    prune_layers(shallow, keep_layers)\n",
         "",
         ("test_sharing.py::test_it_is_the_pruned_model_on_the_weights_of_the_whole_one[gpt2]",),
+        "a lender is dropped like any other layer",
+        "injection.py",
+        "if dropped and (open_to_draw := ",
+        "if not dropped and (open_to_draw := ",
+        ("test_borrowing.py::test_a_lender_is_never_dropped_and_never_cut_away_alone",),
+    ),
+    Mutant(
+        "a cut keeps a borrower without its lender",
+        "borrowing.py",
+        "if borrower in kept and lender not in kept:",
+        "if False:",
+        ("test_borrowing.py::test_a_cut_keeps_borrower_and_lender_or_neither",),
+    ),
+    Mutant(
+        "a forward past the layers' call goes unnoticed",
+        "state.py",
+        "if self.mask is not None and not self._heeded and not all(self.mask):",
+        "if False:",
+        (
+            "test_borrowing.py::test_a_forward_that_runs_its_layers_past_their_call_is_an_error_and_not_a_layerdrop_"
+            "without_effect",
+        ),
+    ),
+    Mutant(
+        "what single layers have otherwise stays with the old numbers",
+        "families.py",
+        "replace(value, per_layer_overrides=left)",
+        "value",
+        ("test_borrowing.py::test_what_single_layers_have_otherwise_goes_along_with_a_cut",),
+    ),
+    Mutant(
+        "inspect looks for no layers that are unlike",
+        "doctor/traps.py",
+        "    for numbers in alike.values():",
+        "    for numbers in ():",
+        ("test_doctor.py::test_a_layer_that_is_unlike_the_others_is_named",),
+    ),
+    Mutant(
+        "inspect knows only the depth field",
+        "doctor/fields.py",
+        "others = sorted(cut_fields(part, stack.depth, range(0, stack.depth, 2)))",
+        "others: list[str] = []",
+        ("test_doctor.py::test_the_fields_that_a_cut_is_said_to_change_are_those_it_changes[granitemoehybrid]",),
     ),
 ]
 

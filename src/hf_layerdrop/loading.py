@@ -35,7 +35,7 @@ from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
 from hf_layerdrop.lazy_tensors import LazyTensor, open_tensors
 from hf_layerdrop.page_cache import announce_tensors
 from hf_layerdrop.pruning import cut_provenance, prune_layers, pruned_config
-from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds
+from hf_layerdrop.rebuilding import built_cut, built_on_meta, check_rebuilds
 from hf_layerdrop.stacks import Stack, find_stacks
 from hf_layerdrop.weight_files import StoredTensor
 from hf_layerdrop.weight_names import WeightNames, keep_weights
@@ -287,7 +287,7 @@ def _check_cut(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Mappin
     config = copy.deepcopy(whole.config)
     config.__dict__.pop(CONFIG_KEY, None)
     pruned_config(config, stacks, kept)
-    check_rebuilds(whole, built_on_meta(type(whole), config), stacks, kept)
+    check_rebuilds(whole, built_cut(whole, config, stacks, kept), stacks, kept)
 
 
 def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
