@@ -625,6 +625,8 @@ MUTANTS = [
         "    prune_layers(shallow, keep_layers)\n",
         "",
         ("test_sharing.py::test_it_is_the_pruned_model_on_the_weights_of_the_whole_one[gpt2]",),
+    ),
+    Mutant(
         "a lender is dropped like any other layer",
         "injection.py",
         "if dropped and (open_to_draw := ",

@@ -36,6 +36,7 @@ FLOORS = [
     {"stepping", "rebuilding", "structure_drop", "http_ranges", "lazy_tensors", "weight_names", "masking"},
     {"injection", "downloads"},
     {"pruning", "learned", "lightning", "structure_networks", "head_pruning"},
+    {"cuts"},
     {"loading", "metrics", "prefixes", "encoders", "sharing"},
     {"sources"},
     {"mixin", "evaluation"},

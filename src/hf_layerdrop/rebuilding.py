@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from hf_layerdrop.borrowing import missing_lender
 from hf_layerdrop.errors import UnsupportedModelError
@@ -30,7 +31,7 @@ _OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
 
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model from a copy of its config, without memory for its weights."""
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         return cls._from_config(copy.deepcopy(config))
 
 
