@@ -612,6 +612,34 @@ MUTANTS = [
         "if False:",
         ("test_compile.py::test_a_model_in_a_compiled_wrapper_is_refused_and_stays_as_it_was",),
     ),
+    Mutant(
+        "a run that is in the journal is trained again",
+        "reproduce/engine.py",
+        "if known is not None:",
+        "if False:",
+        ("test_reproduce.py::test_tables_and_figures_share_their_runs",),
+    ),
+    Mutant(
+        "an arm that was killed begins anew",
+        "reproduce/training.py",
+        "trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))",
+        "trainer.train()",
+        ("test_reproduce.py::test_a_killed_run_goes_on_and_ends_with_the_same_numbers",),
+    ),
+    Mutant(
+        "a claim about depth is read where depth does not pay",
+        "reproduce/summary.py",
+        "if unpaid:",
+        "if False:",
+        ("test_reproduce.py::test_the_reading_of_a_claim",),
+    ),
+    Mutant(
+        "any gap makes a claim hold",
+        "reproduce/summary.py",
+        "if abs(gap) <= SPREADS * spread:",
+        "if False:",
+        ("test_reproduce.py::test_the_reading_of_a_claim",),
+    ),
 ]
 
 

@@ -230,7 +230,11 @@ PAYS = {"standard@full": [5.0, 5.1, 4.9], "scratch-half@half": [6, 6.1, 5.9], "s
         (PAYS | {"layerdrop-0.2@half": [5.8, 5.9, 5.7]}, UNRESOLVED, "no more than 3 spreads"),
         (PAYS | {"layerdrop-0.2@half": [5.5]}, UNRESOLVED, "one seed"),
         (PAYS, MISSING, "no seed"),
-        (PAYS | {"standard@full": [6, 6, 6], "layerdrop-0.2@half": [5.5, 5.5, 5.5]}, UNRESOLVED, "depth does not pay"),
+        (
+            PAYS | {"standard@full": [6, 6, 6], "layerdrop-0.2@half": [5.5, 5.5, 5.5]},
+            UNRESOLVED,
+            "that depth pays here is not resolved",
+        ),
     ],
 )
 def test_the_reading_of_a_claim(numbers, verdict, said):

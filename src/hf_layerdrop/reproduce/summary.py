@@ -11,6 +11,7 @@ from hf_layerdrop.reproduce.journal import Record, records_of
 from hf_layerdrop.reproduce.study import DEEP, SHALLOWER, WHOLE, Study
 
 HOLDS, FAILS, UNRESOLVED, MISSING = "holds", "does not hold", "not resolved at this size", "not measured yet"
+_SHOWN = {FAILS: "not so", UNRESOLVED: "not resolved", MISSING: "not measured yet"}
 SPREADS = 3  # a gap counts from so many times the spread over seeds
 
 
@@ -90,9 +91,8 @@ def read_claim(claim: Claim, study: Study, size: str, records: Sequence[Record])
     if verdict in (HOLDS, FAILS) and claim.about_depth:
         unpaid = [reading for reading in precondition(study, size, records) if reading.verdict != HOLDS]
         if unpaid:
-            return Reading(
-                claim.says, study.name, UNRESOLVED, f"{because}; but depth does not pay: {unpaid[0].because}"
-            )
+            because = f"{because}; but that depth pays here is {_SHOWN[unpaid[0].verdict]}: {unpaid[0].because}"
+            return Reading(claim.says, study.name, UNRESOLVED, because)
     return Reading(claim.says, study.name, verdict, because)
 
 
