@@ -671,6 +671,34 @@ MUTANTS = [
         "others: list[str] = []",
         ("test_doctor.py::test_the_fields_that_a_cut_is_said_to_change_are_those_it_changes[granitemoehybrid]",),
     ),
+    Mutant(
+        "a run that is in the journal is trained again",
+        "reproduce/engine.py",
+        "if known is not None:",
+        "if False:",
+        ("test_reproduce.py::test_tables_and_figures_share_their_runs",),
+    ),
+    Mutant(
+        "an arm that was killed begins anew",
+        "reproduce/training.py",
+        "trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))",
+        "trainer.train()",
+        ("test_reproduce.py::test_a_killed_run_goes_on_and_ends_with_the_same_numbers",),
+    ),
+    Mutant(
+        "a claim about depth is read where depth does not pay",
+        "reproduce/summary.py",
+        "if unpaid:",
+        "if False:",
+        ("test_reproduce.py::test_the_reading_of_a_claim",),
+    ),
+    Mutant(
+        "any gap makes a claim hold",
+        "reproduce/summary.py",
+        "if abs(gap) <= SPREADS * spread:",
+        "if False:",
+        ("test_reproduce.py::test_the_reading_of_a_claim",),
+    ),
 ]
 
 

@@ -49,7 +49,9 @@ FLOORS = [
     {"hub", "training"},
     {"demo", "distillation"},
     {"arms"},
+    {"reproduce"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 NO_TORCH = (
