@@ -14,10 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network; 
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import BartConfig, BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig
 
 torch.set_num_threads(1)
 
+# What a forward calls the cache that it is given and that it returns.
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 DEPTH = 4
 VOCABULARY = 60
 BERT = {
