@@ -732,12 +732,14 @@ def test_what_was_scored_before_an_interrupt_is_not_run_again_where_prefixes_are
 
 
 KILLED = """
-import signal, sys, time
+import itertools, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored by what a shell started in the background
 sys.path.insert(0, sys.argv[1])
 from test_selection import build, labelled, search, BERT
+count = itertools.count(1)
 def evaluate(model):
-    time.sleep(0.05)
+    if next(count) == int(sys.argv[3]):
+        time.sleep(3600)  # until it is killed, however long that takes
     return float(model(**labelled()[0]).logits.sum())
 model = build(BERT, num_hidden_layers=8)
 found = search(model, evaluate=evaluate, metric="sum", depth=4,
@@ -750,7 +752,7 @@ print(found.from_journal, found.evaluations, found.spec)
 def test_a_killed_search_loses_nothing_that_was_scored(tmp_path: Path, kind: signal.Signals) -> None:
     journal = tmp_path / "journal"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(journal)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "60"], stderr=subprocess.DEVNULL)
     while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 20):
         time.sleep(0.02)
     process.send_signal(kind)
@@ -759,7 +761,7 @@ def test_a_killed_search_loses_nothing_that_was_scored(tmp_path: Path, kind: sig
     assert 20 <= lines < 71
     with journal.open("ab") as file:
         file.write(b'{"fingerprint": "a line that was cut off')
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[:2] == [str(lines - 1), "70"]
     assert journal.read_bytes().count(b"\n") == 71
     assert all(json.loads(line) for line in journal.read_text().splitlines())
