@@ -699,6 +699,13 @@ MUTANTS = [
         "if False:",
         ("test_reproduce.py::test_the_reading_of_a_claim",),
     ),
+    Mutant(
+        "a head that ignores the count of labels is believed",
+        "accumulation.py",
+        "if self._ignores:",
+        "if False:",
+        ("test_accumulation.py::test_four_batches_a_step_train_as_one_that_is_four_times_as_large",),
+    ),
 ]
 
 

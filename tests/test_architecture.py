@@ -20,6 +20,7 @@ FLOORS = [
         "keep",
         "draws",
         "families",
+        "accumulation",
         "adoption",
         "adapters",
         "forwards",

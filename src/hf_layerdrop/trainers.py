@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer, TrainingArguments
 
+from hf_layerdrop.accumulation import LossScaling
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.mixin import plain_class
 from hf_layerdrop.tasks import ROW_NUMBERS, Task, TaskData
@@ -34,11 +35,11 @@ class _KnowsRows:
         return loss, predictions, numbers.to(self.args.device)  # type: ignore[attr-defined]
 
 
-class TaskTrainer(_KnowsRows, Trainer):
+class TaskTrainer(_KnowsRows, LossScaling, Trainer):
     """A Trainer for tasks whose predictions are scored against whole rows."""
 
 
-class GeneratingTrainer(_KnowsRows, Seq2SeqTrainer):
+class GeneratingTrainer(_KnowsRows, LossScaling, Seq2SeqTrainer):
     """A Trainer for tasks that are scored on generated text."""
 
 
