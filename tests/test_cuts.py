@@ -16,13 +16,14 @@ TINY = {"vocab_size": 30, "hidden_size": 16, "num_attention_heads": 2, "intermed
 def built(monkeypatch):
     """Depths of the models that were built to look at them, from a memory that is empty at first."""
     cuts.forget()
-    depths = []
+    depths, build = [], rebuilding.built_on_meta
 
     def counted(cls, config):
         depths.append(config.num_hidden_layers)
-        return rebuilding.built_on_meta(cls, config)
+        return build(cls, config)
 
-    monkeypatch.setattr(cuts, "built_on_meta", counted)
+    for module in (cuts, rebuilding):
+        monkeypatch.setattr(module, "built_on_meta", counted)
     yield depths
     cuts.forget()
 
