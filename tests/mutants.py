@@ -336,6 +336,20 @@ MUTANTS = [
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
     ),
     Mutant(
+        "what was looked at for one config is taken for any other of its class",
+        "cuts.py",
+        "key = cls, pickle.dumps(config)",
+        'key = cls, b""',
+        ("test_cuts.py::test_a_config_that_differs_in_anything_is_another_model",),
+    ),
+    Mutant(
+        "a cut at load is not checked against what plain transformers would rebuild",
+        "cuts.py",
+        "key = tuple(kept.items())",
+        "return",
+        ("test_cuts.py::test_a_cut_that_is_rebuilt_otherwise_is_refused_each_time",),
+    ),
+    Mutant(
         "a file that changes on the Hub between two requests is taken as one",
         "http_ranges.py",
         "(size, etag) != (self._size, self._etag)",
