@@ -77,7 +77,7 @@ def environments(ranks: int) -> list[dict[str, str]]:
 
 def free_port() -> int:
     """Find a port below those that the system hands out by itself, so that nobody gets it before the ranks do."""
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
+    for port in random.Random().sample(range(20_000, 30_000), 100):
         with socket.socket() as free, contextlib.suppress(OSError):
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the ranks do, which wait for no old run
             free.bind(("127.0.0.1", port))
