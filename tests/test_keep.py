@@ -226,3 +226,11 @@ def test_the_choice_behind_a_selection_file_is_what_the_search_wrote(tmp_path):
     assert choice_behind(file) == choice_behind(str(file)) == {"strategy": "beam", "metric": "f1", "score": 0.5}
     file.write_text(json.dumps({"keep_layers": [0]}))
     assert choice_behind(file) == {}
+
+
+def test_the_only_stack_may_be_named_as_older_weight_files_name_it():
+    assert parse_keep_layers("encoder=0,2", {"layers": 4}) == {"layers": (0, 2)}
+    assert parse_keep_layers({"layers": 1}, {"encoder": 4}) == {"encoder": (0,)}
+    for named, depths in (("decoder", {"layers": 4}), ("layers", {"encoder": 4, "decoder": 4})):
+        with pytest.raises(KeepLayersError, match="use these names"):
+            parse_keep_layers({named: 1}, depths)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Config fields that may hold the depth of a stack, most specific first.
@@ -26,8 +26,29 @@ DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
 SHARED_LAYERS = {"albert": "ALBERT"}
 
 # Model types that no general rule can serve, and why.
+_BY_NUMBER = (
+    "a part beside the stack reads what the vision layers give by their numbers, and would read another layer's."
+)
+_REFINES = (
+    "its decoder corrects the boxes between its layers, also after one that is dropped, by a head for each layer."
+)
+_REFINING = (
+    *("d_fine", "dab-detr", "deformable_detr", "deimv2", "grounding-dino", "mm-grounding-dino", "omdet-turbo"),
+    *("pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4", "rt_detr", "rt_detr_v2"),
+    *("sam3", "sam3_lite_text", "sam3_video"),
+)
+_LOOPS_OUTSIDE = "its vision layers are run from outside of the module that holds them, where no draw would begin."
 REFUSED: dict[str, str] = {
     "bridgetower": "BridgeTower joins its text, image and cross-modal layers pairwise, by their numbers.",
+    **dict.fromkeys(("granite_docling", "granite_docling_vision"), _LOOPS_OUTSIDE),
+    **dict.fromkeys(_REFINING, _REFINES),
+    **dict.fromkeys(("sam_hq", "sam_hq_vision_model"), _BY_NUMBER),
+    "funnel": "its layers shorten the sequence between them, by where they stand, for others that lengthen it again.",
+    "lilt": "its layers hand on two streams, of text and of layout, as one value.",
+    "lightglue": "each layer has a partner that tells whether to stop after it, and that has no place in the config.",
+    "neomme": "it hands token values to the first and the last layer of full attention, which a cut would change.",
+    "squeezebert": "its encoder calls the forward of its layers directly, past whatever would leave one out.",
+    "zamba": "several of its layers share the weights of one transformer block, which stands in one of them.",
 }
 
 
@@ -63,7 +84,8 @@ BIAS_IN_FIRST_BLOCK: dict[str, FirstBlockBias] = {
 # Fields with one entry a layer go along with a cut. Lists of words are known by looking (`layer_types`); these hold
 # numbers, of which the same could be said of, say, the sizes of a convolution.
 PER_LAYER_FIELDS = re.compile(
-    r".*_per_layer|no_rope_layers|layer_rope_theta|activation_sparsity_pattern|intermediate_size|sliding_windows"
+    r".*_per_layer|no_rope_layers|layer_rope_theta|activation_sparsity_pattern|intermediate_size|sliding_windows|"
+    r"attention_window"
 )
 _PER_LAYER_WORDS = re.compile(r".*(layer|block|type|pattern).*")
 
@@ -74,10 +96,30 @@ INDEX_FIELDS = re.compile(
     r"residual_block_indices"
 )
 
+# Who borrows from an earlier layer (see `borrowing.py`): lists of kinds with the word for those who borrow and for
+# those who lend; lists that name for each layer the one it borrows from, itself if none; and the count of layers at the
+# end that take keys and values from the last layer before them that is of their kind.
+BORROWING_KINDS = {"indexer_types": ("shared", "full")}
+SOURCE_FIELDS = ("kv_source_layers",)
+SHARED_TAIL_FIELD, KINDS_FIELD = "num_kv_shared_layers", "layer_types"
+
+# Where a config of transformers keeps what single layers have otherwise (`per_layer_config` in config.json).
+OVERRIDES, OVERRIDES_FIELD = "_heterogeneity_spec", "per_layer_config"
+
+# Depth fields of parts that stand beside the stack which the plain fields count, by a word in their path.
+NAMED_DEPTHS = {
+    "predictor": ("pred_num_hidden_layers",),
+    "mit": ("mit_num_hidden_layers",),
+    "prompts_generator": ("prompt_layers",),
+}
+
 # Fields that count layers of a kind from the first one on, or back from the last one.
 LEADING_COUNTERS = ("first_k_dense_replace", "max_window_layers", "num_dense_layers", "moe_layer_start_index",
                     "num_first_full_attention_layers")  # fmt: skip
 TRAILING_COUNTERS = ("num_kv_shared_layers", "num_last_full_attention_layers")
+
+# What a layer returns after its hidden states where reading it does not tell: names of its arguments, or "".
+RETURNED: dict[str, tuple[str, ...]] = {"openai-gpt": ("", ""), "rwkv": ("state", "")}
 
 # Words in the path of weights that tell a part of a composite model, for those who see no more than weight names.
 PART_WORDS: dict[str, tuple[str, ...]] = {
@@ -105,6 +147,20 @@ HEADS_FIELD, KEY_VALUE_HEADS_FIELD, HEAD_WIDTH_FIELD = "num_attention_heads", "n
 # How an attention calls the projections to queries, keys and values.
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
 
+# Fields for the number of heads, by stack.
+HEAD_FIELDS: dict[str, tuple[str, ...]] = {
+    "encoder": ("encoder_attention_heads", HEADS_FIELD, *HEAD_COUNTS),
+    "decoder": ("decoder_attention_heads", HEADS_FIELD, *HEAD_COUNTS),
+    "layers": (HEADS_FIELD, *HEAD_COUNTS),
+}
+
+# Fields by which a composite model picks hidden states of a part of it by their number; and that of tied embeddings.
+FEATURE_LAYER_FIELDS = ("vision_feature_layer", "deepstack_layers")
+TIED_FIELD = "tie_word_embeddings"
+
+# The field of a model whose embeddings hold a slice for each layer.
+SLICES_FIELD = "hidden_size_per_layer_input"
+
 # How a part of a layer that adds the residual itself calls it.
 RESIDUAL_ARGUMENTS = ("input_tensor", "residual")
 
@@ -114,9 +170,13 @@ def part_words(part: str) -> tuple[str, ...]:
     return (part, *PART_WORDS.get(part, ()))
 
 
-def depth_field(config: Mapping[str, Any], stack: str, depth: int) -> str | None:
-    """Find the config field that counts the layers of a stack, or None if no field holds its depth."""
-    for field in DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"]):
+def depth_field(config: Mapping[str, Any], stack: str, depth: int, path: str = "") -> str | None:
+    """Find the config field that counts the layers of a stack, or None if no field holds its depth.
+
+    Of a part that stands beside the stack, as its ``path`` tells, that is a field of its own.
+    """
+    own = [fields for word, fields in NAMED_DEPTHS.items() if word in path.split(".")]
+    for field in (*(own[0] if own else ()), *DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"])):
         if _counts(config.get(field), depth):
             return field
     others = [field for field, value in config.items() if _speaks_of_depth(field) and _counts(value, depth)]
@@ -139,11 +199,23 @@ def cut_fields(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> di
             cut[field] = type(value)(kept.index(layer) for layer in value if layer in kept)
         elif isinstance(value, list | tuple) and len(value) == depth and _is_per_layer(field, value):
             cut[field] = type(value)(value[layer] for layer in kept)
+        elif field in SOURCE_FIELDS and isinstance(value, list | tuple) and len(value) == depth:
+            cut[field] = type(value)(_cut_sources(value, kept))
+        elif field == OVERRIDES and hasattr(value, "per_layer_overrides"):
+            left = {
+                new: value.per_layer_overrides[old] for new, old in enumerate(kept) if old in value.per_layer_overrides
+            }
+            cut[field] = replace(value, per_layer_overrides=left)
         elif field in LEADING_COUNTERS and type(value) is int:
             cut[field] = sum(layer < value for layer in kept) if value <= depth else value
         elif field in TRAILING_COUNTERS and type(value) is int:
             cut[field] = sum(layer >= depth - value for layer in kept)
     return cut | _cut_stages(config, depth, kept)
+
+
+def _cut_sources(sources: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """Renumber what says by its number which layer each layer borrows from; itself, if that one is gone."""
+    return [kept.index(source if (source := sources[layer]) in kept else layer) for layer in kept]
 
 
 def _cut_stages(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
@@ -176,6 +248,12 @@ def _are_indices(value: Sequence[Any], depth: int) -> bool:
 def bias_in_first_block(model_type: str | None) -> FirstBlockBias | None:
     """Return what the first block of a model type owns for all others, or None."""
     return BIAS_IN_FIRST_BLOCK.get(model_type or "")
+
+
+def returned_arguments(model_type: str | None) -> tuple[str, ...]:
+    """Return which arguments the layers of a model type return after their hidden states, where only data tells."""
+    bias = bias_in_first_block(model_type)
+    return bias.handed_on if bias else RETURNED.get(model_type or "", ())
 
 
 def refusal(model_type: str | None) -> str | None:

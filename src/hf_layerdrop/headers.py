@@ -225,6 +225,10 @@ def find_stacks(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) ->
         raise UnsupportedModelError(f"This checkpoint cannot be cut by layers: {reason}")
     groups = _numbered_groups(tensors)
     places = [place for path, layers in groups.items() if (place := _place_of(path, layers, config))]
+    parts = dict(_parts(config))
+    for place in places:
+        if reason := refusal(parts[place.config_path].get("model_type")):
+            raise UnsupportedModelError(f"This checkpoint cannot be cut by layers: {reason}")
     stacks = {
         name: _stack_header(name, place, groups[place.path], config)
         for name, place in zip(names_of(places), places, strict=True)
@@ -263,7 +267,7 @@ def _place_of(path: str, layers: Mapping[int, int], config: Mapping[str, Any]) -
     """Find the part of a config that counts numbered weights: one that their path speaks of, else the outermost."""
     if set(layers) != set(range(len(layers))) or not may_be_stack(path):
         return None
-    found = [p for p, part in _parts(config) if depth_field(part, stack_name(path), len(layers))]
+    found = [p for p, part in _parts(config) if depth_field(part, stack_name(path), len(layers), path)]
     told = {p: _first_word(path, part_words(part_name(p))) for p in found if p}
     spoken = sorted((p for p in told if told[p] < len(path)), key=lambda p: told[p])
     return Place(path, (spoken or found)[0]) if found else None
@@ -276,7 +280,7 @@ def _first_word(path: str, words: Iterable[str]) -> int:
 
 def _stack_header(name: str, place: Place, layers: Mapping[int, int], config: Mapping[str, Any]) -> StackHeader:
     part = dict(_parts(config))[place.config_path]
-    field = depth_field(part, stack_name(place.path), len(layers)) or ""
+    field = depth_field(part, stack_name(place.path), len(layers), place.path) or ""
     prefix = f"{place.config_path}." if place.config_path else ""
     return StackHeader(name, place.path, len(layers), prefix + field, tuple(layers[i] for i in range(len(layers))))
 

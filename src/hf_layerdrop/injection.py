@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import _active_collector
 
 from hf_layerdrop.adoption import adopt, release
 from hf_layerdrop.bias import lend_bias, return_bias
+from hf_layerdrop.borrowing import lenders
 from hf_layerdrop.compiling import (
     direct,
     in_compiled_region,
@@ -34,7 +35,7 @@ from hf_layerdrop.compiling import (
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
-from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block
+from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block, returned_arguments
 from hf_layerdrop.handing import handed_on, hidden_states_of_call
 from hf_layerdrop.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.naming import stack_name
@@ -67,6 +68,8 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
     refuse_compiled(model)
     model = transformers_model(model)
     stacks = find_stacks(model)
+    for name, stack in stacks.items():
+        _check_lenders(model, stack, config, config.rates_for({n: s.depth for n, s in stacks.items()})[name])
     parts = {name: StructureDrop(stack.layers(model), config.structures) for name, stack in stacks.items()}
     groups = {name: found.groups for name, found in parts.items()}
     state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()}, groups)
@@ -86,6 +89,17 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
         write_down(model, trained_with=config.to_dict())
     elif state.originals[CONFIG_KEY] is not None:
         write_down(model)
+
+
+def _check_lenders(model: PreTrainedModel, stack: Stack, config: LayerDropConfig, rates: Sequence[float]) -> None:
+    """Refuse to drop a layer from which a later one borrows, and which it cannot run without."""
+    dropped = {"layer", "attention"} & set(config.structures)
+    lent = sorted(set(lenders(vars(stack.config(model.config)), stack.depth).values()))
+    if dropped and (open_to_draw := [layer for layer in lent if rates[layer]]):
+        raise LayerDropConfigError(
+            f"In the stack {stack.name!r} later layers borrow from layers {', '.join(map(str, open_to_draw))} and "
+            f"cannot run without them; give never_drop={{{stack.name!r}: {tuple(lent)}}}."
+        )
 
 
 def remove_layerdrop(model: nn.Module) -> None:
@@ -264,7 +278,10 @@ class _StackOwner:
         for draw in draws:
             call(draw.begin, self, (*args, *kwargs.values()))
         try:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+            for draw in draws:
+                call(draw.check_heeded)
+            return output
         finally:
             for draw, mask in zip(draws, outer, strict=True):
                 draw.mask = mask
@@ -320,12 +337,11 @@ def _hidden_states_of(output: Any) -> torch.Tensor:
 
 
 def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
-    bias = bias_in_first_block(stack.model_type)
     for index, layer in enumerate(stack.layers(model)):
         adopt(layer, _DroppableLayer)
         layer.__dict__["_layerdrop_place"] = (draw, index)  # no weight, so past nn.Module
-        layer.__dict__["_layerdrop_handed_on"] = bias.handed_on if bias else ()
-    if bias:
+        layer.__dict__["_layerdrop_handed_on"] = returned_arguments(stack.model_type)
+    if bias := bias_in_first_block(stack.model_type):
         lend_bias(list(stack.layers(model)), bias)
     _adopt_owner(stack.owner(model), _StackOwner, draw)
 

@@ -28,6 +28,7 @@ KeepLayers = Any  # every form listed above; an alias so that signatures say wha
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _INDICES = re.compile(r"\s*[+-]?[0-9]{1,18}\s*(,\s*[+-]?[0-9]{1,18}\s*)*,?\s*")
 _SLICE = re.compile(r"([+-]?[0-9]{1,18})?:([+-]?[0-9]{1,18})?(?::([+-]?[0-9]{1,18})?)?")
+_SAME_IF_ALONE = {"encoder", "layers"}
 _FORMS = "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, first:n or last:n"
 
 
@@ -41,13 +42,21 @@ def parse_keep_layers(spec: KeepLayers, depths: Mapping[str, int]) -> dict[str, 
     Raises:
         KeepLayersError: The specification cannot be read, or does not fit these stacks.
     """
-    by_stack = _split_by_stack(spec, depths)
+    by_stack = _by_its_only_name(_split_by_stack(spec, depths), depths)
     unknown = [stack for stack in by_stack if stack not in depths]
     if unknown:
         raise KeepLayersError(
             f"keep_layers names the stack {_shown(unknown[0])}, but this model has {_listed(depths)}: use these names."
         )
     return {stack: _parse_stack(by_stack.get(stack), stack, depth) for stack, depth in depths.items()}
+
+
+def _by_its_only_name(by_stack: Mapping[Any, Any], depths: Mapping[str, int]) -> Mapping[Any, Any]:
+    """Let the only stack of a model be named as its weight files name it, which may keep an older layout."""
+    names = [*by_stack, *depths]
+    if len(names) == 2 and set(names) == _SAME_IF_ALONE:
+        return {names[1]: by_stack[names[0]]}
+    return by_stack
 
 
 def choice_behind(spec: KeepLayers) -> dict[str, Any]:

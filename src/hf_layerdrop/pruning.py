@@ -22,7 +22,7 @@ from hf_layerdrop.families import bias_in_first_block, cut_fields
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
-from hf_layerdrop.rebuilding import built_on_meta, check_rebuilds, may_differ
+from hf_layerdrop.rebuilding import built_cut, built_on_meta, check_rebuilds, may_differ
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
 from hf_layerdrop.wrappers import transformers_model
@@ -108,7 +108,8 @@ class Cutter:
         key = tuple(tuple(layers) for layers in kept.values())
         if key in self._checked or (self._checked and not self._may_differ):
             return
-        check_rebuilds(self._whole, built_on_meta(type(self._model), self._cut_config(kept)), self.stacks, kept)
+        cut = built_cut(self._whole, self._cut_config(kept), self.stacks, kept)
+        check_rebuilds(self._whole, cut, self.stacks, kept)
         self._checked.add(key)
 
     @cached_property
@@ -138,7 +139,7 @@ class Cutter:
             for place in self._numbered[name]:
                 if place.layer in kept[name]:
                     new = kept[name].index(place.layer)
-                    undo.append(_assign(place.part, {place.field: new + place.shift}))
+                    undo.append(_assign(place.part, {place.field: place.at(new)}))
         return undo[::-1]
 
     def _move_bias(self, name: str, stack: Stack, first: int) -> Iterator[Undo]:

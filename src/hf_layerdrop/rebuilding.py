@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
+from hf_layerdrop.borrowing import missing_lender
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.families import bias_in_first_block
 from hf_layerdrop.numbering import is_number_name
@@ -29,7 +31,7 @@ _OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
 
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model from a copy of its config, without memory for its weights."""
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         return cls._from_config(copy.deepcopy(config))
 
 
@@ -46,6 +48,44 @@ def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
     return any(not _all_alike(stack, model) for stack in stacks.values())
 
 
+def built_cut(
+    whole: PreTrainedModel, config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Kept
+) -> PreTrainedModel:
+    """Build a model from the config of a cut as it is read from config.json, without memory for its weights.
+
+    Reading is part of it: some configs correct on reading what their fields say.
+
+    Raises:
+        UnsupportedModelError: If a kept layer has lost one that it borrows from, or transformers refuses the config.
+    """
+    said = ", ".join(f"{name}={list(layers)}" for name, layers in kept.items())
+    for name, stack in stacks.items():
+        if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
+            raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {said}: {lost}.")
+    try:
+        return built_on_meta(type(whole), _read_again(config))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UnsupportedModelError(
+            f"{type(whole).__name__} cannot be cut to {said}: plain transformers refuses the config that this needs "
+            f"({type(error).__name__}: {reason}); keep other layers, or all."
+        ) from error
+
+
+def _read_again(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return what a config is after it was saved and read, with the attention that this model was built with."""
+    again = type(config).from_dict(config.to_dict())
+    _use_attention_of(config, again)
+    return again
+
+
+def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None:
+    again._attn_implementation = config._attn_implementation  # of its parts too, which come after it
+    for name, part in vars(config).items():
+        if isinstance(part, PreTrainedConfig) and isinstance(other := vars(again).get(name), PreTrainedConfig):
+            _use_attention_of(part, other)
+
+
 def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
     """Compare the kept layers of a model with those of the model that its cut config builds.
 
@@ -54,6 +94,11 @@ def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping
     """
     for name, stack in stacks.items():
         layers, rebuilt = stack.layers(whole), stack.layers(cut)
+        if len(rebuilt) != len(kept[name]):
+            raise UnsupportedModelError(
+                f"{type(whole).__name__} cannot be cut to {name} layers {list(kept[name])}: plain transformers would "
+                f"build {len(rebuilt)} layers, as {stack.depth_field} counts another stack too; keep as many of both."
+            )
         for new, old in enumerate(kept[name]):
             difference = _difference(_signature(layers[old], stack), _signature(rebuilt[new], stack))
             if difference:

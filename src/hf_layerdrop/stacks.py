@@ -67,10 +67,10 @@ def find_stacks(model: nn.Module) -> dict[str, Stack]:
             f"Got a {type(model).__name__}, but stacks are found in transformers models (PreTrainedModel); "
             "pass the model before it is wrapped."
         )
-    if reason := refusal(model.config.model_type):
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be cut by layers: {reason}")
+    _check_type(model, model.config.model_type)
     stacks = list(_looked_up(model))
     for stack in stacks:
+        _check_type(model, stack.model_type)
         _check_layers(model, stack)
     if not stacks:
         raise UnsupportedModelError(
@@ -98,6 +98,11 @@ def configs_of(model: nn.Module, stack: Stack) -> list[PreTrainedConfig]:
     ]
     held = [config for holder in holders if type(config := getattr(holder, "config", None)) is type(main)]
     return list({id(config): config for config in [main, *held]}.values())
+
+
+def _check_type(model: nn.Module, model_type: str) -> None:
+    if reason := refusal(model_type):
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be cut by layers: {reason}")
 
 
 def _check_layers(model: nn.Module, stack: Stack) -> None:
@@ -137,7 +142,7 @@ def _looked_up(model: PreTrainedModel) -> Iterator[Stack]:
             continue
         for config in _configs_at(model, path):
             config_path, main = _original_of(config, paths)
-            field = depth_field(_fields(main), stack_name(path), len(module))
+            field = depth_field(_fields(main), stack_name(path), len(module), path)
             if field is not None and _are_blocks(module):
                 yield Stack(stack_name(path), path, len(module), field, config_path, main.model_type)
                 break

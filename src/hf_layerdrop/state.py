@@ -64,6 +64,7 @@ class StackDraw:
         self.paused = False  # while the model is a sub-network, which drops nothing
         self.learner: RateLearner | None = None
         self._measured = False
+        self._heeded = False  # whether a layer has asked for its place in the mask of this forward
         self._told_steps = False
         self._agreed = False
         self._reentrant_drops = False
@@ -104,7 +105,7 @@ class StackDraw:
 
     def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
         """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
-        self._measured = False
+        self._measured = self._heeded = False
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if owner.training and torch.is_grad_enabled() and not recomputation.in_backward():
             self.layer_forwards += self._count_layers()
@@ -119,9 +120,22 @@ class StackDraw:
         """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""
         if self.mask is None:
             return not (self._active and self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
+        self._heeded = True
         if not self.mask[layer] and not torch.is_grad_enabled():
             self._remember_drop(layer)
         return self.mask[layer]
+
+    def check_heeded(self) -> None:
+        """Refuse a forward that ran its layers past their ``__call__``, so that none of them was dropped.
+
+        Raises:
+            LayerDropStateError: If no layer has asked whether it runs.
+        """
+        if self.mask is not None and not self._heeded and not all(self.mask):
+            raise LayerDropStateError(
+                f"The {self.name} drew layers to drop, and none of them was called: the model runs them in a way of "
+                "its own (their forward directly, or a fused kernel), where LayerDrop has no effect; remove it."
+            )
 
     def note_activation(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
         """Show what a layer that ran did to the hidden states, if the rates are learned from it."""

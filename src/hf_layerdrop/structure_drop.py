@@ -11,6 +11,7 @@ slices of queries, keys and values get gradients of zero. Whole sub-layers save 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -210,5 +211,10 @@ _MIXINS: Mapping[str, type] = {ATTEND: _Attend, ZERO: _Zero, PASS: _Pass, RESIDU
 
 
 def _masked(joined: torch.Tensor, kept: Sequence[bool]) -> torch.Tensor:
-    dropped = torch.tensor([not head for head in kept], device=joined.device)
-    return joined.unflatten(-1, (len(kept), -1)).masked_fill(dropped[:, None], 0).flatten(-2)
+    """Set the slices of dropped heads to zero in a copy, without a mask that a device would have to wait for."""
+    heads = joined.unflatten(-1, (len(kept), -1)).clone()
+    for stays, run in groupby(range(len(kept)), key=kept.__getitem__):
+        if not stays:
+            dropped = list(run)
+            heads.narrow(-2, dropped[0], len(dropped)).zero_()
+    return heads.flatten(-2)

@@ -18,7 +18,7 @@ from hf_layerdrop.loading import load_plain
 from hf_layerdrop.pruning import sub_network
 from hf_layerdrop.stacks import Stack, find_stacks
 
-from .tiny import Tiny
+from .tiny import CannotBuildError, PlainFailsError, Tiny, in_short
 
 Check = Callable[[Tiny], bool | None]  # False if it does not apply
 
@@ -29,6 +29,9 @@ class CheckFailedError(Exception):
 
 def run_checks(tiny: Tiny) -> list[str]:
     """Run all checks that apply to a model and return their names."""
+    if not stacks_that_run(tiny):
+        check_stacks_run(tiny)
+    check_plain_trains(tiny)
     return [name for name, check in CHECKS.items() if _applies_and_holds(name, check, tiny)]
 
 
@@ -37,6 +40,16 @@ def _applies_and_holds(name: str, check: Check, tiny: Tiny) -> bool:
         return check(tiny) is not False
     except CheckFailedError as error:
         raise CheckFailedError(f"{name}: {error}") from error
+
+
+def check_plain_trains(tiny: Tiny) -> None:
+    """Raise if plain transformers cannot train the model on the inputs; what LayerDrop does then says nothing."""
+    try:
+        _step(tiny, tiny.copy().train())
+    except CheckFailedError:
+        return  # it says more about itself later
+    except Exception as error:
+        raise PlainFailsError(f"plain transformers cannot train its tiny model: {in_short(error)}") from error
 
 
 def stacks_that_run(tiny: Tiny) -> dict[str, Stack]:
@@ -70,7 +83,9 @@ def rates_for(tiny: Tiny, layers: tuple[int, ...]) -> dict[str, list[float]]:
 def check_stacks_run(tiny: Tiny) -> None:
     """Every stack runs on the inputs that were found: else the other checks would say nothing of it."""
     ran, stacks = stacks_that_run(tiny), find_stacks(tiny.model)
-    require(set(ran) == set(stacks), f"the plain inputs do not run {', '.join(sorted(set(stacks) - set(ran)))}")
+    if missing := sorted(set(stacks) - set(ran)):
+        others = f"; all other checks hold for {', '.join(sorted(ran))}" if ran else ""
+        raise CannotBuildError(f"no inputs were found that run {', '.join(missing)}{others}")
 
 
 def check_rate_0(tiny: Tiny) -> None:
@@ -103,17 +118,26 @@ def check_rates_equal_cut(tiny: Tiny) -> None:
 
 
 def check_gradients(tiny: Tiny) -> None:
-    """A training step gives no gradient to dropped layers, and one to the layers that run."""
+    """A training step gives no gradient to dropped layers, and one to the layers that run (if they have one plain)."""
+    plain = tiny.copy().train()
+    _step(tiny, plain)
+    reached = {name for name, p in plain.named_parameters() if p.grad is not None}
     for layers in ((0, 2), (1, 3)):
         rates = rates_for(tiny, layers)
         model = tiny.copy().train()
         inject_layerdrop(model, LayerDropConfig(rates))
-        tensors = [tensor for tensor in tiny.outputs(model).values() if tensor.requires_grad]
-        require(bool(tensors), "no output has a gradient")
-        sum((t * torch.linspace(-1, 2, t.numel()).view_as(t)).sum() for t in tensors).backward()
+        _step(tiny, model)
         for name, stack in find_stacks(model).items():
             for index, layer in enumerate(stack.layers(model)):
-                _check_layer_gradients(model, name, index, layer, dropped=rates[name][index] == 1)
+                dropped = rates[name][index] == 1
+                if dropped or any(n.startswith(f"{stack.path}.{index}.") for n in reached):
+                    _check_layer_gradients(model, name, index, layer, dropped=dropped)
+
+
+def _step(tiny: Tiny, model: PreTrainedModel) -> None:
+    tensors = [tensor for tensor in tiny.outputs(model).values() if tensor.requires_grad]
+    require(bool(tensors), "no output has a gradient")
+    sum((t * torch.linspace(-1, 2, t.numel()).view_as(t)).sum() for t in tensors).backward()
 
 
 def _check_layer_gradients(model: PreTrainedModel, stack: str, index: int, layer: Any, *, dropped: bool) -> None:
@@ -162,16 +186,23 @@ def check_reload(tiny: Tiny) -> None:
     require_equal(tiny.outputs(whole), tiny.outputs(tiny.model), "a sub-network left a trace")
     with tempfile.TemporaryDirectory() as folder:
         cut.save_pretrained(folder)
-        again = type(cut).from_pretrained(folder, attn_implementation="eager")
+        again = type(cut).from_pretrained(folder, attn_implementation="eager", **_own_config(cut, folder))
     require_equal(dict(again.state_dict()), dict(cut.state_dict()), "the reloaded model has other tensors")
     # Weights that lie elsewhere in memory may give another last bit, so both are compared as copies.
     require_equal(tiny.outputs(copy.deepcopy(again).eval()), expected, "the reloaded model differs")
     with tempfile.TemporaryDirectory() as folder:
         tiny.model.save_pretrained(folder)
-        loaded = load_plain(type(cut), folder, keep_layers=kept, attn_implementation="eager")
+        config = _own_config(cut, folder)
+        loaded = load_plain(type(cut), folder, keep_layers=kept, attn_implementation="eager", **config)
     require_equal(dict(loaded.state_dict()), dict(cut.state_dict()), "keep_layers at load gives other tensors")
     found = tiny.outputs(copy.deepcopy(loaded).eval())
     require_equal(found, expected, "keep_layers at load gives another model")
+
+
+def _own_config(model: PreTrainedModel, folder: str) -> dict[str, Any]:
+    """Return the config to load with where the type has the class of another one, which would read it as its own."""
+    kind = type(model.config)
+    return {} if kind is type(model).config_class else {"config": kind.from_pretrained(folder)}
 
 
 def headers_agree(tiny: Tiny) -> bool:
@@ -193,9 +224,10 @@ def check_generation(tiny: Tiny) -> bool | None:
     cut = tiny.copy()
     prune_layers(cut, kept)
     tokens = generated(cut, tiny, use_cache=False)
-    require(
-        torch.equal(tokens, generated(cut, tiny, use_cache=True)), "the pruned model generates otherwise with cache"
-    )
+    if not torch.equal(tokens, generated(cut, tiny, use_cache=True)):
+        if _plain_cache_differs(cut, tiny):
+            raise PlainFailsError("plain transformers generates other tokens with its cache than without, cut or not")
+        require(False, "the pruned model generates otherwise with cache")
     with sub_network(whole := tiny.copy(), kept):
         for use_cache in (False, True):
             require(
@@ -203,6 +235,17 @@ def check_generation(tiny: Tiny) -> bool | None:
                 f"the sub-network in place generates otherwise (use_cache={use_cache})",
             )
     return None
+
+
+def _plain_cache_differs(cut: PreTrainedModel, tiny: Tiny) -> bool:
+    """Tell whether plain transformers generates otherwise with a cache: the whole model, or the cut one, reloaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        cut.save_pretrained(folder)
+        again = type(cut).from_pretrained(folder, attn_implementation="eager", **_own_config(cut, folder))
+    return any(
+        not torch.equal(*(generated(model, tiny, use_cache=use_cache) for use_cache in (False, True)))
+        for model in (tiny.copy(), again)
+    )
 
 
 def generated(model: PreTrainedModel, tiny: Tiny, *, use_cache: bool) -> torch.Tensor:
@@ -234,11 +277,11 @@ def differ(found: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
 
 
 CHECKS: dict[str, Check] = {
-    "stacks run": check_stacks_run,
     "rate 0": check_rate_0,
     "rates equal the cut": check_rates_equal_cut,
     "gradients": check_gradients,
     "hidden states": check_hidden_states,
     "reload": check_reload,
     "generation": check_generation,
+    "stacks run": check_stacks_run,  # last: what does run is checked all the same
 }

@@ -56,7 +56,7 @@ _SIZES: list[tuple[str, int]] = [
 ]  # fmt: skip
 _PATTERNS = [(re.compile(pattern), size) for pattern, size in _SIZES]
 _LEFT_OUT = ("model_type", "transformers_version", "id2label", "label2id", "architectures", "dtype",
-             "out_features", "out_indices", "stage_names")  # fmt: skip
+             "out_features", "out_indices", "stage_names", "per_layer_config")  # fmt: skip
 _DEPTH_NAME = re.compile(_DEPTHS)
 _WIDTH_NAME = re.compile(r"hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim")
 
@@ -125,7 +125,7 @@ class _Shrinker:
         """Return the fields of the shrunk config."""
         fields: dict[str, Any] = {}
         for name, value in self.config.to_dict().items():
-            part = getattr(self.config, name, None)
+            part = vars(self.config).get(name)  # getattr refuses what single layers have otherwise
             if isinstance(part, PreTrainedConfig):
                 fields[name] = {**_Shrinker(part, self.way).fields(), "model_type": part.model_type}
             elif name not in _LEFT_OUT:
@@ -135,6 +135,8 @@ class _Shrinker:
     def _shrunk(self, name: str, value: Any) -> Any:
         if "feature_layer" in name and value is not None:
             return [-1] * len(value) if isinstance(value, list | tuple) else -1  # see page.py
+        if name == "num_kv_shared_layers":
+            return 0  # see page.py
         if "deepstack" in name and isinstance(value, list | tuple):
             return type(value)()  # see page.py
         if isinstance(value, list | tuple):
@@ -147,7 +149,7 @@ class _Shrinker:
             return value
         if name.endswith(("token_id", "token_index")) and value >= VOCABULARY:
             return VOCABULARY - 1 - sum(map(ord, name)) % 20  # another one for each kind of token
-        if "key_value_heads" in name and value == getattr(self.config, "num_attention_heads", None):
+        if "key_value_heads" in name and value == vars(self.config).get("num_attention_heads"):
             return self._small("num_attention_heads", value)
         return self._small(name, value)
 

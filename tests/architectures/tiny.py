@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,10 @@ _HEADS = (
 MOST_PARAMETERS = 80_000_000
 
 
+class PlainFailsError(Exception):
+    """Plain transformers fails in the same way, without LayerDrop."""
+
+
 class CannotBuildError(Exception):
     """No tiny model of the type, or no inputs for it, were found."""
 
@@ -43,7 +49,7 @@ class Tiny:
     model: PreTrainedModel
     batch: Batch
     ran: set[str] = field(default_factory=set)
-    calls: dict[str, Batch] = field(default_factory=dict)  # methods that run further parts, and their inputs
+    calls: dict[str, Batch] = field(default_factory=dict)  # methods and submodels that run further parts: their inputs
 
     @property
     def generates(self) -> bool:
@@ -60,7 +66,7 @@ class Tiny:
         """Return every floating tensor that ``model`` gives for the batch, and for the further parts."""
         found = outputs_of(model, self.batch)
         for method, batch in self.calls.items():
-            found |= outputs_of(getattr(model, method), batch, name=method)
+            found |= outputs_of(attrgetter(method)(model), batch, name=method)
         return found
 
 
@@ -85,8 +91,9 @@ def build_tiny(model_type: str) -> Tiny:
 
 
 def add_calls(tiny: Tiny) -> None:
-    """Add the methods that run parts of a composite model which its plain inputs leave out."""
-    for method, batch in feature_calls(tiny.model):
+    """Add what runs parts of a composite model which its plain inputs leave out: methods, else the parts themselves."""
+    calls = chain(feature_calls(tiny.model), part_calls(tiny))
+    for method, batch in calls:
         if method in tiny.calls:
             continue
         try:
@@ -96,6 +103,16 @@ def add_calls(tiny: Tiny) -> None:
         if not ran <= tiny.ran:
             tiny.calls[method] = batch
             tiny.ran |= ran
+
+
+def part_calls(tiny: Tiny) -> Iterator[tuple[str, Batch]]:
+    """Yield submodels none of whose modules has run so far, the outermost first, with inputs to try."""
+    for name, part in tiny.model.named_modules():
+        if name and isinstance(part, PreTrainedModel) and not any(f"{ran}.".startswith(f"{name}.") for ran in tiny.ran):
+            try:
+                yield from ((name, batch) for batch in candidate_batches(part))
+            except Exception:  # what its config says does not let inputs be made
+                continue
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -153,7 +170,7 @@ def modules_that_run(model: PreTrainedModel, batch: Batch, method: str = "forwar
     ]
     try:
         with torch.no_grad():
-            tensors = outputs_of(model if method == "forward" else getattr(model, method), batch)
+            tensors = outputs_of(attrgetter(method)(model), batch)
         if not tensors:
             raise CannotBuildError("its output holds no tensor")
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-SECONDS, CPU_SECONDS, BYTES = 120, 20, 10 * 2**30
+SECONDS, CPU_SECONDS, BYTES = 900, 60, 10 * 2**30  # seconds by the clock only end what hangs
 Entry = dict[str, Any]
 
 
@@ -84,12 +84,15 @@ def examine(model_type: str) -> Entry:
     import warnings
 
     from hf_layerdrop.errors import UnsupportedModelError
+    from hf_layerdrop.families import refusal
     from hf_layerdrop.stacks import find_stacks
 
     from .checks import CheckFailedError, headers_agree, run_checks
-    from .tiny import CannotBuildError, build_tiny, in_short
+    from .tiny import CannotBuildError, PlainFailsError, build_tiny, in_short
 
     warnings.simplefilter("ignore")
+    if reason := refusal(model_type):
+        return {"status": "refused", "reason": reason}
     entry: Entry = {}
     try:
         tiny = build_tiny(model_type)
@@ -98,7 +101,7 @@ def examine(model_type: str) -> Entry:
         entry["stacks"] = {name: stack.path for name, stack in find_stacks(tiny.model).items()}
         entry["headers"] = headers_agree(tiny)
         return {**entry, "status": "supported", "checks": run_checks(tiny)}
-    except CannotBuildError as error:
+    except (CannotBuildError, PlainFailsError) as error:
         return {**entry, "status": "not buildable", "reason": str(error)}
     except UnsupportedModelError as error:
         return {**entry, "status": "refused", "reason": str(error)}

@@ -1,9 +1,11 @@
-"""hf-layerdrop inspect: what a checkpoint holds, read from its config and weight headers alone."""
+"""hf-layerdrop inspect: what a checkpoint holds and what a cut will mean, from its config and weight headers alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_layerdrop.cli.arguments import Model, Revision
-from hf_layerdrop.headers import CheckpointHeaders, read_headers
+from hf_layerdrop.doctor import fields_that_change, find_traps, kinds_of, notes_for, possible_structures
+from hf_layerdrop.doctor.fields import config_of
+from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.headers import CheckpointHeaders, StackHeader, has_only_pickle, read_config, read_headers
 
 
 def inspect_command(
@@ -20,37 +25,88 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     revision: Revision = None,
 ) -> None:
-    """Show the stacks, depths, saved rates and parameters of a checkpoint, without loading it."""
-    headers = read_headers(model, revision=revision)
-    facts = describe_checkpoint(headers)
+    """Show what a checkpoint holds and what LayerDrop and a cut will mean for it, without loading it.
+
+    Stacks, depths, saved rates and parameters; the structures that can be dropped or pruned; the config fields that a
+    cut changes; the traps that were found; what distributed training and torch.compile need.
+    """
+    if has_only_pickle(model):
+        facts = describe_pickle(model)
+    else:
+        headers = read_headers(model, revision=revision)
+        try:
+            facts = describe_checkpoint(headers)
+        except UnsupportedModelError as error:
+            if as_json:
+                facts = {**_of_the_whole(headers), "supported": False, "reason": str(error)}
+                typer.echo(json.dumps(facts, indent=2))
+            raise
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
     console = Console()
-    console.print(_facts_table(facts))
-    console.print(_stacks_table(facts["stacks"]))
+    for table in _tables(facts):
+        console.print(table)
 
 
 def describe_checkpoint(headers: CheckpointHeaders) -> dict[str, Any]:
-    """Collect what the headers and the config say, as plain JSON values."""
-    provenance = _provenance(headers.config)
+    """Collect what the headers and the config say, as plain JSON values.
+
+    Raises:
+        UnsupportedModelError: If the model cannot be cut by layers; the message says why.
+    """
+    stacks = headers.stacks()
+    kinds = max(len(kinds_of(headers, stack)) for stack in stacks)
+    return {
+        **_of_the_whole(headers),
+        "supported": True,
+        "stacks": [_describe_stack(headers, stack, alone=len(stacks) == 1) for stack in stacks],
+        "traps": [asdict(trap) for trap in find_traps(headers, stacks)],
+        "notes": notes_for(headers.config, stacks, kinds=kinds),
+        "hf_layerdrop": _provenance(headers.config) or None,
+    }
+
+
+def describe_pickle(folder: str) -> dict[str, Any]:
+    """Say of a checkpoint whose weights are a pickle what its config says; they are not opened."""
+    config = read_config(folder)
+    says = (
+        "the weights are a pickle, which can run code when read, so they were not looked at: if you trust it, allow it "
+        "with use_safetensors=False in Python or --allow-pickle on the command line; what is then saved is safetensors"
+    )
+    return {
+        "model": str(Path(folder)),
+        "model_type": config.get("model_type"),
+        "architectures": config.get("architectures"),
+        "parameters": None,
+        "supported": None,
+        "stacks": [],
+        "traps": [{"name": "pickle", "stack": "", "says": says}],
+        "notes": {},
+        "hf_layerdrop": _provenance(config) or None,
+    }
+
+
+def _of_the_whole(headers: CheckpointHeaders) -> dict[str, Any]:
     return {
         "model": headers.source,
         "model_type": headers.model_type,
         "architectures": headers.config.get("architectures"),
         "parameters": headers.parameters,
-        "stacks": [
-            {
-                "name": stack.name,
-                "path": stack.path,
-                "depth": stack.depth,
-                "config_field": stack.config_field,
-                "rates": provenance.get("rates", {}).get(stack.name),
-                "parameters_per_layer": list(stack.parameters),
-            }
-            for stack in headers.stacks()
-        ],
-        "hf_layerdrop": provenance or None,
+    }
+
+
+def _describe_stack(headers: CheckpointHeaders, stack: StackHeader, *, alone: bool) -> dict[str, Any]:
+    part = config_of(headers.config, stack)
+    return {
+        "name": stack.name,
+        "path": stack.path,
+        "depth": stack.depth,
+        "config_field": stack.config_field,
+        "rates": _provenance(headers.config).get("rates", {}).get(stack.name),
+        "parameters_per_layer": list(stack.parameters),
+        "structures": [asdict(found) for found in possible_structures(part, stack, headers.tensors, alone=alone)],
+        "fields_that_change": fields_that_change(headers.config, stack),
     }
 
 
@@ -61,13 +117,23 @@ def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
     return saved if isinstance(saved.get("rates", {}), Mapping) else {}
 
 
+def _tables(facts: Mapping[str, Any]) -> list[Table]:
+    tables = [_facts_table(facts)]
+    if facts["stacks"]:
+        tables += [_stacks_table(facts["stacks"]), _structures_table(facts["stacks"])]
+    tables.append(_said("traps", _traps(facts["traps"])))
+    if facts["notes"]:
+        tables.append(_said("in use", list(facts["notes"].items())))
+    return tables
+
+
 def _facts_table(facts: Mapping[str, Any]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("model", facts["model"])
     table.add_row("model type", f"{facts['model_type']} ({', '.join(facts['architectures'] or ['no architecture'])})")
-    table.add_row("parameters", f"{facts['parameters']:,}")
+    table.add_row("parameters", "not looked at" if facts["parameters"] is None else f"{facts['parameters']:,}")
     for name, value in (facts["hf_layerdrop"] or {}).items():
         if name != "rates" and value is not None:
             table.add_row(name.replace("_", " "), _line(value))
@@ -76,18 +142,52 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
 
 def _stacks_table(stacks: list[Mapping[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("stack", "depth", "counted by", "rates", "parameters a layer", "in all"):
+    for name in ("stack", "depth", "rates", "parameters a layer", "in all", "a cut changes in the config"):
         table.add_column(name, overflow="fold")
     for stack in stacks:
         per_layer = stack["parameters_per_layer"]
         table.add_row(
             stack["name"],
             str(stack["depth"]),
-            stack["config_field"],
             _same_or_each(stack["rates"]) if stack["rates"] else "-",
             _same_or_each(per_layer),
             f"{sum(per_layer):,}",
+            ", ".join(stack["fields_that_change"]),
         )
+    return table
+
+
+def _structures_table(stacks: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("structure", "of", "dropped", "pruned", ""):
+        table.add_column(name, overflow="fold")
+    rows: list[tuple[tuple[str, ...], str, str]] = [
+        ((found["drop"], found["prune"], found["why"]), found["structure"], stack["name"])
+        for stack in stacks
+        for found in stack["structures"]
+    ]
+    for said in dict.fromkeys(row[0] for row in rows):
+        alike = [row[1:] for row in rows if row[0] == said]
+        structures, names = (", ".join(dict.fromkeys(column)) for column in zip(*alike, strict=True))
+        table.add_row(structures, names, *said)
+    return table
+
+
+def _traps(traps: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return a row for each trap; what is said of several stacks is said once."""
+    rows = []
+    for name, says in dict.fromkeys((trap["name"], trap["says"]) for trap in traps):
+        stacks = [trap["stack"] for trap in traps if trap["says"] == says and trap["stack"]]
+        rows.append((f"{name} ({', '.join(stacks)})" if stacks else name, says))
+    return rows or [("none found", "")]
+
+
+def _said(title: str, rows: list[tuple[str, str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(title, overflow="fold")
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
