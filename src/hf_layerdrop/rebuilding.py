@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 
 from hf_layerdrop.borrowing import missing_lender
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.families import bias_in_first_block
+from hf_layerdrop.families import LENDING_FLAG, bias_in_first_block
 from hf_layerdrop.numbering import is_number_name
 from hf_layerdrop.stacks import Stack
 
@@ -132,7 +132,7 @@ def _signature(layer: nn.Module, stack: Stack) -> Signature:
     """Return what a layer is: its parts by name, their shapes, and their plain settings."""
     found: Signature = {}
     bias = bias_in_first_block(stack.model_type)
-    spared = (*bias.weights, bias.flag) if bias else ()
+    spared = (LENDING_FLAG, *((*bias.weights, bias.flag) if bias else ()))
     for path, part in layer.named_modules():
         if path.rpartition(".")[2] in spared:
             continue
