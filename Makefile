@@ -3,19 +3,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Test files run in so many processes at once, in the order of their names: the demo's long test begins early.
+# Test files run in so many processes at once.
 WORKERS ?= 2
 # Where torch is not installed yet, this one: any build of it will do, `make TORCH=torch demo` takes the registry's newest.
 TORCH ?= torch==2.13.0
+# The virtual environment holds the newest transformers that is allowed. `make oldest` tries the oldest, for which these
+# tests are enough: all that reads of transformers more than its public interface. It joins `make test` as soon as
+# pyproject.toml allows a second minor version.
+OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+CORE := $(patsubst %,tests/test_%.py,injection stacks families pruning loading modeling recomputation evaluation training \
+	integration_peft)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test quality unit readme integrations notebooks mutants architectures clean
+.PHONY: demo test quality unit oldest claim readme integrations notebooks mutants architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
 
-test: quality unit readme notebooks mutants
+# What takes one core runs side by side, what takes two runs alone: threads that wait for a core burn another one.
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target notebooks quality readme
+	$(MAKE) unit
+	$(MAKE) claim
+	$(MAKE) mutants
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -23,7 +34,16 @@ quality: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+oldest: export PYTHONPATH := $(abspath $(VENV))/oldest
+oldest: $(VENV)/.installed-oldest
+	$(BIN)/python -c "from transformers import __version__ as v; print('transformers', v); assert v.startswith('$(OLDEST)')"
+	$(BIN)/python -m pytest $(CORE) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# The figures of the README's demo: minutes of real training with as many threads as there are cores.
+claim: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/test_demo.py -m alone $(PYTEST_ARGS)
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme_blocks.py README.md
@@ -56,4 +76,9 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --editable ".[dev,integrations]"
+	touch $@
+
+$(VENV)/.installed-oldest: $(VENV)/.installed-dev
+	rm -rf $(VENV)/oldest
+	$(BIN)/pip install --no-deps --target $(VENV)/oldest "transformers==$(OLDEST)"
 	touch $@

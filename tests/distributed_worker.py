@@ -80,7 +80,7 @@ def new_model(checkpointing: str, rate: float = 0.5) -> nn.Module:
     model = build(HEAD)
     inject_layerdrop(model, LayerDropConfig(rate, seed=1))
     if checkpointing != "none":
-        model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+        model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
         if checkpointing == "reentrant":
             model.enable_input_require_grads()
     return model
@@ -294,7 +294,7 @@ def by_trainer(rank: int, size: int, *, checkpointing: bool, folder: Path) -> di
         max_steps=STEPS,
         per_device_train_batch_size=ROWS // size,
         gradient_accumulation_steps=MICRO_STEPS,
-        gradient_checkpointing=checkpointing,
+        activation_checkpointing=checkpointing,
         train_sampling_strategy="sequential",
         lr_scheduler_type="constant",
         max_grad_norm=0.0,

@@ -336,6 +336,20 @@ MUTANTS = [
         ("test_loading.py::test_keep_layers_at_load_gives_the_tensors_of_load_and_cut",),
     ),
     Mutant(
+        "what was looked at for one config is taken for any other of its class",
+        "cuts.py",
+        "key = cls, pickle.dumps(config)",
+        'key = cls, b""',
+        ("test_cuts.py::test_a_config_that_differs_in_anything_is_another_model",),
+    ),
+    Mutant(
+        "a cut at load is not checked against what plain transformers would rebuild",
+        "cuts.py",
+        "key = tuple(kept.items())",
+        "return",
+        ("test_cuts.py::test_a_cut_that_is_rebuilt_otherwise_is_refused_each_time",),
+    ),
+    Mutant(
         "a file that changes on the Hub between two requests is taken as one",
         "http_ranges.py",
         "(size, etag) != (self._size, self._etag)",
@@ -613,6 +627,20 @@ MUTANTS = [
         ("test_compile.py::test_a_model_in_a_compiled_wrapper_is_refused_and_stays_as_it_was",),
     ),
     Mutant(
+        "a shared sub-network copies the weights",
+        "sharing.py",
+        "copy.deepcopy(whole, copied)",
+        "copy.deepcopy(whole)",
+        ("test_sharing.py::test_it_is_the_pruned_model_on_the_weights_of_the_whole_one[gpt2]",),
+    ),
+    Mutant(
+        "a shared sub-network is the whole model",
+        "sharing.py",
+        "    prune_layers(shallow, keep_layers)\n",
+        "",
+        ("test_sharing.py::test_it_is_the_pruned_model_on_the_weights_of_the_whole_one[gpt2]",),
+    ),
+    Mutant(
         "a lender is dropped like any other layer",
         "injection.py",
         "if dropped and (open_to_draw := ",
@@ -670,6 +698,41 @@ MUTANTS = [
         " and not is_recording():",
         ":",
         ("test_evaluation.py::test_a_part_that_hands_on_an_inner_hidden_state_is_measured_as_the_pruned_model",),
+    ),
+    Mutant(
+        "a run that is in the journal is trained again",
+        "reproduce/engine.py",
+        "if known is not None:",
+        "if False:",
+        ("test_reproduce.py::test_tables_and_figures_share_their_runs",),
+    ),
+    Mutant(
+        "an arm that was killed begins anew",
+        "reproduce/training.py",
+        "trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))",
+        "trainer.train()",
+        ("test_reproduce.py::test_a_killed_run_goes_on_and_ends_with_the_same_numbers",),
+    ),
+    Mutant(
+        "a claim about depth is read where depth does not pay",
+        "reproduce/summary.py",
+        "if unpaid:",
+        "if False:",
+        ("test_reproduce.py::test_the_reading_of_a_claim",),
+    ),
+    Mutant(
+        "any gap makes a claim hold",
+        "reproduce/summary.py",
+        "if abs(gap) <= SPREADS * spread:",
+        "if False:",
+        ("test_reproduce.py::test_the_reading_of_a_claim",),
+    ),
+    Mutant(
+        "a head that ignores the count of labels is believed",
+        "accumulation.py",
+        "if self._ignores:",
+        "if False:",
+        ("test_accumulation.py::test_four_batches_a_step_train_as_one_that_is_four_times_as_large",),
     ),
 ]
 

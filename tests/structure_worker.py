@@ -19,7 +19,7 @@ def new_model(structure: str, checkpointing: str) -> torch.nn.Module:
     model = build(HEAD)
     inject_layerdrop(model, LayerDropConfig(0.5, seed=1, structure=STRUCTURES[structure]))
     if checkpointing != "none":
-        model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+        model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
         if checkpointing == "reentrant":
             model.enable_input_require_grads()
     return model

@@ -20,6 +20,7 @@ FLOORS = [
         "keep",
         "draws",
         "families",
+        "accumulation",
         "adoption",
         "adapters",
         "forwards",
@@ -36,7 +37,8 @@ FLOORS = [
     {"stepping", "rebuilding", "structure_drop", "http_ranges", "lazy_tensors", "weight_names", "masking"},
     {"injection", "downloads"},
     {"pruning", "learned", "lightning", "structure_networks", "head_pruning"},
-    {"loading", "metrics", "prefixes", "encoders"},
+    {"cuts"},
+    {"loading", "metrics", "prefixes", "encoders", "sharing"},
     {"sources"},
     {"mixin", "evaluation"},
     {"named", "callbacks"},
@@ -48,7 +50,9 @@ FLOORS = [
     {"hub", "training"},
     {"demo", "distillation"},
     {"arms"},
+    {"reproduce"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 NO_TORCH = (

@@ -1,6 +1,5 @@
 import json
 import re
-import resource
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from transformers import (
     BertTokenizer,
 )
 
+from conftest import timed_process
 from hf_layerdrop.cli import app, run
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.errors import KeepLayersError
@@ -69,10 +69,7 @@ def rows(tmp_path):
 
 def cpu_seconds(*arguments):
     """Run a command in a process of its own; return the CPU time it took, its exit code and what it wrote."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", RUN_LIGHTLY, *map(str, arguments)], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    done, seconds = timed_process([sys.executable, "-c", RUN_LIGHTLY, *map(str, arguments)])
     return seconds, done.returncode, done.stdout, done.stderr
 
 

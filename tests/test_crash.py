@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from crash_worker import SAVE_STEPS, STEPS, Death, prepare, run
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.training import check_output, last_complete_checkpoint
 
-SECONDS = 120  # a hang is a failure
+SECONDS = 600  # a hang is a failure
 MOMENTS = int(os.environ.get("CRASH_MOMENTS", "2"))  # random ones for two ranks; more of them take longer
 SERVER = multiprocessing.get_context("forkserver")  # torch is imported once, and each run is a process of its own
 
@@ -65,11 +66,23 @@ def environments(ranks: int) -> list[dict[str, str]]:
     """Return what torchrun tells each process."""
     if ranks == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": "1",
+    }
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def free_port() -> int:
+    """Find a port below those that the system hands out by itself, so that nobody gets it before the ranks do."""
+    for port in random.Random().sample(range(20_000, 30_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the ranks do, which wait for no old run
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("None of a hundred ports is free.")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

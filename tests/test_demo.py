@@ -120,6 +120,7 @@ def test_the_steps_of_layerdrop_are_counted_from_its_own_draws(tiny_checkpoint: 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(3000)  # minutes where bf16 is fast, far more where it is not
 def test_the_claim_of_the_readme_holds_on_seed_0(tmp_path: Path) -> None:
     """Bounds of the README: without any finetuning after the cut, and at equal layer forwards."""

@@ -620,7 +620,8 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_chooses(show, tmp_path):
+@pytest.mark.parametrize("slowness", [1, 10])
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_chooses(show, tmp_path, slowness):
     long = "a_strategy_with_a_rather_long_name_" * 3
     series = {"LayerDrop": all_sets(), long: all_sets(-0.05)}
     path = write(tmp_path / "out.html", series, model="/folder/of/some/" + "length" * 20, selections=[selection()])
@@ -629,6 +630,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_chooses(show, tmp
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     point = point_of(page, "0, 2")
     point.scroll_into_view_if_needed()
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slowness})
     page.touchscreen.tap(*centre(point))
     page.wait_for_selector('#details-body :text("--keep-layers 0,2 ")')
     assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -32,7 +32,7 @@ def injected(head, rate=0.5):
 
 def by_transformers(model, reentrant):
     """Turn on transformers' own gradient checkpointing."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
     return loss_of
 
 
@@ -184,7 +184,7 @@ def test_draws_between_a_forward_and_its_backward_do_not_disturb_it(head, way, r
 def test_checkpointing_at_rate_0_is_that_of_the_untouched_model(head):
     model, untouched, batch = injected(head, 0.0), build(head).train().double(), batch_for(head)
     for each in (model, untouched):
-        each.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        each.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     assert_same_tensors(gradients_of(model, loss_of(model, batch)), gradients_of(untouched, loss_of(untouched, batch)))
 
 

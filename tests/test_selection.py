@@ -512,22 +512,29 @@ def test_latency_is_measured_on_the_input_asked_for() -> None:
     seen = []
     model.bert.encoder.layer[0].attention.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     batch = labelled()[0]
-    whole = measure_latency(model, batch, batch_size=5, length=30)
+    measure_latency(model, batch, batch_size=5, length=30)
     assert set(seen) == {(5, 30, 64)}
     assert len(seen) >= 10  # a warm-up, and a median
-    shallow = measure_latency(model, batch, keep_layers=[0, 11], batch_size=5, length=30)
-    assert 0 < shallow < whole
-    found = search(
-        model,
-        depth=None,
-        strategy="spread",
-        max_latency_ms=(shallow + whole) / 2,
-        latency_batch_size=5,
-        latency_length=30,
-    )
-    assert 1 <= len(found.keep_layers["encoder"]) < 12
-    assert 0 < found.latency_ms < whole
-    assert found.outside[0].latency_ms > 0
+    for _ in range(4):  # what is timed beside other tests is not always in order: once of four times will do
+        whole = measure_latency(model, batch, batch_size=5, length=30)
+        shallow = measure_latency(model, batch, keep_layers=[0, 11], batch_size=5, length=30)
+        if not 0 < shallow < whole:
+            continue
+        found = search(
+            model,
+            depth=None,
+            strategy="spread",
+            max_latency_ms=(shallow + whole) / 2,
+            latency_batch_size=5,
+            latency_length=30,
+        )
+        assert 1 <= len(found.keep_layers["encoder"]) <= 12
+        assert all(outside.latency_ms > 0 for outside in found.outside)
+        if 0 < found.latency_ms < whole and len(found.keep_layers["encoder"]) < 12:
+            break
+    else:
+        pytest.fail("Fewer layers never took less time.")
+    assert found.outside
 
 
 def test_inputs_are_repeated_and_cut() -> None:
@@ -732,12 +739,14 @@ def test_what_was_scored_before_an_interrupt_is_not_run_again_where_prefixes_are
 
 
 KILLED = """
-import signal, sys, time
+import itertools, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored by what a shell started in the background
 sys.path.insert(0, sys.argv[1])
 from test_selection import build, labelled, search, BERT
+count = itertools.count(1)
 def evaluate(model):
-    time.sleep(0.05)
+    if next(count) == int(sys.argv[3]):
+        time.sleep(3600)  # until it is killed, however long that takes
     return float(model(**labelled()[0]).logits.sum())
 model = build(BERT, num_hidden_layers=8)
 found = search(model, evaluate=evaluate, metric="sum", depth=4,
@@ -750,7 +759,7 @@ print(found.from_journal, found.evaluations, found.spec)
 def test_a_killed_search_loses_nothing_that_was_scored(tmp_path: Path, kind: signal.Signals) -> None:
     journal = tmp_path / "journal"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(journal)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "60"], stderr=subprocess.DEVNULL)
     while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 20):
         time.sleep(0.02)
     process.send_signal(kind)
@@ -759,7 +768,7 @@ def test_a_killed_search_loses_nothing_that_was_scored(tmp_path: Path, kind: sig
     assert 20 <= lines < 71
     with journal.open("ab") as file:
         file.write(b'{"fingerprint": "a line that was cut off')
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[:2] == [str(lines - 1), "70"]
     assert journal.read_bytes().count(b"\n") == 71
     assert all(json.loads(line) for line in journal.read_text().splitlines())

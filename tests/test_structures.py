@@ -18,6 +18,7 @@ from transformers import BertConfig, CLIPTextConfig, GPT2Config, LlamaConfig, Vi
 
 from conftest import (
     BERT,
+    CACHE,
     DEPTH,
     VOCABULARY,
     assert_same_tensors,
@@ -368,7 +369,7 @@ def test_gradient_checkpointing_reuses_the_masks(name, structure, use_reentrant)
     inject_layerdrop(model, LayerDropConfig(0.4, seed=4, structure=structure))
     expected = gradients_of(model, loss_of(model, batch), loss_of(model, inputs(name, seed=1)))
     set_step(model, 0)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     if use_reentrant:
         model.enable_input_require_grads()
     losses = [loss_of(model, batch), loss_of(model, inputs(name, seed=1))]  # two forwards before one backward
@@ -413,9 +414,9 @@ def test_generate_and_forwards_that_continue_a_cache_drop_nothing(structure):
     assert torch.equal(model.train().generate(**batch, **settings), expected)
     states = {"encoder_outputs": untouched.get_encoder()(**batch), "attention_mask": batch["attention_mask"]}
     start, rest = expected[:, :1], expected[:, 1:3]
-    caches = [each.eval()(decoder_input_ids=start, **states).past_key_values for each in (model, untouched)]
+    caches = [each.eval()(decoder_input_ids=start, **states)[CACHE] for each in (model, untouched)]
     logits = [
-        each.train()(decoder_input_ids=rest, past_key_values=cache, **states).logits
+        each.train()(decoder_input_ids=rest, **{CACHE: cache}, **states).logits
         for each, cache in zip((model, untouched), caches, strict=True)
     ]
     assert torch.equal(*logits)
@@ -498,7 +499,6 @@ def ranks() -> dict[str, list[dict]]:
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

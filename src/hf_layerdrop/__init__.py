@@ -15,6 +15,7 @@ _HOMES = {
     "results": ["SubNetworkResult"],
     "injection": ["inject_layerdrop", "layerdrop_state", "remove_layerdrop", "set_rates", "set_step"],
     "pruning": ["prune_layers", "sub_network"],
+    "sharing": ["shared_sub_network"],
     "structure_networks": ["structure_sub_network"],
     "head_pruning": ["prune_heads"],
     "evaluation": ["evaluate_depths"],

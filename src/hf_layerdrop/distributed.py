@@ -164,7 +164,7 @@ def _check_checkpointing(ddp: DistributedDataParallel) -> None:
         if active and checkpoint is not None and checkpoint.keywords.get("use_reentrant"):
             raise LayerDropStateError(
                 "DDP with find_unused_parameters=True does not work with reentrant gradient checkpointing, with or "
-                "without LayerDrop; pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+                "without LayerDrop; pass activation_checkpointing_kwargs={'use_reentrant': False}."
             )
 
 

@@ -102,6 +102,9 @@ INDEX_FIELDS = re.compile(
 BORROWING_KINDS = {"indexer_types": ("shared", "full")}
 SOURCE_FIELDS = ("kv_source_layers",)
 SHARED_TAIL_FIELD, KINDS_FIELD = "num_kv_shared_layers", "layer_types"
+# What a layer keeps because it is the last of its kind to have keys and values of its own, also where nobody borrows
+# them: it goes with the place, so a cut moves it to another layer, which computes the same.
+LENDING_FLAG = "store_full_length_kv"
 
 # Where a config of transformers keeps what single layers have otherwise (`per_layer_config` in config.json).
 OVERRIDES, OVERRIDES_FIELD = "_heterogeneity_spec", "per_layer_config"

@@ -8,7 +8,6 @@ renumbered layer can match again, and ``save_pretrained`` reverses it.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -26,19 +25,18 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import resolve_revision
 
+from hf_layerdrop.cuts import Cut, plan_cut
 from hf_layerdrop.downloads import HubModel, fetch_kept
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
-from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
+from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.lazy_tensors import LazyTensor, open_tensors
 from hf_layerdrop.page_cache import announce_tensors
 from hf_layerdrop.pruning import cut_provenance, prune_layers, pruned_config
-from hf_layerdrop.rebuilding import built_cut, built_on_meta, check_rebuilds
 from hf_layerdrop.stacks import Stack, find_stacks
 from hf_layerdrop.weight_files import StoredTensor
-from hf_layerdrop.weight_names import WeightNames, keep_weights
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
 WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
@@ -75,61 +73,10 @@ def load_plain(
             loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
             prune_layers(_model_of(loaded), keep_layers, source=_shown_source(name_or_path))
             return loaded
-        cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
+        cut = _plan(cls, name_or_path, keep_layers, kwargs)
         loaded = _load_cut(cut, name_or_path, args, kwargs)
         switch_off_native(_model_of(loaded), find_stacks(_model_of(loaded)))
         return loaded
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What ``keep_layers`` means for one checkpoint, loaded as one class.
-
-    Attributes:
-        cls: The transformers class.
-        config: The config of the whole model.
-        names: The stacks of the whole model, and which weights belong to them.
-        kept: The kept layers of each.
-        provenance: Entries for ``config.hf_layerdrop``.
-    """
-
-    cls: type[PreTrainedModel]
-    config: PreTrainedConfig
-    names: WeightNames
-    kept: Mapping[str, tuple[int, ...]]
-    provenance: Mapping[str, Any]
-
-    def choose(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the kept ones of the weights, or of what else goes by their names, under their new names."""
-        return dict(keep_weights(weights, self.names, self.kept))
-
-    def kept_by_path(self) -> dict[str, tuple[int, ...]]:
-        """Return the kept layers by the path of their stack in the base model."""
-        prefix = self.cls.base_model_prefix + "."
-        return {stack.path.removeprefix(prefix): self.kept[name] for name, stack in self.names.stacks.items()}
-
-
-def plan_cut(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
-    """Read the config of a checkpoint, and find out which of its layers are kept.
-
-    Raises:
-        KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
-        UnsupportedModelError: If the model's layers cannot be taken out.
-    """
-    config = kwargs.get("config")
-    if not isinstance(config, PreTrainedConfig):
-        config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
-    with no_init_weights():
-        whole = built_on_meta(cls, config)
-        stacks = find_stacks(whole)
-        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
-        _check_cut(whole, stacks, kept)
-    provenance = {
-        **choice_behind(keep_layers),
-        "source": _shown_source(name_or_path),
-        "revision": kwargs.get("revision") or getattr(config, "_commit_hash", None),
-    }
-    return Cut(cls, config, WeightNames(whole, stacks), kept, provenance)
 
 
 @dataclass(frozen=True)
@@ -166,7 +113,7 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
 
     options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
     with clear_errors(name_or_path):
-        cut = plan_cut(cls, name_or_path, keep_layers, kwargs)
+        cut = _plan(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
         switch_off_native(model, find_stacks(model))
     odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
@@ -176,6 +123,15 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
         {name: part.dtype for name, part in parts.items()},
         f"its model class has to make {odd[0]!r}" if odd else "",
     )
+
+
+def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
+    """Read the config of a checkpoint, and find out which of its layers are kept."""
+    config = kwargs.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
+    revision = kwargs.get("revision") or getattr(config, "_commit_hash", None)
+    return plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
 
 
 def _load_cut(
@@ -282,14 +238,6 @@ def check_architecture(cls: type[PreTrainedModel], config: Mapping[str, Any], na
         )
 
 
-def _check_cut(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
-    """Refuse what plain transformers would rebuild otherwise, before any weight is read."""
-    config = copy.deepcopy(whole.config)
-    config.__dict__.pop(CONFIG_KEY, None)
-    pruned_config(config, stacks, kept)
-    check_rebuilds(whole, built_cut(whole, config, stacks, kept), stacks, kept)
-
-
 def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
     """Return a stand-in for a class that cuts the config before the model is built, the weights before they are read.
 
@@ -306,7 +254,8 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
             saved = getattr(config, CONFIG_KEY, None)
             setattr(config, CONFIG_KEY, cut_provenance(saved, cut.kept, depths, **cut.provenance))
             pruned_config(config, stacks, cut.kept)
-            super().__init__(config, *args, **kwargs)
+            with no_init_weights():  # on the meta device there is nothing to fill; what is missing is filled later
+                super().__init__(config, *args, **kwargs)
 
         def load_adapter(self, *args: Any, **kwargs: Any) -> None:
             raise UnsupportedModelError(

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from hf_layerdrop.borrowing import missing_lender
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.families import bias_in_first_block
+from hf_layerdrop.families import LENDING_FLAG, bias_in_first_block
 from hf_layerdrop.numbering import is_number_name
 from hf_layerdrop.stacks import Stack
 
@@ -30,7 +31,7 @@ _OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
 
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model from a copy of its config, without memory for its weights."""
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         return cls._from_config(copy.deepcopy(config))
 
 
@@ -131,7 +132,7 @@ def _signature(layer: nn.Module, stack: Stack) -> Signature:
     """Return what a layer is: its parts by name, their shapes, and their plain settings."""
     found: Signature = {}
     bias = bias_in_first_block(stack.model_type)
-    spared = (*bias.weights, bias.flag) if bias else ()
+    spared = (LENDING_FLAG, *((*bias.weights, bias.flag) if bias else ()))
     for path, part in layer.named_modules():
         if path.rpartition(".")[2] in spared:
             continue

@@ -23,6 +23,7 @@ from hf_layerdrop.frames import callers
 _REENTRANT_FORWARD = checkpoint.CheckpointFunction.forward.__code__
 _REENTRANT_BACKWARD = checkpoint.CheckpointFunction.backward.__code__
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__  # under its decorators
+_CACHE_ARGUMENTS = {"cache", "past_key_values"}  # its name from transformers 5.24 on, and before
 
 
 def in_backward() -> bool:
@@ -44,8 +45,10 @@ def inside_trainer() -> bool:
 def cache_of_caller() -> Any | None:
     """Return the cache that the innermost forward among the callers was given, if it takes one."""
     for frame in callers():
-        if frame.f_code.co_name == "forward" and "past_key_values" in frame.f_code.co_varnames:
-            return frame.f_locals.get("past_key_values")
+        code = frame.f_code
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]  # local variables come after them
+        if code.co_name == "forward" and (names := _CACHE_ARGUMENTS.intersection(arguments)):
+            return frame.f_locals.get(names.pop())
     return None
 
 

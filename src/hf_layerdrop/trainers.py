@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer, TrainingArguments
 
+from hf_layerdrop.accumulation import LossScaling
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.mixin import plain_class
 from hf_layerdrop.tasks import ROW_NUMBERS, Task, TaskData
@@ -34,11 +35,11 @@ class _KnowsRows:
         return loss, predictions, numbers.to(self.args.device)  # type: ignore[attr-defined]
 
 
-class TaskTrainer(_KnowsRows, Trainer):
+class TaskTrainer(_KnowsRows, LossScaling, Trainer):
     """A Trainer for tasks whose predictions are scored against whole rows."""
 
 
-class GeneratingTrainer(_KnowsRows, Seq2SeqTrainer):
+class GeneratingTrainer(_KnowsRows, LossScaling, Seq2SeqTrainer):
     """A Trainer for tasks that are scored on generated text."""
 
 
@@ -49,8 +50,19 @@ def build_trainer(
     arguments: TrainingArguments,
     *,
     callbacks: Sequence[Any] = (),
+    trainer_class: type[Trainer] | None = None,
+    **more: Any,
 ) -> Trainer:
     """Return a Trainer for encoded data, with the collator and the metric of its task.
+
+    Args:
+        data: The task and its encoded rows.
+        model: What is trained or measured.
+        tokenizer: Its tokenizer.
+        arguments: Trainer's settings.
+        callbacks: Trainer's callbacks.
+        trainer_class: A Trainer of the same kind instead, such as one that distils.
+        **more: What that one takes besides.
 
     Raises:
         TaskError: If the task generates and the arguments are not those of a trainer that does.
@@ -63,8 +75,8 @@ def build_trainer(
         )
     if task.generation is not None:
         _set_generation(model, task)
-    trainer_class = GeneratingTrainer if task.generation else TaskTrainer
-    return trainer_class(
+    usual = GeneratingTrainer if task.generation else TaskTrainer
+    return (trainer_class or usual)(
         model=model,
         args=arguments,
         train_dataset=data.train,
@@ -74,6 +86,7 @@ def build_trainer(
         compute_metrics=task.metric(data, tokenizer),
         preprocess_logits_for_metrics=task.kind.reduce,
         callbacks=list(callbacks),
+        **more,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, search, sweep, train
+from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, reproduce, search, sweep, train
 from hf_layerdrop.cli.errors import run_reporting_errors
 
 app = typer.Typer(name="hf-layerdrop", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -28,6 +28,7 @@ app.command("prune")(prune.prune_command)
 app.command("push")(push.push_command)
 app.command("inspect")(inspect.inspect_command)
 app.command("run")(recipe.run_command)
+app.command("reproduce")(reproduce.reproduce_command)
 
 # Values of the flag --debug of TrainingArguments, which `train` passes through.
 _DEBUG_OF_TRAINER = {"underspecified_overflow", "tpu_metrics_debug"}

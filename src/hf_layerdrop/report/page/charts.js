@@ -100,7 +100,7 @@ function layout(xTitle, yTitle, extra = {}) {
     yaxis: { ...axis, title: { text: plain(yTitle), standoff: 8 }, ...extra.yaxis },
     font: { family: "system-ui, sans-serif", size: 13, color: cssValue("--quiet") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 12, r: 14, t: 16, b: 12 },
-    hovermode: "closest", hoverdistance: 24, dragmode: false, showlegend: Boolean(extra.showlegend),
+    hovermode: "closest", hoverdistance: REACH, dragmode: false, showlegend: Boolean(extra.showlegend),
     legend: { orientation: "h", y: 1.12, x: 0 }, barcornerradius: 3, bargap: 0.25,
     hoverlabel: { bgcolor: cssValue("--card"), bordercolor: cssValue("--ink"), font: { color: cssValue("--ink"), size: 13 }, align: "left" },
   };

@@ -3,14 +3,15 @@
 
 const idOf = (path) => (path.__data__?.id === undefined ? null : Number(path.__data__.id));
 const pathsOf = (chart) => [...chart.querySelectorAll("path.point")].filter((path) => idOf(path) !== null);
+const REACH = 24; // pixels, as plotly's hoverdistance
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 function connect(chart, xOf) {
   chart.on("plotly_hover", (event) => preview(Number(event.points[0].id)));
   chart.on("plotly_unhover", () => preview(null));
-  chart.on("plotly_click", (event) => pin(Number(event.points[0].id)));
   chart.on("plotly_afterplot", () => label(chart));
-  chart.addEventListener("click", (event) => press(event.target)); // from assistive tools; the mouse meets plotly's own layer
+  // Not plotly_click, which a slow device loses: it tells of the point that a hover found, and a tap comes before any hover.
+  chart.addEventListener("click", (event) => press(chart, event));
   chart.addEventListener("keydown", (event) => go(chart, event, xOf));
   markers.push(() => mark(chart));
   label(chart);
@@ -35,8 +36,19 @@ function mark(chart) {
   }
 }
 
-function press(path) {
-  if (path.matches("path.point")) pin(idOf(path));
+/** Choose the point itself (assistive tools press it), or the one nearest to the finger or the mouse, which meet plotly's own layer. */
+function press(chart, event) {
+  const path = event.target.matches("path.point") ? event.target : nearest(pathsOf(chart), event);
+  if (path) pin(idOf(path));
+}
+
+function nearest(paths, { clientX, clientY }) {
+  const distance = (path) => {
+    const box = path.getBoundingClientRect();
+    return Math.hypot(box.x + box.width / 2 - clientX, box.y + box.height / 2 - clientY);
+  };
+  const [path, away] = paths.map((one) => [one, distance(one)]).reduce((best, other) => (other[1] < best[1] ? other : best), [null, REACH]);
+  return away < REACH ? path : null;
 }
 
 function go(chart, event, xOf) {
