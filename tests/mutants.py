@@ -643,8 +643,15 @@ MUTANTS = [
     Mutant(
         "a lender is dropped like any other layer",
         "injection.py",
-        "if dropped and (open_to_draw := ",
-        "if not dropped and (open_to_draw := ",
+        "for layer in layers if rates[name][layer]",
+        "for layer in () if rates[name][layer]",
+        ("test_borrowing.py::test_a_lender_is_never_dropped_and_never_cut_away_alone",),
+    ),
+    Mutant(
+        "other rates may drop a lender",
+        "injection.py",
+        "    _check_lenders(state.lent, state.config, {**state.rates, **changed})\n",
+        "",
         ("test_borrowing.py::test_a_lender_is_never_dropped_and_never_cut_away_alone",),
     ),
     Mutant(

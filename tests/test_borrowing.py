@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from architectures.tiny import build_tiny
 from conftest import assert_same_tensors
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, set_rates
 from hf_layerdrop.borrowing import lenders, missing_lender
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.families import cut_fields
@@ -67,6 +67,12 @@ def test_a_lender_is_never_dropped_and_never_cut_away_alone():
         inject_layerdrop(model, 0.5)
     inject_layerdrop(model, LayerDropConfig(1.0, never_drop={"layers": (0, 1)}))
     assert torch.isfinite(model.train().model(IDS).last_hidden_state).all()
+    inject_layerdrop(model, 0.0)
+    for rates in (0.5, {"layers": [0.5, 0, 0, 0]}):
+        with pytest.raises(LayerDropConfigError, match=r"never_drop=\{'layers': \(0, 1\)\}"):
+            set_rates(model, rates)
+        assert layerdrop_state(model).rates == {"layers": [0.0] * 4}
+    set_rates(model, [0, 0, 1, 1])
     with pytest.raises(UnsupportedModelError, match="layer 2 borrows from layer 0"):
         prune_layers(model, [1, 2, 3])
 

@@ -68,11 +68,13 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
     refuse_compiled(model)
     model = transformers_model(model)
     stacks = find_stacks(model)
-    for name, stack in stacks.items():
-        _check_lenders(model, stack, config, config.rates_for({n: s.depth for n, s in stacks.items()})[name])
+    depths = {name: stack.depth for name, stack in stacks.items()}
+    lent = {name: _lent(vars(stack.config(model.config)), stack.depth) for name, stack in stacks.items()}
+    _check_lenders(lent, config, config.rates_for(depths))
     parts = {name: StructureDrop(stack.layers(model), config.structures) for name, stack in stacks.items()}
     groups = {name: found.groups for name, found in parts.items()}
-    state = LayerDropState(config, {name: stack.depth for name, stack in stacks.items()}, groups)
+    state = LayerDropState(config, depths, groups)
+    state.lent = lent
     if find_injected(model) is not None:
         remove_layerdrop(model)
     _own_config(model)
@@ -91,15 +93,23 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
         write_down(model)
 
 
-def _check_lenders(model: PreTrainedModel, stack: Stack, config: LayerDropConfig, rates: Sequence[float]) -> None:
+def _lent(config: Mapping[str, Any], depth: int) -> tuple[int, ...]:
+    """Return the layers of a stack from which later ones borrow."""
+    return tuple(sorted(set(lenders(config, depth).values())))
+
+
+def _check_lenders(
+    lent: Mapping[str, Sequence[int]], config: LayerDropConfig, rates: Mapping[str, Sequence[float]]
+) -> None:
     """Refuse to drop a layer from which a later one borrows, and which it cannot run without."""
-    dropped = {"layer", "attention"} & set(config.structures)
-    lent = sorted(set(lenders(vars(stack.config(model.config)), stack.depth).values()))
-    if dropped and (open_to_draw := [layer for layer in lent if rates[layer]]):
-        raise LayerDropConfigError(
-            f"In the stack {stack.name!r} later layers borrow from layers {', '.join(map(str, open_to_draw))} and "
-            f"cannot run without them; give never_drop={{{stack.name!r}: {tuple(lent)}}}."
-        )
+    if not {"layer", "attention"} & set(config.structures):
+        return
+    for name, layers in lent.items():
+        if open_to_draw := [layer for layer in layers if rates[name][layer]]:
+            raise LayerDropConfigError(
+                f"In the stack {name!r} later layers borrow from layers {', '.join(map(str, open_to_draw))} and "
+                f"cannot run without them; give never_drop={{{name!r}: {tuple(layers)}}} to inject_layerdrop."
+            )
 
 
 def remove_layerdrop(model: nn.Module) -> None:
@@ -125,17 +135,20 @@ def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, fl
     target, and the learning goes on.
 
     Raises:
-        LayerDropConfigError: If a rate is outside of [0, 1], or their number does not fit a stack.
+        LayerDropConfigError: If a rate is outside of [0, 1], their number does not fit a stack, or a layer would be
+            dropped from which another borrows.
         LayerDropStateError: If LayerDrop is not injected.
     """
-    state = layerdrop_state(model)
+    state, root = layerdrop_state(model), injected_model(model)
     given = rates.values() if isinstance(rates, Mapping) else [rates]
     shaped = all(isinstance(rate, int | float) for rate in given)
     settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
     by_stack = LayerDropConfig.from_dict(settings).rates_for(state.depths)
-    state.set_rates({name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)})
-    saved = getattr(injected_model(model).config, CONFIG_KEY, None) or {}
-    write_down(injected_model(model), **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
+    changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
+    _check_lenders(state.lent, state.config, {**state.rates, **changed})
+    state.set_rates(changed)
+    saved = getattr(root.config, CONFIG_KEY, None) or {}
+    write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
 
 
 def scale_rates(model: nn.Module, factor: float) -> None:

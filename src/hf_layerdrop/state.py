@@ -293,6 +293,7 @@ class LayerDropState:
         self.depths = dict(depths)
         self.micro_step = 0
         self.originals: dict[str, Any] = {}
+        self.lent: dict[str, tuple[int, ...]] = {}  # by stack, layers that others borrow from
         self.learner: RateLearner | None = None
         if config.sampler == "learned":
             always_kept = {name: config.always_kept(name, depth) for name, depth in depths.items()}

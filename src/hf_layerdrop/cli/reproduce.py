@@ -91,7 +91,7 @@ def reproduce_command(
     if dry_run:
         _print_estimates(console, chosen, runs, data_dir)
         return
-    _reproduce(console, chosen, runs, source, output, page_only=page_only or short, train=not page_only)
+    _reproduce(console, chosen, runs, source, output, train=not page_only, short=short)
 
 
 def _reproduce(
@@ -101,8 +101,8 @@ def _reproduce(
     source: Source,
     output: Path,
     *,
-    page_only: bool,
     train: bool,
+    short: bool,
 ) -> None:
     from hf_layerdrop.reproduce.engine import Engine
     from hf_layerdrop.reproduce.page import write_pages
@@ -115,7 +115,7 @@ def _reproduce(
         missing = len(engine.missing(runs))
         say(f"{experiment.name}: {len(runs)} runs, {len(runs) - missing} of them in the journal")
         engine.train(runs)
-    if train and page_only:
+    if train and short:
         say(f"These were short runs, which say nothing of quality; {output / 'journal.jsonl'} has their records.")
         return
     records = read_journal(output / "journal.jsonl")
