@@ -119,6 +119,21 @@ def test_the_steps_of_layerdrop_are_counted_from_its_own_draws(tiny_checkpoint: 
     assert LayerDropConfig(demo.DemoSettings().rate).mean_rate == 0.25
 
 
+@pytest.mark.parametrize(("bf16", "fp32"), [(1.0, 2.0), (2.0, 1.0)])
+def test_bf16_is_used_where_it_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, bf16: float, fp32: float) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(demo, "_seconds_of_a_step", lambda *, bf16: seconds[bf16])
+    seconds = {True: bf16, False: fp32}
+    assert demo._bf16_pays.__wrapped__() is (bf16 < fp32)
+
+
+def test_asking_which_is_faster_draws_no_random_number() -> None:
+    before = torch.get_rng_state()
+    assert demo._seconds_of_a_step(bf16=True) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(3000)  # minutes where bf16 is fast, far more where it is not
