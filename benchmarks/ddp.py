@@ -63,6 +63,7 @@ def _rank(rank: int, port: int, size: Size, rates: Sequence[float], steps: int, 
     from torch import distributed
 
     from benchmarks._step_table import Report
+    from hf_layerdrop.distributed import leave_ranks
 
     torch.set_num_threads(threads)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
@@ -78,7 +79,7 @@ def _rank(rank: int, port: int, size: Size, rates: Sequence[float], steps: int, 
         report.compare(f"DDP, rate {RATES[-1]}, two ways", _two_ways(size, RATES[-1], rank), steps)
     if rank == 0:
         file.write_text(json.dumps(report.numbers))
-    distributed.destroy_process_group()
+    leave_ranks()
 
 
 def _beside_untouched(size: Size, rate: float, rank: int) -> dict[str, Contender]:

@@ -21,6 +21,7 @@ def run(
     layers: int = 12,
     depths: str = "",
     seeds: int = 3,
+    first_seed: int = 0,
     steps: int = 2000,
     rate: float = 0.3,
     hidden: int = 64,
@@ -40,7 +41,7 @@ def run(
     names = strategies.split(",") if strategies else list(STRATEGIES)
     rows, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
+        for seed in range(first_seed, first_seed + seeds):
             for sampler, chosen in _by_sampler(names).items():
                 trainer = _trained(Path(folder), layers, hidden, rate, steps, search_rows, seed, sampler)
                 whole.append({"seed": seed, "sampler": sampler, **_whole(trainer)})

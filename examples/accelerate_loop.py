@@ -116,6 +116,9 @@ def main() -> None:
         state_dict=accelerator.get_state_dict(model),
         is_main_process=accelerator.is_main_process,
     )
+    # The wrapped model must be gone before the process group is: whichever goes last ends gloo's threads, and a wrapped
+    # model does so while it holds Python's lock, which such a thread may wait for (seen with torch 2.13).
+    model, optimizer, data = accelerator.free_memory(model, optimizer, data)
     accelerator.end_training()
 
 

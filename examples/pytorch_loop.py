@@ -9,6 +9,7 @@ What LayerDrop needs of a loop is `set_step`; everything else is as without it.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -62,21 +63,8 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     return state["step"]
 
 
-def main() -> None:
+def train(arguments: argparse.Namespace, rank: int, device: str, *, several: bool) -> None:
     """Train, save every few steps, and take a shallow model out at the end."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--save-every", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=0.2)
-    arguments = parser.parse_args()
-
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    rank = distributed.get_rank() if several else 0
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
     model = new_model().to(device).train()
     inject_layerdrop(model, LayerDropConfig(arguments.rate, seed=0))  # before it is wrapped, the same on every rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -104,7 +92,27 @@ def main() -> None:
         model.save_pretrained(arguments.output / "model")
         prune_layers(model, 3)
         model.save_pretrained(arguments.output / "three-layers")
+
+
+def main() -> None:
+    """Join the other ranks where there are any, train, and leave them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--save-every", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=0.2)
+    arguments = parser.parse_args()
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    rank = distributed.get_rank() if several else 0
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    train(arguments, rank, device, several=several)
+    if several:
+        # The wrapped model must be gone before the group is: whichever goes last ends gloo's threads, and a wrapped
+        # model does so while it holds Python's lock, which such a thread may wait for (seen with torch 2.13).
+        gc.collect()
         distributed.destroy_process_group()
 
 

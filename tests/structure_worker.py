@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import build
 from distributed_worker import HEAD, distance, optimizer_for, spread, train
 from hf_layerdrop import LayerDropConfig, inject_layerdrop
+from hf_layerdrop.distributed import leave_ranks
 
 STRUCTURES = {"attention+ffn": ("attention", "ffn"), "head+attention+layer": ("head", "attention", "layer")}
 
@@ -51,7 +52,7 @@ def main() -> None:
             if rank == 0:
                 case = f"{structure}-{find_unused}-{checkpointing}"
                 print(json.dumps({"case": case, "ranks": every}), flush=True)  # noqa: T201 - what the test reads
-    distributed.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":

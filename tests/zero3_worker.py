@@ -29,6 +29,7 @@ distributed.all_gather_into_tensor = counted(distributed.all_gather_into_tensor)
 import deepspeed  # noqa: E402
 
 from distributed_worker import half, new_model, optimizer_for, rows  # noqa: E402
+from hf_layerdrop.distributed import leave_ranks  # noqa: E402
 from hf_layerdrop.errors import LayerDropStateError  # noqa: E402
 from hf_layerdrop.injection import set_step  # noqa: E402
 
@@ -97,7 +98,7 @@ def main(cases: list[dict[str, Any]]) -> None:
             found = {"error": str(error)}
         if distributed.get_rank() == 0:
             print(json.dumps({"case": case["name"], **found}), flush=True)  # noqa: T201 - what the test reads
-    distributed.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ otherwise move the layer by momentum and weight decay.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -119,6 +120,18 @@ def check_ranks_agree(name: str, fingerprint: str) -> None:
                 f"Ranks {rank} and {other} would drop different layers of the {name}: {fingerprint} against {theirs}; "
                 "give every rank the same rates, seed and step."
             )
+
+
+def leave_ranks() -> None:
+    """Leave the process group at the end of a run, where one was joined.
+
+    The wrapped models go first. The last that holds a group of gloo ends its threads: torch lets go of Python's lock
+    before it waits for them if that is the group's own owner, but not if it is the reducer of a DDP model, and then
+    waits for ever when a thread needs the lock to free the last all-reduce (seen with torch 2.13).
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 class _Touch(torch.autograd.Function):

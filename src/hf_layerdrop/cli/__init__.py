@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, reproduce, search, sweep, train
-from hf_layerdrop.cli.errors import run_reporting_errors
+from hf_layerdrop.cli.errors import DONE, run_reporting_errors
 
 app = typer.Typer(name="hf-layerdrop", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.command("demo")(demo.demo_command)
@@ -42,7 +42,11 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong usage or input, 1 anything else."""
     arguments, debug = _split_debug(arguments)
-    return run_reporting_errors(lambda: app(arguments, prog_name="hf-layerdrop", standalone_mode=False), debug=debug)
+    code = run_reporting_errors(lambda: app(arguments, prog_name="hf-layerdrop", standalone_mode=False), debug=debug)
+    ranks = sys.modules.get("hf_layerdrop.distributed")  # importing it takes seconds, which no other command needs
+    if code == DONE and ranks is not None:
+        ranks.leave_ranks()
+    return code
 
 
 @app.callback(invoke_without_command=True)
