@@ -176,7 +176,13 @@ def _seed(step: int) -> None:
 
 
 class LayerWrapper(nn.Module):
-    """A per-layer wrapper: a module around each layer that throws a coin (weight names change)."""
+    """A per-layer wrapper: a module around each layer that throws a coin (weight names change).
+
+    Attributes:
+        same_work: Whether a step does what a step of LayerDrop does at the same draws, to the bit.
+    """
+
+    same_work = True
 
     def __init__(self, layer: nn.Module, rate: float) -> None:
         super().__init__()
@@ -192,6 +198,8 @@ class LayerWrapper(nn.Module):
 class ComputeAndDiscard(LayerWrapper):
     """Every layer is computed, forward and backward, and a dropped one's output is thrown away (as in fairseq2)."""
 
+    same_work = False  # AdamW moves a dropped layer, whose gradients are zeros
+
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the layer; use it or not."""
         output = self.layer(hidden_states, *args, **kwargs)
@@ -200,6 +208,8 @@ class ComputeAndDiscard(LayerWrapper):
 
 class SampleWrapper(LayerWrapper):
     """Each row of the batch throws its own coin, and a layer runs on the rows that keep it (as in torchtune)."""
+
+    same_work = False
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the layer on some rows, and put them back between the others."""

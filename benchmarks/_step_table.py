@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 from typing import Any
 
@@ -19,24 +19,29 @@ class Report:
 
     Attributes:
         numbers: The same as the table, as JSON values.
+        clock: What times are taken by, a name of `_rounds.CLOCKS`.
     """
 
-    def __init__(self, size: Any) -> None:
+    def __init__(self, size: Any, clock: str = "wall") -> None:
+        self.clock = clock
         self.numbers: dict[str, Any] = {"comparisons": {}, "bounds": {}}
         self._start = time.perf_counter()
-        print(f"One step: forward, backward, AdamW; {size}.\n")
+        counted = "" if clock == "wall" else f" Times are {clock} time."
+        print(f"One step: forward, backward, AdamW; {size}.{counted}\n")
         print("| what | LayerDrop, ms | beside, ms | ratio (95 % interval) | rounds |")
         print("| :--- | ---: | ---: | :--- | ---: |", flush=True)
 
-    def compare(self, name: str, contenders: Mapping[str, Contender], rounds: int, *, exact: bool = True) -> None:
-        """Time the first contender beside each other one; ``exact`` if their losses have to be equal in every round."""
+    def compare(
+        self, name: str, contenders: Mapping[str, Contender], rounds: int, *, other_work: Collection[str] = ()
+    ) -> None:
+        """Time the first contender beside each other one; the losses of all but ``other_work`` have to be its own."""
         losses: list[dict[str, Any]] = []
-        times = time_rounds(contenders, rounds, on_round=losses.append)
+        times = time_rounds(contenders, rounds, on_round=losses.append, clock=self.clock)
         ours, *others = times
         for other in others:
             label = f"{name}: against {other}"
             self._add(label, times[ours], times[other], ratio(times[ours], times[other]))
-            if exact:
+            if other not in other_work:
                 same = all(bool(returned[ours] == returned[other]) for returned in losses)
                 self.numbers["comparisons"][label]["same_losses"] = same
             if name in BOUNDS:
@@ -67,12 +72,15 @@ class Report:
         for depth, values in found.items():
             print(f"| {depth} | {values['forward_us']:.1f} | {values['draw_us']:.1f} |", flush=True)
 
-    def memory(self, found: Mapping[float, float]) -> None:
-        """Print what a forward keeps for its backward pass."""
-        self.numbers["saved_mb"] = dict(found)
-        print("\n| rate | kept for the backward pass, MB | share of rate 0 |\n| ---: | ---: | ---: |")
-        for rate, value in found.items():
-            print(f"| {rate} | {value:.2f} | {value / found[0.0]:.3f} |", flush=True)
+    def memory(self, found: Mapping[float, Mapping[str, float]]) -> None:
+        """Print what steps take at their peaks, beside weights and the optimizer's moments."""
+        self.numbers["memory"] = dict(found)
+        whole = found[0.0]["peak_mb"]
+        print("\n| rate | peak of a step, MB, mean | share of rate 0 | cut, MB | largest of the steps, MB |")
+        print("| ---: | ---: | ---: | ---: | ---: |")
+        for rate, values in found.items():
+            peak, cut, worst = values["peak_mb"], values["cut_peak_mb"], values["worst_mb"]
+            print(f"| {rate} | {peak:.1f} | {peak / whole:.3f} | {cut:.1f} | {worst:.1f} |", flush=True)
 
     def progress(self, done: str) -> None:
         """Say on stderr, out of the table's way, how far it has come."""

@@ -4,20 +4,32 @@ The ideal is the measured step of a model that is physically cut to the same lay
 contenders in turn inside one round, on the same batch and the same layers; a ratio is the median over rounds of the
 ratio in a round, with a bootstrap interval of 95 %. A step is forward, backward, AdamW; other dropout is off, so that
 contenders that do the same work must have the same loss, to the bit, in every round, which is checked.
+
+``parts`` names what to measure, separated by commas: ``bounds`` (what has a bound), ``rates`` (other rates beside the
+ideal), ``designs`` (other designs), ``depth``, ``batch`` and ``length`` (what a step costs as these grow), ``memory``
+(at its peak, by rate), ``overhead`` (of a forward, in microseconds).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks._rounds import Contender, time_rounds
 from benchmarks._step_table import Report
 
+if TYPE_CHECKING:
+    from benchmarks._contenders import Size
+
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 DEPTHS = (6, 12, 24, 48, 96)
+BATCHES = (1, 4, 32)
+LENGTHS = (16, 128, 512)
+NARROW = 64  # the width of models whose depth grows
 
 
 def run(
@@ -27,36 +39,102 @@ def run(
     length: int = 64,
     steps: int = 200,
     threads: int = 1,
+    parts: str = "all",
+    clock: str = "wall",
     short: bool = False,
 ) -> dict[str, Any]:
-    """Measure all of it; ``short`` shows in seconds that it works, and nothing else."""
+    """Measure the parts; ``short`` shows in seconds that it works, and nothing else."""
     import torch
 
     from benchmarks._contenders import Size
 
+    chosen = list(PARTS) if parts == "all" else parts.split(",")
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        raise SystemExit(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
     torch.set_num_threads(threads)
     size = Size(4, 32, 2, 8) if short else Size(layers, hidden, rows, length)
     steps = 5 if short else steps
-    report = Report(size)
+    report = Report(size, clock)
+    for part in chosen:
+        PARTS[part](report, size, steps, short)
+    return {"size": str(size), "steps": steps, "short": short, "clock": clock, "cpu": _cpu(), **report.numbers}
+
+
+def _bounds(report: Report, size: Size, steps: int, _short: bool) -> None:
     report.compare("rate 0", _untouched(size), steps)
-    for rate in RATES:
-        report.compare(f"rate {rate}", _ideal(size, rate), steps if rate == RATES[-1] else max(steps // 4, 5))
-    report.compare("bart", _bart(size, 0.5), steps)
-    report.compare("designs", _designs(size, 0.5), max(steps // 2, 5), exact=False)
-    report.memory({rate: _saved_mb(size, rate, 3 if short else 16) for rate in (0.0, *RATES)})
-    report.overheads(
-        {depth: _overhead(depth, 5 if short else 1200 // depth) for depth in DEPTHS[: 2 if short else None]}
-    )
-    return {"size": str(size), "steps": steps, "short": short, "cpu": _cpu(), **report.numbers}
+    report.compare(f"rate {RATES[-1]}", _ideal(size, RATES[-1]), steps)
+    report.compare("bart", _bart(size, RATES[-1]), steps)
 
 
-def _untouched(size: Any) -> dict[str, Contender]:
+def _rates(report: Report, size: Size, steps: int, _short: bool) -> None:
+    for rate in RATES[:-1]:
+        report.compare(f"rate {rate}", _ideal(size, rate), max(steps // 4, 5))
+
+
+def _designs(report: Report, size: Size, steps: int, _short: bool) -> None:
+    from benchmarks._contenders import DESIGNS, batch_of, bert, fixed_layerdrop_step, seeded_step, wrapped
+
+    batch, rate = batch_of(size), RATES[-1]
+    others = {name: seeded_step(wrapped(bert(size), design, rate), batch) for name, design in DESIGNS.items()}
+    ours = fixed_layerdrop_step(bert(size), batch, rate)
+    other_work = [name for name, design in DESIGNS.items() if not design.same_work]
+    report.compare("designs", {"LayerDrop": ours, **others}, max(steps // 4, 5), other_work=other_work)
+
+
+def _memory(report: Report, size: Size, _steps: int, short: bool) -> None:
+    from benchmarks._memory import memory_by_rate
+
+    report.memory(memory_by_rate(size, (0.0, *RATES), 3 if short else 16))
+
+
+def _overheads(report: Report, _size: Size, _steps: int, short: bool) -> None:
+    depths = DEPTHS[: 2 if short else None]
+    report.overheads({depth: _overhead(depth, 5 if short else 2400 // depth, report.clock) for depth in depths})
+
+
+def _by_depth(report: Report, size: Size, steps: int, short: bool) -> None:
+    sizes = [replace(size, layers=depth, hidden=min(size.hidden, NARROW)) for depth in DEPTHS[: 2 if short else None]]
+    _grow(report, {f"{one.layers} layers of width {one.hidden}": one for one in sizes}, steps)
+
+
+def _by_batch(report: Report, size: Size, steps: int, short: bool) -> None:
+    sizes = [replace(size, rows=rows) for rows in BATCHES[: 2 if short else None]]
+    _grow(report, {f"{one.rows} x {one.length} tokens": one for one in sizes}, steps)
+
+
+def _by_length(report: Report, size: Size, steps: int, short: bool) -> None:
+    sizes = [replace(size, length=length, rows=2) for length in LENGTHS[: 1 if short else None]]
+    _grow(report, {f"{one.rows} x {one.length} tokens": one for one in sizes}, steps)
+
+
+def _grow(report: Report, sizes: Mapping[str, Size], steps: int) -> None:
+    """Time a step at rate 0.5 beside the ideal and the untouched model."""
+    from benchmarks._contenders import Step, batch_of, bert
+
+    for name, size in sizes.items():
+        contenders = _ideal(size, RATES[-1]) | {"untouched": Step(bert(size), batch_of(size))}
+        report.compare(f"{name}, rate {RATES[-1]}", contenders, max(steps // 10, 5), other_work=["untouched"])
+
+
+PARTS: dict[str, Callable[[Report, Size, int, bool], None]] = {
+    "bounds": _bounds,
+    "rates": _rates,
+    "designs": _designs,
+    "depth": _by_depth,
+    "batch": _by_batch,
+    "length": _by_length,
+    "memory": _memory,
+    "overhead": _overheads,
+}
+
+
+def _untouched(size: Size) -> dict[str, Contender]:
     from benchmarks._contenders import batch_of, bert, with_and_without
 
     return {**with_and_without(bert(size), batch_of(size), 0.0)}
 
 
-def _ideal(size: Any, rate: float) -> dict[str, Contender]:
+def _ideal(size: Size, rate: float) -> dict[str, Contender]:
     from benchmarks._contenders import CutStep, batch_of, bert, layerdrop_step
 
     batch = batch_of(size)
@@ -64,7 +142,7 @@ def _ideal(size: Any, rate: float) -> dict[str, Contender]:
     return {"LayerDrop": ours, "cut": CutStep(bert(size), batch, mask_of)}
 
 
-def _bart(size: Any, rate: float) -> dict[str, Contender]:
+def _bart(size: Size, rate: float) -> dict[str, Contender]:
     from benchmarks._contenders import bart, batch_of, fixed_layerdrop_step, seeded_step
 
     batch = batch_of(size, tokens_as_labels=True)
@@ -72,15 +150,7 @@ def _bart(size: Any, rate: float) -> dict[str, Contender]:
     return {"LayerDrop": fixed_layerdrop_step(bart(size, 0.0), batch, rate), "transformers' own": own}
 
 
-def _designs(size: Any, rate: float) -> dict[str, Contender]:
-    from benchmarks._contenders import DESIGNS, batch_of, bert, fixed_layerdrop_step, seeded_step, wrapped
-
-    batch = batch_of(size)
-    others = {name: seeded_step(wrapped(bert(size), design, rate), batch) for name, design in DESIGNS.items()}
-    return {"LayerDrop": fixed_layerdrop_step(bert(size), batch, rate), **others}
-
-
-def _overhead(depth: int, forwards: int) -> dict[str, float]:
+def _overhead(depth: int, forwards: int, clock: str) -> dict[str, float]:
     """Return what LayerDrop adds to a training forward of tiny layers that all run, and its draw, in microseconds.
 
     Both sides are the same model: two models that are built alike differ by more than this, by where their memory lies.
@@ -90,7 +160,8 @@ def _overhead(depth: int, forwards: int) -> dict[str, float]:
 
     size = Size(depth, 8, 1, 4)
     model, batch = bert(size), batch_of(size)
-    times = time_rounds({"with": _Forward(model, batch, 1e-9), "without": _Forward(model, batch, None)}, forwards)
+    contenders = {"with": _Forward(model, batch, 1e-9), "without": _Forward(model, batch, None)}
+    times = time_rounds(contenders, forwards, clock=clock)
     added = median(one - other for one, other in zip(times["with"], times["without"], strict=True))
     inject_layerdrop(model, 1e-9)
     draw, seconds = layerdrop_state(model).draws["encoder"], []
@@ -122,32 +193,6 @@ class _Forward:
     def run(self) -> Any:
         """Run it."""
         return self.model(**self.batch).loss.detach()
-
-
-def _saved_mb(size: Any, rate: float, forwards: int) -> float:
-    """Return the mean megabytes that a training forward keeps for its backward pass, weights not counted."""
-    import torch
-
-    from benchmarks._contenders import batch_of, bert, layerdrop_step
-
-    model, batch = bert(size), batch_of(size)
-    step, _ = layerdrop_step(model, batch, rate)
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    total = 0
-    for number in range(forwards):
-        kept: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        step.prepare(number)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = model(**batch).loss
-        total += sum(nbytes for address, nbytes in kept.items() if address not in weights)
-        del loss
-    return total / forwards / 1e6
 
 
 def _cpu() -> str:

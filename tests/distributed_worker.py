@@ -30,6 +30,7 @@ from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, set_rates, set_step
 from hf_layerdrop.stepping import calling_trainer, register_with_trainer
+from hf_layerdrop.trainers import TaskTrainer
 
 STEPS, MICRO_STEPS, ROWS = 20, 2, 4
 HEAD = "BertForSequenceClassification"
@@ -306,10 +307,10 @@ def by_trainer(rank: int, size: int, *, checkpointing: bool, folder: Path) -> di
     )
     optimizer, none_seen = optimizer_for("adamw", model), []
     optimizer.register_step_pre_hook(lambda *_: none_seen.append(without_gradient(model)))
-    model.accepts_loss_kwargs = (
-        False  # Trainer reads off the signature that the loss is divided, which this head does not do
-    )
-    Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[watch]).train()
+    kind = TaskTrainer if checkpointing else Trainer
+    if kind is Trainer:  # which believes that this head divides its loss, see hf_layerdrop.accumulation
+        model.accepts_loss_kwargs = False
+    kind(model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[watch]).train()
     return {
         "spread": spread(model),
         "distance": distance(model, alone),

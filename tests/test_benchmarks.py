@@ -34,6 +34,35 @@ def test_the_search_benchmark_shares_prefixes_and_gives_the_same_scores() -> Non
     assert numbers["seconds_naive"] > 0
 
 
+def test_the_step_benchmark_compares_equal_work_and_measures_the_parts_that_are_named() -> None:
+    done = benchmark("step", "--short", "1", "--json", "--clock", "cpu", "--parts", "bounds,designs,depth,memory")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    compared = numbers["comparisons"]
+    equal = [label for label, entry in compared.items() if "same_losses" in entry]
+    assert all(compared[label]["same_losses"] for label in equal)
+    assert {
+        "rate 0: against untouched",
+        "rate 0.5: against cut",
+        "bart: against transformers' own",
+        "designs: against per-layer wrapper",
+    } <= set(equal)
+    assert "designs: against compute and discard" in set(compared) - set(equal)
+    assert numbers["bounds"].keys() == {"rate 0", "rate 0.5", "bart"}
+    assert sum("layers of width" in label for label in compared) == 4  # two depths, beside the cut and the untouched
+    memory = numbers["memory"]
+    assert memory["0.5"]["peak_mb"] < memory["0.0"]["peak_mb"]
+    assert all(values["peak_mb"] == pytest.approx(values["cut_peak_mb"], rel=0.05) for values in memory.values())
+    assert "overhead" not in numbers
+
+
+def test_a_part_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
+    done = benchmark("step", "--short", "1", "--parts", "bounds,speed")
+    assert done.returncode == 1
+    assert "speed" in done.stderr
+    assert "overhead" in done.stderr
+
+
 def test_the_ddp_benchmark_compares_on_two_ranks() -> None:
     done = benchmark("ddp", "--short", "1", "--json")
     assert done.returncode == 0, done.stderr

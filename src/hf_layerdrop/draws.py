@@ -12,21 +12,23 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from hashlib import shake_128
+from operator import ge
 
 Mask = tuple[bool, ...]
 
-_UNIT = 2.0**32
+# `map` with functions written in C: with a loop of Python's own, a draw for 96 layers takes twice the time.
+_to_unit = (2.0**-32).__mul__
 
 
 def uniforms(seed: int, step: int, micro_step: int, forward: int, stack: str, count: int) -> tuple[float, ...]:
     """Return ``count`` numbers, uniform in [0, 1), that depend on the arguments alone."""
     counter = struct.pack("<qqqq", seed, step, micro_step, forward) + stack.encode()
-    return tuple(word / _UNIT for word in struct.unpack(f"<{count}I", shake_128(counter).digest(4 * count)))
+    return tuple(map(_to_unit, struct.unpack(f"<{count}I", shake_128(counter).digest(4 * count))))
 
 
 def bernoulli(rates: Sequence[float], numbers: Sequence[float]) -> Mask:
     """Drop each layer on its own with its own rate (3.2.1): the paper's sampler."""
-    return tuple(number >= rate for rate, number in zip(rates, numbers, strict=True))
+    return tuple(map(ge, numbers, rates))
 
 
 def one_of(masks: Sequence[Mask], number: float) -> Mask:
