@@ -478,6 +478,14 @@ def test_each_arm_trains_the_model_that_its_name_says(tmp_path, name):
         assert depths_of(built) == depths_of(found)
 
 
+def test_the_arm_with_layerdrop_drops_other_structures_too():
+    config = teacher_of(CLASSIFIER).config
+    found = model_for_arm("layerdrop", config, head="SequenceClassification", structure=("head", "layer"))
+    assert set(found._layerdrop.config.structure) == {"head", "layer"}
+    with pytest.raises(LayerDropConfigError, match="cannot drop"):
+        model_for_arm("depth", config, head="SequenceClassification", structure="head")
+
+
 def test_arms_that_lack_something():
     config = teacher_of(CLASSIFIER).config
     for arguments, said in (

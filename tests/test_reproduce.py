@@ -112,6 +112,7 @@ def test_a_run_is_known_by_all_that_decides_its_numbers():
         replace(first, seed=1),
         replace(first, short=True),
         replace(first, arm=replace(first.arm, rate=0.3)),
+        replace(first, arm=replace(first.arm, structure="head")),
         replace(first, size=replace(first.size, training={**first.size.training, "max_steps": 5})),
         replace(first, source=same),
     ]
@@ -145,6 +146,21 @@ def test_tables_and_figures_share_their_runs(source, tmp_path):
     assert not said
     assert len(again.train(tiny_runs("table-8", "lm", seeds=[0]))) == 5
     assert [line.partition(",")[0] for line in said] == ["lm/finetuned-half"] * 2
+
+
+def test_other_structures_are_dropped_and_measured_alike(source, tmp_path):
+    records = Engine(tmp_path, source).train(tiny_runs("figure-4-structures", "lm", seeds=[0]))
+    assert [record["arm"] for record in records] == list(all_experiments()["figure-4-structures"].arms)
+    scores = {record["arm"]: record["cuts"]["full"]["metrics"]["perplexity"] for record in records}
+    assert len(set(scores.values())) == len(scores)  # the same model and rows, and something else dropped of it
+    forwards = {record["arm"]: record["layer_forwards"] for record in records}
+    assert forwards["heads-0.2"] == forwards["standard"] > forwards["layerdrop-0.2"]
+
+
+def test_runs_that_drop_layers_are_known_as_before_there_were_other_structures():
+    standard, *_, heads = tiny_runs("figure-4-structures", "lm", seeds=[0])
+    assert "structure" not in standard.settings()["arm"]
+    assert heads.settings()["arm"]["structure"] == ("head", "attention", "ffn")
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(source, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def model_for_arm(
     head: str,
     depth: KeepLayers | None = None,
     rate: float = 0.2,
+    structure: str | Sequence[str] = "layer",
     seed: int = 0,
     **settings: Any,
 ) -> PreTrainedModel:
@@ -43,6 +45,7 @@ def model_for_arm(
         head: The head, as in ``AutoLayerDropModelFor<head>``.
         depth: The small depth, in any form of `hf_layerdrop.keep`; the arms that are trained whole have no use for it.
         rate: Drop rate of ``layerdrop`` and ``depth``.
+        structure: What ``layerdrop`` drops, as `LayerDropConfig` takes it (3.2.1).
         seed: Seed of random weights, and of the draws.
         **settings: Passed to ``from_pretrained``, or set in the config.
 
@@ -62,7 +65,10 @@ def model_for_arm(
         config = _config(checkpoint_or_config, settings)
         return auto.from_config(_shallow(config, auto, depth), layerdrop=0.0)
     drop = LayerDropConfig(
-        0.0 if name == "standard" else rate, sampler="depth" if name == "depth" else "bernoulli", seed=seed
+        0.0 if name == "standard" else rate,
+        sampler="depth" if name == "depth" else "bernoulli",
+        structure="layer" if name == "standard" else structure,
+        seed=seed,
     )
     return _whole(auto, checkpoint_or_config, settings, drop)
 

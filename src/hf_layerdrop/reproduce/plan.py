@@ -60,6 +60,8 @@ class Run:
         }
         own["settings"].pop("seeds")
         own["settings"].pop("differs")
+        if own["arm"]["structure"] == "layer":  # journals from before there were others stay valid
+            own["arm"].pop("structure")
         return own | ({"source": self.source.settings()} if self.source else {})
 
     def key(self, digest_of: Callable[[Run], str]) -> str:

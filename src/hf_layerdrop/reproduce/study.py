@@ -79,6 +79,7 @@ class Arm:
         name: What tables and claims call it.
         start: What it begins with, one of `arms.ARMS`.
         rate: Its drop rate, where it drops.
+        structure: What it drops, as `LayerDropConfig` takes it.
         cut: The cut that is trained: of random weights, of the teacher, or of the model that ``source`` left.
         source: The arm, or ``study/arm``, whose trained model it begins with or learns from.
         steps: Its share of the steps of the size.
@@ -88,6 +89,7 @@ class Arm:
     name: str
     start: str = "standard"
     rate: float = 0.0
+    structure: str | tuple[str, ...] = "layer"
     cut: str = WHOLE
     source: str | None = None
     steps: float = 1.0

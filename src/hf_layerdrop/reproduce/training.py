@@ -103,6 +103,7 @@ def _model(run: Run, ground: Ground, source: Path | None) -> PreTrainedModel:
         head=task.head,
         depth=run.size.cuts[arm.cut] if small else None,
         rate=arm.rate,
+        structure=arm.structure,
         seed=run.seed,
         **(task.kind.settings(task) if source is not None else {}),
     )
