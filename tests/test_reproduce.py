@@ -336,6 +336,8 @@ def test_every_experiment_of_the_paper_builds_at_its_size_and_a_layer_has_the_pu
     assert whole.parameters - small.parameters == 8 * 12_596_224
     assert whole.tokens_a_step == 3 * 3072
     assert whole.gigabytes > whole.parameters * 16 / 1e9
+    pretrained, finetuned = found["pretraining/standard"], found["sst2/standard"]  # of one vocabulary, other heads
+    assert abs(finetuned.parameters - pretrained.parameters) < 1e6
     assert run(["reproduce", "table-2", "--size", "paper", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "accelerate launch" in out

@@ -23,6 +23,7 @@ BYTES_A_PARAMETER = 16
 # Activations that a layer leaves for its backward pass, in multiples of its input: what is common in estimates of
 # transformers with an inner width of 4, without the attention weights, which fused kernels do not keep.
 INPUTS_KEPT_A_LAYER = 34 / 2
+HEADS_OVER_VOCABULARY = ("MaskedLM", "CausalLM", "Seq2SeqLM")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def _estimate(run: Run, shape: _Shape) -> Estimate:
     rows = training["per_device_train_batch_size"]
     length = (run.size.max_length or 0) + (run.size.max_target_length or 0)
     parameters = shape.cuts[run.arm.cut]
-    kept_a_token = shape.layers[run.arm.cut] * shape.width * INPUTS_KEPT_A_LAYER + run.size.vocab_size
+    logits = run.vocab_size if load_task(run.study.task).head in HEADS_OVER_VOCABULARY else 0
+    kept_a_token = shape.layers[run.arm.cut] * shape.width * INPUTS_KEPT_A_LAYER + logits
     activations = rows * length * kept_a_token * (2 if training.get("bf16") else 4)
     return Estimate(
         run,
@@ -89,7 +91,7 @@ def launch_line(experiment: str, runs: Sequence[Run], data_dir: Path | None) -> 
 
 def _model(run: Run) -> PreTrainedModel:
     described_model, task = described(run), load_task(run.study.task)
-    fields = {**described_model.fields, "vocab_size": run.size.vocab_size, **task.kind.settings(task)}
+    fields = {**described_model.fields, "vocab_size": run.vocab_size, **task.kind.settings(task)}
     config = AutoConfig.for_model(described_model.model_type, **fields)
     with torch.device("meta"):
         return task.model_class.from_config(config, layerdrop=0.0)

@@ -47,6 +47,11 @@ class Run:
         """How many optimizer steps it takes."""
         return max(1, round(self.size.training["max_steps"] * self.arm.steps))
 
+    @property
+    def vocab_size(self) -> int:
+        """Most tokens of its tokenizer, which may be that of the run it begins with."""
+        return self.source.vocab_size if self.size.tokenizer_of and self.source else self.size.vocab_size
+
     def settings(self) -> dict[str, Any]:
         """Return all that decides its numbers, but for the data, as JSON values."""
         own: dict[str, Any] = {
