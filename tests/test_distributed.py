@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import batch_for, build, recorded_runs
 from distributed_worker import STEPS
+from hf_layerdrop.cli import run
+from hf_layerdrop.distributed import leave_ranks
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection import inject_layerdrop, remove_layerdrop
 
@@ -126,7 +129,7 @@ def one_rank() -> Iterator[None]:
     """A group of this process alone."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
-    distributed.destroy_process_group()
+    leave_ranks()
 
 
 def test_a_model_that_ddp_has_wrapped_is_refused_and_the_one_inside_is_not(one_rank: None) -> None:
@@ -160,3 +163,17 @@ def test_data_parallel_is_refused_with_what_to_do_instead() -> None:
     with pytest.raises(LayerDropStateError, match="accelerate launch"):
         encoder(torch.zeros(1, 4, 16), attention_mask=None)
     assert model(**batch_for("BertForSequenceClassification")).logits.shape == (3, 2)
+
+
+def test_at_the_end_wrapped_models_go_before_the_process_group_and_where_there_is_none_nothing_happens() -> None:
+    leave_ranks()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    held: list[object] = [DistributedDataParallel(build("BertForSequenceClassification"))]
+    held.append(held)  # nothing but the collector frees it
+    wrapped = weakref.ref(held[0])
+    del held
+    order: list[str] = []
+    weakref.finalize(wrapped(), lambda: order.append("model" if distributed.is_initialized() else "too late"))
+    assert run(["--version"]) == 0
+    assert order == ["model"]
+    assert not distributed.is_initialized()
