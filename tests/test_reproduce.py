@@ -338,6 +338,11 @@ def test_every_experiment_of_the_paper_builds_at_its_size_and_a_layer_has_the_pu
     assert whole.gigabytes > whole.parameters * 16 / 1e9
     pretrained, finetuned = found["pretraining/standard"], found["sst2/standard"]  # of one vocabulary, other heads
     assert abs(finetuned.parameters - pretrained.parameters) < 1e6
+    assert round(finetuned.parameters / 1e6) == 125  # RoBERTa base; Table 4 is of the large one
+    assert round(found["sst2-large/standard"].parameters / 1e6) == 355
+    assert not any(
+        one.name.endswith("-large/standard") for one in plan_runs(all_experiments()["table-4"], all_studies())
+    )
     assert run(["reproduce", "table-2", "--size", "paper", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "accelerate launch" in out

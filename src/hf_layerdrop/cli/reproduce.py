@@ -153,7 +153,7 @@ def _print_list(console: Console) -> None:
     records = read_journal(SHIPPED)
     table = Table("experiment", "study", "arm", "mini: CPU seconds a seed", title="Experiments", title_justify="left")
     for experiment in all_experiments().values():
-        for name in experiment.studies:
+        for name in experiment.all_studies:
             study = all_studies()[name]
             for arm in (arm for arm in experiment.arms if arm in study.arms):
                 found = records_of(records, name, arm, MINI)

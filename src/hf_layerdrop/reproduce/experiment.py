@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_layerdrop.reproduce.study import PAPER
+
 METRIC, SPEED = "metric", "rows_per_second"
 QUANTITIES = (METRIC, SPEED)
 CHARTS = ("depths", "bars", "importance", "speed")
@@ -50,6 +52,7 @@ class Experiment:
         name: Its name, e.g. ``figure-2``.
         title: What it shows.
         studies: Names of the studies it is made of.
+        paper_studies: Instead of them, those at the size of the paper; empty for the same.
         arms: Names of the arms it shows; a study without one of them goes without.
         chart: How it is drawn.
         cuts: The cuts it shows; empty for all.
@@ -63,6 +66,16 @@ class Experiment:
     chart: str
     cuts: tuple[str, ...] = ()
     claims: Sequence[Claim] = ()
+    paper_studies: tuple[str, ...] = ()
+
+    @property
+    def all_studies(self) -> tuple[str, ...]:
+        """Names of the studies it is made of at any size."""
+        return tuple(dict.fromkeys([*self.studies, *self.paper_studies]))
+
+    def studies_at(self, size: str) -> tuple[str, ...]:
+        """Return the names of the studies it is made of at a size; some may not have it."""
+        return self.paper_studies if size == PAPER and self.paper_studies else self.studies
 
     def claims_of(self, study: str) -> list[Claim]:
         """Return the claims that speak of a study."""

@@ -33,7 +33,7 @@ def draw_experiment(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    shown = [name for name in experiment.studies if _has_any(experiment, studies[name], size, records)]
+    shown = [name for name in experiment.studies_at(size) if _has_any(experiment, studies[name], size, records)]
     if not shown:
         return None
     with rc_context(STYLE):

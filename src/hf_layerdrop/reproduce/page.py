@@ -53,7 +53,7 @@ def result_tables(
             ["arm", *shown_cuts(experiment, studies[name], size), "layer forwards", "CPU seconds", "seeds"],
             list(_result_rows(experiment, studies[name], size, records)),
         )
-        for name in experiment.studies
+        for name in experiment.studies_at(size)
         if size in studies[name].sizes
     ]
 
@@ -74,7 +74,7 @@ def reading_tables(
     experiment: Experiment, studies: Mapping[str, Study], size: str, records: Sequence[Record]
 ) -> list[Table]:
     """Return the readings of the claims, and whether depth pays."""
-    names = [name for name in experiment.studies if size in studies[name].sizes]
+    names = [name for name in experiment.studies_at(size) if size in studies[name].sizes]
     about_depth = [name for name in names if any(claim.about_depth for claim in experiment.claims_of(name))]
     paying = [reading for name in about_depth for reading in precondition(studies[name], size, records)]
     claims = read_experiment_claims(experiment, studies, size, records)

@@ -109,11 +109,11 @@ def plan_runs(
         ReproductionError: If an arm, a study or the size is not there.
     """
     for name in only:
-        if name not in experiment.studies:
+        if name not in experiment.studies_at(size):
             raise ReproductionError(
-                f"{experiment.name} has no study {name!r}; choose among {', '.join(experiment.studies)}."
+                f"{experiment.name} has no study {name!r}; choose among {', '.join(experiment.studies_at(size))}."
             )
-    chosen = [studies[name] for name in only or experiment.studies if only or size in studies[name].sizes]
+    chosen = [studies[name] for name in only or experiment.studies_at(size) if only or size in studies[name].sizes]
     wanted = {study.name: _wanted_arms(experiment, study) for study in chosen}
     if arms:
         wanted = _narrowed(wanted, arms)

@@ -76,14 +76,14 @@ def read_experiment(path: Path, studies: Mapping[str, Study]) -> Experiment:
     claims = tuple(_claim(given, path.name) for given in values.pop("claims", []))
     experiment = _record(Experiment, {"name": path.stem, "claims": claims, **values}, path.name)
     _check_among("chart", experiment.chart, CHARTS, path.name)
-    for name in experiment.studies:
+    for name in experiment.all_studies:
         _check_among("study", name, studies, path.name)
         for claim in experiment.claims_of(name):
             for side in (claim.better, claim.than):
                 _check_among("arm", side.arm, studies[name].arms, path.name)
                 for size in studies[name].sizes.values():
                     _check_among("cut", side.cut, size.cuts, path.name)
-    known = {arm for name in experiment.studies for arm in studies[name].arms}
+    known = {arm for name in experiment.all_studies for arm in studies[name].arms}
     for arm in experiment.arms:
         _check_among("arm", arm, known, path.name)
     return experiment

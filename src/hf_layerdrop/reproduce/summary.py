@@ -72,7 +72,7 @@ def read_experiment_claims(
     """Return the reading of each claim of an experiment, in each study that it speaks of."""
     return [
         read_claim(claim, studies[name], size, records)
-        for name in experiment.studies
+        for name in experiment.studies_at(size)
         if size in studies[name].sizes
         for claim in experiment.claims_of(name)
     ]
