@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from conftest import DEPTH, VOCABULARY, batch_for, build, loss_of, recorded_runs
 from hf_layerdrop.callbacks import LayerDropScheduleCallback
 from hf_layerdrop.config import LayerDropConfig
+from hf_layerdrop.distributed import leave_ranks
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, OutputExistsError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, remove_layerdrop, set_rates, set_step
 from hf_layerdrop.learned import learn_rates, learned_keep_layers, write_learned_selection
@@ -512,3 +513,4 @@ def test_a_model_without_one_layer_to_drop_learns_nothing_and_works():
 
 if __name__ == "__main__":
     train_as_one_of_two_ranks(Path(sys.argv[1]))
+    leave_ranks()
