@@ -23,6 +23,7 @@ FLOORS = [
         "accumulation",
         "adoption",
         "adapters",
+        "complaints",
         "forwards",
         "handing",
         "learning",

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TypeGuard
 
@@ -141,7 +142,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
         )
-    return _read_json(folder / CONFIG_NAME)
+    config = _read_json(folder / CONFIG_NAME)
+    if not isinstance(config.get("model_type"), str | None):
+        _refuse(folder / CONFIG_NAME, f"its model_type is {config['model_type']!r} and not a name")
+    return config
 
 
 def read_header(file: str | Path) -> dict[str, TensorInfo]:
@@ -172,6 +176,9 @@ def header_length(raw: bytes, size: int, file: PurePath) -> int:
 def parse_header(raw: bytes, size: int, file: PurePath) -> dict[str, TensorInfo]:
     """Check the header of a safetensors file of ``size`` bytes in all: ``raw`` is what stands after its length."""
     header = _json_header(raw, file)
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(file, "its __metadata__ does not map names to texts")
     tensors = {name: _tensor_info(name, entry, file) for name, entry in header.items() if name != "__metadata__"}
     _check_layout(tensors, size - 8 - len(raw), file)
     return tensors
@@ -237,11 +244,24 @@ def find_stacks(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) ->
     for path in rejected:
         _check_not_a_stack(path, groups[path], config, stacks)
     if not stacks:
+        _check_depths_are_counts(config)
         raise UnsupportedModelError(
             "This checkpoint has no stack of layers: looked for numbered weights whose count is a depth in config.json "
             f"({', '.join(DEPTH_FIELDS['layers'][:4])}, ...) and found none."
         )
     return sorted(stacks.values(), key=lambda stack: stack.name == "decoder")  # files list names by the alphabet
+
+
+def _check_depths_are_counts(config: Mapping[str, Any]) -> None:
+    """Say so if what should count the layers is no whole number, so that nothing was found to fit it."""
+    for path, part in _parts(config):
+        for field in DEPTH_FIELDS["layers"]:
+            if isinstance(part.get(field), str | float | bool):
+                where = f"{path}.{field}" if path else field
+                raise CheckpointError(
+                    f"{CONFIG_NAME} says {where} = {part[field]!r}, which is no whole number: write down how many "
+                    "layers the weights hold, or download the checkpoint again."
+                )
 
 
 def _numbered_groups(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[int, int]]:
@@ -307,7 +327,7 @@ def _check_not_a_stack(
     field, count = declared
     if "." in field:  # of a part: whether these weights are its layers, their names do not say for sure
         return
-    missing = sorted(set(range(count)) - set(layers))[:5]
+    missing = list(islice((layer for layer in range(count) if layer not in layers), 5))  # the count may be anything
     lacking = f" (layers missing: {', '.join(map(str, missing))})" if missing else ""
     raise CheckpointError(
         f"The weights hold {len(layers)} layers of {path}{lacking}, but {CONFIG_NAME} says {field} = {count}: use the "
