@@ -77,7 +77,7 @@ def test_a_test_file_is_what_the_winner_is_scored_on(model, rows, tmp_path):  # 
 
 
 def test_budgets_by_parameters_and_latency(model, rows, tmp_path, capsys):  # noqa: F811
-    from hf_layerdrop.headers import read_headers
+    from hf_layerdrop.remote_headers import read_headers
 
     whole = read_headers(model).parameters
     one = read_headers(model).stacks()[0].parameters[0]

@@ -46,6 +46,11 @@ class Cut:
         """Return the kept ones of the weights, or of what else goes by their names, under their new names."""
         return dict(keep_weights(weights, self.names, self.kept))
 
+    def place_of(self, weight: str) -> tuple[str, int, str] | None:
+        """Return the stack of a weight of the cut model, its layer in the whole one, and its name in the layer."""
+        place = self.names.layer_of(weight)
+        return place and (place[0], self.kept[place[0]][place[1]], place[2])
+
     def kept_by_path(self) -> dict[str, tuple[int, ...]]:
         """Return the kept layers by the path of their stack in the base model."""
         prefix = self.cls.base_model_prefix + "."

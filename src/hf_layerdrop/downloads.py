@@ -24,12 +24,11 @@ from hf_layerdrop.headers import (
     INDEX_NAME,
     PICKLE_NAMES,
     WEIGHTS_NAME,
-    failure_reason,
     only_pickle,
     read_index,
     read_tensors,
 )
-from hf_layerdrop.http_ranges import RangesIgnored, RemoteFile
+from hf_layerdrop.http_ranges import RangesIgnored, RemoteFile, failure_reason
 from hf_layerdrop.weight_files import StoredTensor, Stream, read_stored, stream_local, write_weights
 
 logger = logging.getLogger(__name__)

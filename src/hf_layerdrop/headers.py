@@ -1,4 +1,4 @@
-"""Stacks, shapes and sizes of a checkpoint, from config.json and weight headers alone: no torch, no weights read.
+"""Shapes and sizes of a checkpoint, from config.json and weight headers alone: no torch, no weights read.
 
 A safetensors file begins with eight bytes, the length of its header, and a JSON header that gives each tensor's dtype,
 shape and place in the data that follows. Nothing of it is believed unchecked.
@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TypeGuard
 
-from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
-from hf_layerdrop.families import DEPTH_FIELDS, depth_field, part_words, refusal
-from hf_layerdrop.naming import Place, may_be_stack, names_of, part_name, stack_name
+from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.header_stacks import StackHeader, find_stacks
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
 _BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -59,25 +55,6 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class StackHeader:
-    """A stack of layers, as the names in the weight files show it.
-
-    Attributes:
-        name: ``encoder``, ``decoder`` or ``layers``.
-        path: What stands before the layer index in weight names, e.g. ``bert.encoder.layer``.
-        depth: Number of layers.
-        config_field: The field of config.json that counts them.
-        parameters: Number of parameters of each layer.
-    """
-
-    name: str
-    path: str
-    depth: int
-    config_field: str
-    parameters: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class CheckpointHeaders:
     """Config and tensors of a whole checkpoint; ``source`` is the folder or the Hub id it was read from."""
 
@@ -97,20 +74,7 @@ class CheckpointHeaders:
 
     def stacks(self) -> list[StackHeader]:
         """Find the stacks; see `find_stacks`."""
-        return find_stacks(self.tensors, self.config)
-
-
-def read_headers(
-    name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
-) -> CheckpointHeaders:
-    """Read the headers of a local folder, or of a model on the Hub if there is no such folder.
-
-    Raises:
-        CheckpointError: There is no such checkpoint, or it is broken; see `read_checkpoint`.
-    """
-    if Path(name_or_path).exists() or not _HUB_ID.fullmatch(str(name_or_path)):
-        return read_checkpoint(name_or_path)
-    return read_hub_checkpoint(str(name_or_path), revision=revision, token=token)
+        return find_stacks({name: tensor.parameters for name, tensor in self.tensors.items()}, self.config)
 
 
 def has_only_pickle(folder: str | Path) -> bool:
@@ -141,7 +105,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
         )
-    return _read_json(folder / CONFIG_NAME)
+    config = _read_json(folder / CONFIG_NAME)
+    if not isinstance(config.get("model_type"), str | None):
+        _refuse(folder / CONFIG_NAME, f"its model_type is {config['model_type']!r} and not a name")
+    return config
 
 
 def read_header(file: str | Path) -> dict[str, TensorInfo]:
@@ -172,147 +139,12 @@ def header_length(raw: bytes, size: int, file: PurePath) -> int:
 def parse_header(raw: bytes, size: int, file: PurePath) -> dict[str, TensorInfo]:
     """Check the header of a safetensors file of ``size`` bytes in all: ``raw`` is what stands after its length."""
     header = _json_header(raw, file)
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(file, "its __metadata__ does not map names to texts")
     tensors = {name: _tensor_info(name, entry, file) for name, entry in header.items() if name != "__metadata__"}
     _check_layout(tensors, size - 8 - len(raw), file)
     return tensors
-
-
-def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str | None = None) -> CheckpointHeaders:
-    """Read config.json and the weight headers of a model on the Hub; no weights are downloaded."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, NotASafetensorsRepoError, SafetensorsParsingError
-
-    api = HfApi(token=token)
-    try:
-        api.model_info(repo_id, revision=revision, timeout=10)  # answers at once where a download would retry for long
-        config = _read_json(Path(api.hf_hub_download(repo_id, CONFIG_NAME, revision=revision)))
-        files = api.get_safetensors_metadata(repo_id, revision=revision).files_metadata
-    except NotASafetensorsRepoError as error:
-        raise CheckpointError(only_pickle(repo_id)) from error
-    except (HTTPError, HFValidationError, SafetensorsParsingError, OSError) as error:  # OSError: offline, no network
-        raise CheckpointError(
-            f"{repo_id!r} is neither a local folder nor could it be read from the Hub ({failure_reason(error)}): check "
-            "its name, the revision and the network, and for a private model log in with `hf auth login`."
-        ) from error
-    tensors = {
-        name: TensorInfo(info.dtype, tuple(info.shape), *info.data_offsets, file)
-        for file, metadata in files.items()
-        for name, info in metadata.tensors.items()
-    }
-    return CheckpointHeaders(repo_id, config, tensors)
-
-
-def failure_reason(error: Exception) -> str:
-    """Say in a few words why the Hub did not answer."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return f"HTTP status {status}"
-    return (
-        "offline mode is on"
-        if type(error).__name__ == "OfflineModeIsEnabled"
-        else "no answer, or not a repository's name"
-    )
-
-
-def find_stacks(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> list[StackHeader]:
-    """Find the stacks by looking: names ``path.<i>.rest`` with i from 0 to N - 1, where config.json gives N.
-
-    Raises:
-        UnsupportedModelError: The model has no stack, or shares its layers.
-        CheckpointError: The weights hold another number of layers than config.json says.
-    """
-    if reason := refusal(config.get("model_type")):
-        raise UnsupportedModelError(f"This checkpoint cannot be cut by layers: {reason}")
-    groups = _numbered_groups(tensors)
-    places = [place for path, layers in groups.items() if (place := _place_of(path, layers, config))]
-    parts = dict(_parts(config))
-    for place in places:
-        if reason := refusal(parts[place.config_path].get("model_type")):
-            raise UnsupportedModelError(f"This checkpoint cannot be cut by layers: {reason}")
-    stacks = {
-        name: _stack_header(name, place, groups[place.path], config)
-        for name, place in zip(names_of(places), places, strict=True)
-    }
-    rejected = [path for path in groups if path not in {place.path for place in places}]
-    for path in rejected:
-        _check_not_a_stack(path, groups[path], config, stacks)
-    if not stacks:
-        raise UnsupportedModelError(
-            "This checkpoint has no stack of layers: looked for numbered weights whose count is a depth in config.json "
-            f"({', '.join(DEPTH_FIELDS['layers'][:4])}, ...) and found none."
-        )
-    return sorted(stacks.values(), key=lambda stack: stack.name == "decoder")  # files list names by the alphabet
-
-
-def _numbered_groups(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[int, int]]:
-    """Group weights by what stands before their first number: path -> index -> parameters."""
-    groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for name, tensor in tensors.items():
-        parts = name.split(".")
-        first = next((i for i, part in enumerate(parts[:-1]) if i and part.isdecimal() and part.isascii()), None)
-        if first is not None:
-            groups[".".join(parts[:first])][int(parts[first])] += tensor.parameters
-    return groups
-
-
-def _parts(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield a config and the configs inside it (``text_config`` and the like) with their dotted paths."""
-    yield prefix, config
-    for key, part in config.items():
-        if isinstance(part, Mapping) and ("model_type" in part or key.endswith("_config")):
-            yield from _parts(part, f"{prefix}.{key}" if prefix else key)
-
-
-def _place_of(path: str, layers: Mapping[int, int], config: Mapping[str, Any]) -> Place | None:
-    """Find the part of a config that counts numbered weights: one that their path speaks of, else the outermost."""
-    if set(layers) != set(range(len(layers))) or not may_be_stack(path):
-        return None
-    found = [p for p, part in _parts(config) if depth_field(part, stack_name(path), len(layers), path)]
-    told = {p: _first_word(path, part_words(part_name(p))) for p in found if p}
-    spoken = sorted((p for p in told if told[p] < len(path)), key=lambda p: told[p])
-    return Place(path, (spoken or found)[0]) if found else None
-
-
-def _first_word(path: str, words: Iterable[str]) -> int:
-    """Return where the first of the words stands in a path, or the length of the path."""
-    return min((path.find(word) for word in words if word in path), default=len(path))
-
-
-def _stack_header(name: str, place: Place, layers: Mapping[int, int], config: Mapping[str, Any]) -> StackHeader:
-    part = dict(_parts(config))[place.config_path]
-    field = depth_field(part, stack_name(place.path), len(layers), place.path) or ""
-    prefix = f"{place.config_path}." if place.config_path else ""
-    return StackHeader(name, place.path, len(layers), prefix + field, tuple(layers[i] for i in range(len(layers))))
-
-
-def _declared_depths(config: Mapping[str, Any], stack: str) -> Iterator[tuple[str, int]]:
-    """Yield the field that counts a stack in the config, then those of its parts (``text_config`` and the like)."""
-    for path, part in _parts(config):
-        counts = ((field, part.get(field)) for field in DEPTH_FIELDS.get(stack, DEPTH_FIELDS["layers"]))
-        prefix = f"{path}." if path else ""
-        yield from [(prefix + field, count) for field, count in counts if type(count) is int][:1]
-
-
-def _check_not_a_stack(
-    path: str, layers: Mapping[int, int], config: Mapping[str, Any], stacks: Mapping[str, StackHeader]
-) -> None:
-    """Refuse numbered weights that must be the stack which config.json counts otherwise.
-
-    Convolutions or heads may be numbered too, so this speaks only where the stack of that name was not found.
-    """
-    name = stack_name(path)
-    declared = next(_declared_depths(config, name), None)
-    if declared is None or not may_be_stack(path) or name in stacks or (name == "layers" and stacks):
-        return
-    field, count = declared
-    if "." in field:  # of a part: whether these weights are its layers, their names do not say for sure
-        return
-    missing = sorted(set(range(count)) - set(layers))[:5]
-    lacking = f" (layers missing: {', '.join(map(str, missing))})" if missing else ""
-    raise CheckpointError(
-        f"The weights hold {len(layers)} layers of {path}{lacking}, but {CONFIG_NAME} says {field} = {count}: use the "
-        "config that belongs to these weights, or download the checkpoint again."
-    )
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -331,6 +163,13 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
 def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
     weight_map = read_index(folder / INDEX_NAME)
     shards = {shard: read_header(folder / shard) for shard in dict.fromkeys(weight_map.values())}
+    return find_placed(weight_map, shards, folder)
+
+
+def find_placed(
+    weight_map: Mapping[str, str], shards: Mapping[str, Mapping[str, TensorInfo]], folder: PurePath
+) -> dict[str, TensorInfo]:
+    """Return the tensors that an index places in shards, each from the shard that it names."""
     for name, shard in weight_map.items():
         if name not in shards[shard]:
             _refuse(folder / shard, f"it lacks the tensor {name!r} that {INDEX_NAME} places there")

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.headers import header_length, parse_header
+from hf_layerdrop.headers import TensorInfo, header_length, parse_header
 from hf_layerdrop.weight_files import CHUNK, StoredTensor, stored_tensors
 
 _TRIES = 5  # in a row that bring nothing
@@ -41,7 +41,11 @@ class RemoteFile:
         self._etag: str | None = None
 
     def read_header(self) -> dict[str, StoredTensor]:
-        """Read where the tensors of the file lie.
+        """Read where the tensors of the file lie; see `read_layout`."""
+        return stored_tensors(*self.read_layout(), self.name)
+
+    def read_layout(self) -> tuple[dict[str, TensorInfo], int]:
+        """Read and check the header of the file; return also at which of its bytes the data begins.
 
         Raises:
             RangesIgnored: The server has no ranges.
@@ -51,7 +55,7 @@ class RemoteFile:
         size = self._size or 0
         data_begin = 8 + header_length(raw, size, self._shown)
         header = b"".join(self.stream(self.name, 8, data_begin))
-        return stored_tensors(parse_header(header, size, self._shown), data_begin, self.name)
+        return parse_header(header, size, self._shown), data_begin
 
     def stream(self, _name: str, begin: int, end: int) -> Iterator[bytes]:
         """Fetch a part of the file in chunks; where a connection breaks off, the next one goes on.
@@ -128,3 +132,15 @@ def _etag_of(response: Any) -> str | None:
     linked = [answer.headers["X-Linked-ETag"] for answer in answers if "X-Linked-ETag" in answer.headers]
     etag = linked[0] if linked else response.headers.get("ETag")
     return etag.removeprefix("W/").strip('"') if etag else None
+
+
+def failure_reason(error: Exception) -> str:
+    """Say in a few words why the Hub did not answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"HTTP status {status}"
+    return (
+        "offline mode is on"
+        if type(error).__name__ == "OfflineModeIsEnabled"
+        else "no answer, or not a repository's name"
+    )

@@ -11,20 +11,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import resolve_revision
 
+from hf_layerdrop.complaints import check_layers_are_whole, check_shapes, clear_errors
 from hf_layerdrop.cuts import Cut, plan_cut
 from hf_layerdrop.downloads import HubModel, fetch_kept
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
@@ -116,6 +116,8 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
         switch_off_native(model, find_stacks(model))
+    if not odd:
+        check_layers_are_whole(map(cut.place_of, info["missing_keys"]))
     odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
     return Shell(
         model,
@@ -270,7 +272,11 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
             with ExitStack() as files:
                 weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
                 # Without the files: disk offload would look them up under the new layer numbers.
-                return cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
+                result = cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
+            load_config = kwargs.get("load_config", args[0] if args else None)
+            if not getattr(load_config, "ignore_mismatched_sizes", False):
+                check_shapes(result[0].mismatched_keys)
+            return result
 
     Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Loader
@@ -292,33 +298,6 @@ def _open(checkpoint_files: Iterable[str], files: ExitStack) -> dict[str, Any]:
     for path in checkpoint_files:
         weights.update(open_tensors(path, files) if path.endswith(".safetensors") else load_state_dict(path))
     return weights
-
-
-@contextmanager
-def clear_errors(name_or_path: Any) -> Iterator[None]:
-    """Turn what transformers and safetensors raise about a checkpoint into one sentence that says what to do.
-
-    Raises:
-        CheckpointError: For each of these.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"The weights of {str(name_or_path)!r} cannot be read ({error}); the file is damaged, so download it again."
-        ) from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, LayerDropError) or not _speaks_of_checkpoint(error):
-            raise
-        reason = " ".join(str(error).split())
-        if "safetensors" in reason and "use_safetensors" not in reason:
-            reason += " Pass use_safetensors=False to read a pickle checkpoint that you trust."
-        raise CheckpointError(f"{str(name_or_path)!r} cannot be loaded: {reason}") from error
-
-
-def _speaks_of_checkpoint(error: Exception) -> bool:
-    """Tell transformers' complaint about an unknown model type, a bare ValueError, from one about an argument."""
-    return isinstance(error, OSError) or "model type" in str(error) or "Unrecognized model" in str(error)
 
 
 def _shown_source(name_or_path: Any) -> str | None:

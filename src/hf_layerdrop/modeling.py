@@ -10,10 +10,11 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
+from hf_layerdrop.complaints import clear_errors
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.headers import read_config
 from hf_layerdrop.keep import KeepLayers
-from hf_layerdrop.loading import WHERE, adapted_base, clear_errors, load_plain
+from hf_layerdrop.loading import WHERE, adapted_base, load_plain
 from hf_layerdrop.mixin import LayerDrop, inject, plain_class
 from hf_layerdrop.named import *  # noqa: F403
 from hf_layerdrop.named import NAMED

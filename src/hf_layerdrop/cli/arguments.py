@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from hf_layerdrop.errors import OutputExistsError
-from hf_layerdrop.headers import has_only_pickle, read_config, read_headers
+from hf_layerdrop.headers import has_only_pickle, read_config
 from hf_layerdrop.keep import parse_keep_layers
+from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.report.table import read_results
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MORE_TASKS, TASKS

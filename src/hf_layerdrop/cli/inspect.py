@@ -17,7 +17,9 @@ from hf_layerdrop.cli.arguments import Model, Revision
 from hf_layerdrop.doctor import fields_that_change, find_traps, kinds_of, notes_for, possible_structures
 from hf_layerdrop.doctor.fields import config_of
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.headers import CheckpointHeaders, StackHeader, has_only_pickle, read_config, read_headers
+from hf_layerdrop.header_stacks import StackHeader
+from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
+from hf_layerdrop.remote_headers import read_headers
 
 
 def inspect_command(

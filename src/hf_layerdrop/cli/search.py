@@ -29,7 +29,7 @@ from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
-from hf_layerdrop.headers import read_headers
+from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.space import Space, parse_depth
 from hf_layerdrop.selection.strategies import MAX_SETS, STRATEGIES, check_settings, check_space, find_strategy

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_layerdrop.families import OVERRIDES_FIELD, cut_fields
-from hf_layerdrop.headers import StackHeader
+from hf_layerdrop.header_stacks import StackHeader
 
 
 def config_of(config: Mapping[str, Any], stack: StackHeader) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_layerdrop.headers import StackHeader
+from hf_layerdrop.header_stacks import StackHeader
 
 # What a model goes through: what it needs for LayerDrop.
 NOTES: dict[str, str] = {

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_layerdrop.families import HEAD_FIELDS, HEAD_WIDTH_FIELD, OUTPUT_PROJECTIONS, SLICES_FIELD
-from hf_layerdrop.headers import StackHeader, TensorInfo
+from hf_layerdrop.header_stacks import StackHeader
+from hf_layerdrop.headers import TensorInfo
 
 YES, NO, LATER, ASKED = "yes", "no", "if its code shows it", "if its config can say so"
 

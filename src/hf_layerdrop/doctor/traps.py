@@ -15,7 +15,8 @@ from hf_layerdrop.families import (
     TIED_FIELD,
     bias_in_first_block,
 )
-from hf_layerdrop.headers import CheckpointHeaders, StackHeader, TensorInfo
+from hf_layerdrop.header_stacks import StackHeader
+from hf_layerdrop.headers import CheckpointHeaders, TensorInfo
 from hf_layerdrop.naming import stack_name
 
 Signature = Mapping[str, tuple[int, ...]]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ class StreamedCheckpoint:
 
     def save(self, folder: Path) -> None:
         """Write what ``save_pretrained`` of the model would write."""
-        self.model.save_pretrained(folder, state_dict={})
+        with _without_bars():
+            self.model.save_pretrained(folder, state_dict={})
         write_weights(folder, self._tensors, stream_local, parameters=self.model.num_parameters())
 
 
@@ -65,7 +67,8 @@ def _find_tensors(name: str, keep_layers: Any, load_kwargs: dict[str, Any]) -> t
         return None, "it is a PEFT adapter"
     if getattr(find_config(name, load_kwargs), "quantization_config", None):
         return None, "it is quantized"
-    shell = load_shell(find_class(name, load_kwargs), name, keep_layers=keep_layers, **load_kwargs)
+    with _without_bars():
+        shell = load_shell(find_class(name, load_kwargs), name, keep_layers=keep_layers, **load_kwargs)
     if shell.converted:
         return None, shell.converted
     tensors: dict[str, StoredTensor] = {}
@@ -75,6 +78,20 @@ def _find_tensors(name: str, keep_layers: Any, load_kwargs: dict[str, Any]) -> t
             return None, f"its model class saves {saved!r} otherwise than it is stored"
         tensors[saved] = stored
     return StreamedCheckpoint(shell.model, tensors), ""
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from showing how it loads and saves weights, which here it does not."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _saved_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
