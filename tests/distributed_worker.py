@@ -6,7 +6,6 @@ one process.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, set_rates, set_step
 from hf_layerdrop.stepping import calling_trainer, register_with_trainer
 from hf_layerdrop.trainers import TaskTrainer
+from ranks import run_cases
 
 STEPS, MICRO_STEPS, ROWS = 20, 2, 4
 HEAD = "BertForSequenceClassification"
@@ -380,20 +380,5 @@ def all_cases(folder: Path) -> dict[str, Callable[[int, int], dict[str, object]]
     return cases | {"rate-changed-by-one": rate_changed_by_one}  # last: the ranks are out of step afterwards
 
 
-def main(folder: Path, *words: str) -> None:
-    """Run the cases whose name holds one of the words; without words, all."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, size = distributed.get_rank(), distributed.get_world_size()
-    for name, case in all_cases(folder).items():
-        if words and not any(word in name for word in words):
-            continue
-        every: list[object] = [None] * size
-        distributed.all_gather_object(every, case(rank, size))
-        if rank == 0:
-            print(json.dumps({"case": name, "ranks": every}), flush=True)  # noqa: T201 - what the test reads
-    hf_layerdrop.distributed.leave_ranks()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    run_cases(all_cases(Path(sys.argv[1])), sys.argv[2:])
