@@ -124,6 +124,20 @@ MUTANTS = [
         ("test_injection.py::test_rate_0_and_eval_are_bit_equal_to_the_untouched_model",),
     ),
     Mutant(
+        "a run goes on with a checkpoint of another depth",
+        "stepping.py",
+        "    if saved != depths:",
+        "    if saved != depths and False:",
+        ("test_disagreement.py::test_a_checkpoint_of_another_depth_is_refused_also_where_it_holds_no_optimizer",),
+    ),
+    Mutant(
+        "wrapped layers are not named",
+        "wrappers.py",
+        "        _refuse_wrapped_layers(module)\n",
+        "",
+        ("test_disagreement.py::test_what_was_wrapped_before_is_refused_with_the_wrapper_s_name",),
+    ),
+    Mutant(
         "hidden states of dropped layers are not recorded",
         "injection.py",
         "            hook(layer, (hidden_states,), hidden_states)",
