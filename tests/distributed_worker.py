@@ -6,7 +6,6 @@ one process.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, set_rates, set_step
 from hf_layerdrop.stepping import calling_trainer, register_with_trainer
 from hf_layerdrop.trainers import TaskTrainer
+from ranks import run_cases
 
 STEPS, MICRO_STEPS, ROWS = 20, 2, 4
 HEAD = "BertForSequenceClassification"
@@ -89,7 +89,7 @@ def new_model(checkpointing: str, rate: float = 0.5) -> nn.Module:
 
 def distance(model: nn.Module, other: nn.Module) -> float:
     pairs = zip(model.parameters(), other.parameters(), strict=True)
-    return max(float((one - two).abs().max()) for one, two in pairs)
+    return max(float((one - two).detach().abs().max()) for one, two in pairs)
 
 
 @cache
@@ -280,10 +280,9 @@ class Watch(TrainerCallback):
         self.find_unused = calling_trainer().model_wrapped.find_unused_parameters
 
 
-def by_trainer(rank: int, size: int, *, checkpointing: bool, folder: Path) -> dict[str, object]:
-    """Train by Trainer with no flag of DDP's, and by a loop in one process on the same rows in the same order."""
+def trainer_for(model: nn.Module, folder: Path, size: int, kind: type[Trainer] = Trainer, **changes: Any) -> Trainer:
+    """Return a Trainer of this rank's share of the rows of `train`, in their order, with no flag of DDP's."""
     register_with_trainer()
-    alone, model, watch = trained_alone("adamw"), new_model("none"), Watch()
     data = [
         {name: value[row] for name, value in rows(step, micro_step).items()}
         for step in range(STEPS)
@@ -295,22 +294,28 @@ def by_trainer(rank: int, size: int, *, checkpointing: bool, folder: Path) -> di
         max_steps=STEPS,
         per_device_train_batch_size=ROWS // size,
         gradient_accumulation_steps=MICRO_STEPS,
-        activation_checkpointing=checkpointing,
         train_sampling_strategy="sequential",
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
-        save_strategy="no",
         logging_strategy="no",
+        **{"save_strategy": "no", **changes},
     )
-    optimizer, none_seen = optimizer_for("adamw", model), []
-    optimizer.register_step_pre_hook(lambda *_: none_seen.append(without_gradient(model)))
-    kind = TaskTrainer if checkpointing else Trainer
     if kind is Trainer:  # which believes that this head divides its loss, see hf_layerdrop.accumulation
         model.accepts_loss_kwargs = False
-    kind(model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[watch]).train()
+    return kind(model, arguments, train_dataset=data, optimizers=(optimizer_for("adamw", model), None))
+
+
+def by_trainer(rank: int, size: int, *, checkpointing: bool, folder: Path) -> dict[str, object]:
+    """Train by Trainer, and by a loop in one process on the same rows in the same order."""
+    alone, model, watch, none_seen = trained_alone("adamw"), new_model("none"), Watch(), []
+    kind = TaskTrainer if checkpointing else Trainer
+    trainer = trainer_for(model, folder, size, kind, activation_checkpointing=checkpointing)
+    trainer.optimizer.register_step_pre_hook(lambda *_: none_seen.append(without_gradient(model)))
+    trainer.add_callback(watch)
+    trainer.train()
     return {
         "spread": spread(model),
         "distance": distance(model, alone),
@@ -380,20 +385,5 @@ def all_cases(folder: Path) -> dict[str, Callable[[int, int], dict[str, object]]
     return cases | {"rate-changed-by-one": rate_changed_by_one}  # last: the ranks are out of step afterwards
 
 
-def main(folder: Path, *words: str) -> None:
-    """Run the cases whose name holds one of the words; without words, all."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, size = distributed.get_rank(), distributed.get_world_size()
-    for name, case in all_cases(folder).items():
-        if words and not any(word in name for word in words):
-            continue
-        every: list[object] = [None] * size
-        distributed.all_gather_object(every, case(rank, size))
-        if rank == 0:
-            print(json.dumps({"case": name, "ranks": every}), flush=True)  # noqa: T201 - what the test reads
-    hf_layerdrop.distributed.leave_ranks()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    run_cases(all_cases(Path(sys.argv[1])), sys.argv[2:])

@@ -56,15 +56,15 @@ MUTANTS = [
     Mutant(
         "the draw always keeps all",
         "draws.py",
-        "tuple(number >= rate for rate, number in",
-        "tuple(True for rate, number in",
+        "tuple(map(ge, numbers, rates))",
+        "tuple(True for _ in rates)",
         ("test_injection.py::test_a_sequence_of_draws_has_the_rate_it_was_asked_for",),
     ),
     Mutant(
         "rates are ignored by the draw",
         "draws.py",
-        "tuple(number >= rate for rate, number in",
-        "tuple(number >= 0.5 for rate, number in",
+        "tuple(map(ge, numbers, rates))",
+        "tuple(number >= 0.5 for number in numbers)",
         ("test_injection.py::test_a_sequence_of_draws_has_the_rate_it_was_asked_for",),
     ),
     Mutant(
@@ -122,6 +122,20 @@ MUTANTS = [
         "if self._active and owner.training and",
         "if self._active and",
         ("test_injection.py::test_rate_0_and_eval_are_bit_equal_to_the_untouched_model",),
+    ),
+    Mutant(
+        "a run goes on with a checkpoint of another depth",
+        "stepping.py",
+        "    if saved != depths:",
+        "    if saved != depths and False:",
+        ("test_disagreement.py::test_a_checkpoint_of_another_depth_is_refused_also_where_it_holds_no_optimizer",),
+    ),
+    Mutant(
+        "wrapped layers are not named",
+        "wrappers.py",
+        "        _refuse_wrapped_layers(module)\n",
+        "",
+        ("test_disagreement.py::test_what_was_wrapped_before_is_refused_with_the_wrapper_s_name",),
     ),
     Mutant(
         "hidden states of dropped layers are not recorded",

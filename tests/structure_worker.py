@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 
 import torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import build
 from distributed_worker import HEAD, distance, optimizer_for, spread, train
 from hf_layerdrop import LayerDropConfig, inject_layerdrop
-from hf_layerdrop.distributed import leave_ranks
+from ranks import run_cases
 
 STRUCTURES = {"attention+ffn": ("attention", "ffn"), "head+attention+layer": ("head", "attention", "layer")}
 
@@ -40,20 +39,13 @@ def ddp(rank: int, size: int, structure: str, checkpointing: str, *, find_unused
     return {"distance": distance(model, alone), "spread": spread(model), "dropped": sum(dropped)}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, size = distributed.get_rank(), distributed.get_world_size()
-    for structure in STRUCTURES:
-        for find_unused, checkpointing in ((False, "none"), (False, "reentrant"), (True, "none"), (True, "plain")):
-            every: list[object] = [None] * size
-            found = ddp(rank, size, structure, checkpointing, find_unused=find_unused)
-            distributed.all_gather_object(every, found)
-            if rank == 0:
-                case = f"{structure}-{find_unused}-{checkpointing}"
-                print(json.dumps({"case": case, "ranks": every}), flush=True)  # noqa: T201 - what the test reads
-    leave_ranks()
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(
+        {
+            f"{structure}-{find_unused}-{checkpointing}": partial(
+                ddp, structure=structure, checkpointing=checkpointing, find_unused=find_unused
+            )
+            for structure in STRUCTURES
+            for find_unused, checkpointing in ((False, "none"), (False, "reentrant"), (True, "none"), (True, "plain"))
+        }
+    )

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +18,7 @@ from hf_layerdrop.cli import run
 from hf_layerdrop.distributed import leave_ranks
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection import inject_layerdrop, remove_layerdrop
+from ranks import found_by_ranks
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 DDP = [
@@ -36,18 +33,7 @@ DDP = [
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """What each of two gloo processes found, by case."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*command, str(WORKER), str(tmp_path_factory.mktemp("trainer"))],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
-    return {entry["case"]: entry["ranks"] for entry in said}
+    return found_by_ranks(WORKER, str(tmp_path_factory.mktemp("trainer")))
 
 
 @pytest.mark.parametrize("case", DDP)

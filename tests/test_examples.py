@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_layerdrop.cli.training_flags import parse_training_arguments, read_flags
 from hf_layerdrop.injection import inject_layerdrop
 from hf_layerdrop.tasks import TASKS
+from ranks import TORCHRUN, run_on_two_ranks
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES, LAUNCH = ROOT / "examples", ROOT / "examples" / "launch"
@@ -78,23 +80,14 @@ def test_the_accelerate_loop_goes_on_after_a_stop(run_here, tmp_path: Path) -> N
     assert [folder.name for folder in sorted((tmp_path / "run").iterdir())] == ["epoch-2", "model"]
 
 
-def on_two_ranks(output: Path, name: str, launcher: list[str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(EXAMPLES / name), "--output", str(output), *SHORT[name]],
-        # Without it, and without a GPU, accelerate would run each process for itself.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def on_two_ranks(output: Path, name: str, launcher: Sequence[str] = TORCHRUN) -> str:
+    words = ["--output", str(output), *SHORT[name]]
+    # Without the variable, and without a GPU, accelerate would run each process for itself.
+    return run_on_two_ranks(EXAMPLES / name, *words, launcher=launcher, ACCELERATE_USE_CPU="true")
 
 
 def test_the_pytorch_loop_runs_on_two_ranks(tmp_path: Path) -> None:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert on_two_ranks(tmp_path, "pytorch_loop.py", launcher).count("trained from step 0 to 4") == 1
+    assert on_two_ranks(tmp_path, "pytorch_loop.py").count("trained from step 0 to 4") == 1
 
 
 def test_the_accelerate_loop_runs_on_two_ranks_by_the_launch_file_for_ddp(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import math
 import os
 import pickle
 import random
-import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +34,7 @@ from hf_layerdrop.learning.shares import HIGHEST_RATE, rates_from_shares
 from hf_layerdrop.modeling import AutoLayerDropModelForSequenceClassification, load_checkpoint
 from hf_layerdrop.pruning import prune_layers
 from hf_layerdrop.report.plot import draw_rates_plot
+from ranks import run_on_two_ranks
 from test_evaluation import arguments
 
 HEAD = "BertForSequenceClassification"
@@ -286,10 +286,7 @@ def test_a_new_target_is_held_from_then_on():
 
 
 def test_two_ranks_learn_the_same_rates_from_the_mean_of_their_losses(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_ranks(Path(__file__), str(tmp_path))
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["losses"] != second["losses"]
     assert first["state"] == second["state"]

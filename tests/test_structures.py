@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +39,7 @@ from hf_layerdrop import (
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection import scale_rates
 from hf_layerdrop.structures import find_attentions, find_feed_forwards, find_heads
+from ranks import found_by_ranks
 
 WORKER = Path(__file__).with_name("structure_worker.py")
 WIDTH, FFN = 16, 24
@@ -492,18 +490,7 @@ def test_a_checkpoint_loads_plain_and_goes_on_with_its_structure(tmp_path):
 @pytest.fixture(scope="module")
 def ranks() -> dict[str, list[dict]]:
     """What each of two gloo processes found, by case."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*command, str(WORKER)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
-    return {entry["case"]: entry["ranks"] for entry in said}
+    return found_by_ranks(WORKER)
 
 
 @pytest.mark.parametrize("structure", ["attention+ffn", "head+attention+layer"])

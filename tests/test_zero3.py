@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import torch
 
 from conftest import build
 from hf_layerdrop.zero3 import clear_stale_gradients
+from ranks import run_on_two_ranks
 
 WORKER = Path(__file__).with_name("zero3_worker.py")
 USUAL = {"rate": 0.5, "optimizer": "adamw", "micro_steps": 2, "prefetch": 0, "offload": False, "checkpointing": "none"}
@@ -35,17 +34,8 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 def found() -> dict[str, dict]:
     """What rank 0 says, by case."""
     cases = [{"name": name, **USUAL, **changes} for name, changes in {**CASES, **REFUSED}.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*command, str(WORKER), json.dumps(cases)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    printed = run_on_two_ranks(WORKER, json.dumps(cases))
+    said = [json.loads(line) for line in printed.splitlines() if line.startswith('{"case"')]
     return {entry["case"]: entry for entry in said}
 
 

@@ -72,9 +72,14 @@ def with_zero_gradients(hidden_states: torch.Tensor, draw: Any, index: int, laye
     return _Touch.apply(hidden_states, *(weight for weight in layer.parameters() if weight.requires_grad))
 
 
+def has_other_ranks() -> bool:
+    """Tell whether this process is one of several that have met."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def is_shared(stack_owner: nn.Module) -> bool:
     """Tell whether ranks train this model together: by DDP, FSDP, or DeepSpeed's ZeRO-3."""
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if not has_other_ranks():
         return False
     sharded = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in stack_owner.modules())
     return sharded or _active_ddp() is not None or any(hasattr(weight, "ds_id") for weight in stack_owner.parameters())
@@ -103,8 +108,9 @@ def check_ranks_agree(name: str, fingerprint: str) -> None:
     """
     rank, size = distributed.get_rank(), distributed.get_world_size()
     store = distributed.distributed_c10d._get_default_store()
-    key = f"hf_layerdrop/{next(_checks)}/{name}"
-    store.set(f"{key}/{rank}", fingerprint)
+    key = f"hf_layerdrop/{next(_checks)}"
+    ours = f"{name}: {fingerprint}"
+    store.set(f"{key}/{rank}", ours)
     # Each compares itself with rank 0, and rank 0 with all, so that whoever waits for whom, nobody trains on.
     for other in range(1, size) if rank == 0 else [0]:
         try:
@@ -115,10 +121,10 @@ def check_ranks_agree(name: str, fingerprint: str) -> None:
                 "rates and seeds on every rank at the same step."
             ) from error
         theirs = store.get(f"{key}/{other}").decode()
-        if theirs != fingerprint:
+        if theirs != ours:
             raise LayerDropStateError(
-                f"Ranks {rank} and {other} would drop different layers of the {name}: {fingerprint} against {theirs}; "
-                "give every rank the same rates, seed and step."
+                f"Ranks {rank} and {other} would drop different layers, {ours} against {theirs}; give every rank the "
+                "same config and step."
             )
 
 

@@ -74,6 +74,7 @@ class StackDraw:
         self._has_sibling = has_sibling  # the decoder gets the cache, and the encoder is not shown it
         self._checkpointed = False  # whether parts of layers were seen inside a checkpoint
         self._sampler = config.sampler
+        self._execution = config.execution
         self._always_kept = config.always_kept(name, depth)
         self.set_rates(rates)
 
@@ -109,6 +110,8 @@ class StackDraw:
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if owner.training and torch.is_grad_enabled() and not recomputation.in_backward():
             self.layer_forwards += self._count_layers()
+            if not self._agreed and not self._active:  # a rank with rates above 0 would wait for this one
+                self._check_ranks(owner)
 
     def _count_layers(self) -> int:
         """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
@@ -226,10 +229,13 @@ class StackDraw:
         self.layers_run += sum(mask)
 
     def _check_ranks(self, owner: nn.Module) -> None:
-        if distributed.is_shared(owner):
+        """Compare the draw with that of other ranks, as soon as one of its forwards is that of a model they share."""
+        shared = distributed.is_shared(owner)
+        if shared:
+            how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
             counter = f"seed {self.seed}, step {self.step}.{self.micro_step}.{self.forward}"
-            distributed.check_ranks_agree(self.name, f"{self._sampler}, rates {list(self.rates)}, {counter}")
-        self._agreed = True
+            distributed.check_ranks_agree(self.name, f"{how}, {counter}")
+        self._agreed = shared or not distributed.has_other_ranks()
 
     def _remember_drop(self, layer: int) -> None:
         """Note on a reentrant checkpoint around a layer that it was dropped: the backward pass calls it again."""

@@ -30,21 +30,31 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what Trainer saves of this callback in each checkpoint."""
-        learner = self._draws.learner if self._draws is not None else None
-        return {"args": {}, "attributes": {"learned": learner.state_dict()} if learner is not None else {}}
+        attributes: dict[str, Any] = {}
+        if self._draws is not None:
+            attributes["depths"] = self._draws.depths
+            if self._draws.learner is not None:
+                attributes["learned"] = self._draws.learner.state_dict()
+        return {"args": {}, "attributes": attributes}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Take the seed of the training arguments where the config has none, write it down, and resume learning."""
+        """Take the seed of the training arguments where the config has none, write it down, and resume learning.
+
+        Raises:
+            LayerDropStateError: If the checkpoint is of a model with other depths: Trainer loads the layers that fit.
+        """
         # A checkpoint that was trained without this callback does not know its name, under which Trainer saves.
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        learned = (saved[-1] if isinstance(saved, list) else saved)["attributes"].get("learned")
+        attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
         if (injected := find_injected(model)) is None:
             return
         draws = self._draws = _state_of(injected)
-        if state.global_step and learned:
-            draws.load_learned(learned)
+        if state.global_step:
+            _check_depths(attributes.get("depths", draws.depths), draws.depths)
+            if learned := attributes.get("learned"):
+                draws.load_learned(learned)
         if draws.config.seed is None:
             draws.set_seed(args.seed)
         if saved := getattr(injected.config, "hf_layerdrop", None):
@@ -115,6 +125,14 @@ def _loss_of_trainer() -> torch.Tensor:
         "sampler='learned' does not find the loss of this Trainer, which has a training loop of its own; use "
         "another sampler, or a loop that calls hf_layerdrop.learned.learn_rates."
     )
+
+
+def _check_depths(saved: dict[str, int], depths: dict[str, int]) -> None:
+    if saved != depths:
+        raise LayerDropStateError(
+            f"The checkpoint that this run goes on with is of stacks {saved}, but the model has {depths}; continue "
+            "with the model that the run began with."
+        )
 
 
 def _state_of(injected: nn.Module) -> LayerDropState:

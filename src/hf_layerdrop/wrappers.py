@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ def transformers_model(module: nn.Module) -> PreTrainedModel:
         UnsupportedModelError: If it holds none or several, or wraps it so that a change would come too late.
     """
     if isinstance(module, PreTrainedModel):
+        _refuse_wrapped_layers(module)
         return module
     late = next((part for part in module.modules() if isinstance(part, _TOO_LATE)), None)
     held = dict(_outermost(module)) if late is None else {}
@@ -36,6 +38,17 @@ def transformers_model(module: nn.Module) -> PreTrainedModel:
         f"Got a {type(module).__name__}, but stacks are found in transformers models (PreTrainedModel); "
         f"pass the model before it is wrapped{f' by {type(late).__name__}' if late is not None else ''}."
     )
+
+
+def _refuse_wrapped_layers(model: PreTrainedModel) -> None:
+    """Refuse a model whose layers were put into wrappers one by one, where they are no longer found."""
+    listed = (child for layers in model.modules() if isinstance(layers, nn.ModuleList) for child in layers)
+    wrapped = next((child for child in listed if isinstance(child, (*_TOO_LATE, ActivationWrapper))), None)
+    if wrapped is not None:
+        raise UnsupportedModelError(
+            f"Layers of this {type(model).__name__} are inside of {type(wrapped).__name__}; pass the model before they "
+            "are wrapped."
+        )
 
 
 def _outermost(module: nn.Module, path: str = "") -> Iterator[tuple[str, PreTrainedModel]]:
