@@ -14,7 +14,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-SETTINGS: dict[str, dict[str, int]] = {"beam": {"width": 2}, "beam:4": {"width": 4}, "random": {"samples": 32}}
+SETTINGS: dict[str, dict[str, int]] = {
+    "beam:2": {"width": 2, "swaps": 0},
+    "beam:4": {"width": 4, "swaps": 0},
+    "random": {"samples": 32},
+}
 
 
 def run(
@@ -32,7 +36,8 @@ def run(
 ) -> dict[str, Any]:
     """Train a model a seed, and choose its layers by every strategy at every depth.
 
-    ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` too; "0" is never. ``beam:4`` is a beam of width 4.
+    ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` too; "0" is never. ``beam:2`` and ``beam:4`` are beams
+    of these widths without swaps.
     """
     from hf_layerdrop.selection import STRATEGIES
 

@@ -18,6 +18,7 @@ from disagreement_worker import OTHER, RESUMED, WRAPPERS, new_injected
 from distributed_worker import STEPS, distance, trained_alone, trainer_for
 from hf_layerdrop import inject_layerdrop
 from hf_layerdrop.callbacks import LayerDropScheduleCallback
+from hf_layerdrop.distributed import leave_ranks
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError, UnsupportedModelError
 from integrations import ROWS, training_arguments
 from ranks import found_by_ranks
@@ -98,7 +99,7 @@ def one_rank() -> Iterator[None]:
     """A group of this process alone."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
-    distributed.destroy_process_group()
+    leave_ranks()
 
 
 def in_fsdp1(module: torch.nn.Module) -> FullyShardedDataParallel:

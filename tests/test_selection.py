@@ -23,7 +23,7 @@ from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDrop
 from hf_layerdrop.evaluation import Evaluator, evaluate_depths, every_sub_network
 from hf_layerdrop.keep import evenly_spread, parse_keep_layers
 from hf_layerdrop.pruning import count_parameters, prune_layers
-from hf_layerdrop.selection import STRATEGIES, Selection, average_without_layer, search_layers
+from hf_layerdrop.selection import STRATEGIES, Selection, average_without_layer, beam, search_layers
 from hf_layerdrop.selection.every_other import every_other
 from hf_layerdrop.selection.latency import measure_latency, sized
 from hf_layerdrop.selection.objective import Objective
@@ -199,6 +199,51 @@ def test_a_beam_takes_a_small_part_of_the_layer_forwards_of_all_sets(
     assert 1 / found.sub_networks <= found.share_as_good < 1
 
 
+def marked(layers: int) -> torch.nn.Module:
+    """Build a model whose layers can be told apart from within an evaluation; see `marks_of`."""
+    model = build(BERT, num_hidden_layers=layers)
+    with torch.no_grad():
+        for number, layer in enumerate(model.bert.encoder.layer):
+            layer.output.dense.bias[0] = number
+    return model
+
+
+def marks_of(model: torch.nn.Module) -> frozenset[int]:
+    return frozenset(int(layer.output.dense.bias[0]) for layer in model.bert.encoder.layer)
+
+
+@pytest.mark.parametrize(("swaps", "score"), [(None, 0), (0, 0), (1, 5), (2, 10), (9, 10)])
+def test_each_round_of_swaps_brings_the_best_single_layer_back(swaps: int | None, score: float) -> None:
+    def evaluate(model: torch.nn.Module) -> float:
+        kept = marks_of(model)
+        if len(kept) > 2:  # on the way, the layers of the best set seem to be the ones to remove
+            return -len(kept & {0, 1})
+        return 10.0 if kept == {0, 1} else 5.0 if 1 in kept else 0.0
+
+    settings = {} if swaps is None else {"swaps": swaps}
+    found = search(marked(6), strategy="beam", evaluate=evaluate, metric="points", test_dataset=None, **settings)
+    assert found.score == score
+
+
+def test_a_round_that_finds_nothing_better_is_the_last_one() -> None:
+    model = build(BERT, num_hidden_layers=6)
+    few, many = (search(model, strategy="beam", depth=3, swaps=swaps) for swaps in (20, 40))
+    assert (many.keep_layers, many.evaluations) == (few.keep_layers, few.evaluations)
+    best = few.keep_layers["encoder"]
+    near = [sorted({*best, other} - {layer}) for layer in best for other in range(6) if other not in best]
+    swapped = evaluate_depths(model, labelled(), depths=near, metric="loss", progress=False)
+    assert few.score <= min(result.metrics["loss"] for result in swapped)
+
+
+def test_by_itself_a_beam_swaps_where_there_are_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(BERT, num_hidden_layers=6)
+    plain = search(model, strategy="beam", depth=3)
+    monkeypatch.setattr(beam, "MANY_SETS", 19)
+    assert search(model, strategy="beam", depth=3).evaluations > plain.evaluations
+    monkeypatch.setattr(beam, "MANY_SETS", 20)
+    assert search(model, strategy="beam", depth=3).evaluations == plain.evaluations
+
+
 def test_greedy_searches_take_the_best_single_step_each_time() -> None:
     model, data = build(BERT), labelled()
 
@@ -279,7 +324,7 @@ def test_learned_keeps_the_smallest_shares_whatever_they_score() -> None:
 def test_settings_are_the_keywords_of_the_strategies() -> None:
     for name in STRATEGIES:
         parameters = inspect.signature(load_strategy(name, {}).func).parameters.values()
-        assert tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) == SETTINGS.get(name, ())
+        assert tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) == tuple(SETTINGS.get(name, ()))
 
 
 @pytest.mark.parametrize("strategy", ["block_influence", "leave_one_out", "activation_norm", "weight_norm"])

@@ -32,7 +32,15 @@ from hf_layerdrop.errors import OutputExistsError, TaskError
 from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.space import Space, parse_depth
-from hf_layerdrop.selection.strategies import MAX_SETS, STRATEGIES, check_settings, check_space, find_strategy
+from hf_layerdrop.selection.strategies import (
+    MANY_SETS,
+    MAX_SETS,
+    STRATEGIES,
+    SWAP_ROUNDS,
+    check_settings,
+    check_space,
+    find_strategy,
+)
 from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, load_task_data, local_files, with_dataset
 
 TEST = "test"
@@ -92,6 +100,15 @@ def search_command(
     width: Annotated[
         int | None, typer.Option(metavar="N", help="Width of the beam.", show_default=False, min=1)
     ] = None,
+    swaps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most rounds of swapping single layers after the beam.",
+            show_default=f"{SWAP_ROUNDS} where there are more than {MANY_SETS:,} sets, else 0",
+            min=0,
+        ),
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option(metavar="N", help="Random sets to score, of strategy random.", show_default=False, min=1),
@@ -112,7 +129,7 @@ def search_command(
 ) -> None:
     """Choose which layers of MODEL to keep, at a depth or within a budget, by what sub-networks score."""
     name = find_strategy(strategy)
-    settings = {"width": width, "samples": samples, "max_sub_networks": max_sub_networks}
+    settings = {"width": width, "swaps": swaps, "samples": samples, "max_sub_networks": max_sub_networks}
     asked: dict[str, Any] = {setting: value for setting, value in settings.items() if value is not None}
     check_settings(name, asked)
     budgets: dict[str, Any] = {

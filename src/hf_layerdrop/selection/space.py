@@ -70,6 +70,16 @@ class Space:
             if layer not in layers
         ]
 
+    def with_one_swapped(self, kept: Layers) -> list[Layers]:
+        """List the sub-networks that keep one other layer of a stack instead of one of these."""
+        return [
+            {**kept, stack: tuple(sorted({*layers, other} - {layer}))}
+            for stack, layers in kept.items()
+            for other in range(self.depths[stack])
+            if other not in layers
+            for layer in layers
+        ]
+
 
 def whole(depths: Mapping[str, int]) -> Layers:
     """Return the sub-network that is the whole model."""
