@@ -150,8 +150,8 @@ def test_redirects_are_followed_and_the_token_is_not_handed_on(of, hub, source, 
 
 def test_a_redirect_to_nowhere_is_refused(hub, folder, tmp_path, capsys):
     hub.add_folder(REPO, folder / "whole")
-    hub.storage = HubServer()
-    hub.storage.__exit__()
+    with HubServer() as gone:
+        hub.storage = gone
     refused_both_ways(tmp_path, capsys, "could not be")
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -103,6 +104,10 @@ class RemoteFile:
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             retry_on_exceptions=(),  # `stream` resumes
         ) as response:
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                if begin == 0:  # of an empty file there is no first byte
+                    header_length(b"", 0, self._shown)
+                raise self._changed()
             hf_raise_for_status(response)
             self._check(response, begin)
             yield response
@@ -119,11 +124,14 @@ class RemoteFile:
             )
         etag, size = _etag_of(response), int(found[3])
         if self._size is not None and (size, etag) != (self._size, self._etag):
-            raise CheckpointError(
-                f"The file {str(self._shown)!r} changed on the Hub while it was fetched, so nothing of it was kept: "
-                "call again."
-            )
+            raise self._changed()
         self._size, self._etag = size, etag
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(
+            f"The file {str(self._shown)!r} changed on the Hub while it was fetched, so nothing of it was kept: "
+            "call again."
+        )
 
 
 def _etag_of(response: Any) -> str | None:
