@@ -8,8 +8,7 @@ WORKERS ?= 2
 # Where torch is not installed yet, this one: any build of it will do, `make TORCH=torch demo` takes the registry's newest.
 TORCH ?= torch==2.13.0
 # The virtual environment holds the newest transformers that is allowed. `make oldest` tries the oldest, for which these
-# tests are enough: all that reads of transformers more than its public interface. It joins `make test` as soon as
-# pyproject.toml allows a second minor version.
+# tests are enough: all that reads of transformers more than its public interface.
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 CORE := $(patsubst %,tests/test_%.py,injection stacks families pruning loading modeling recomputation evaluation training \
 	integration_peft)
@@ -25,6 +24,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target notebooks quality readme
 	$(MAKE) unit
+	$(MAKE) oldest
 	$(MAKE) claim
 	$(MAKE) mutants
 

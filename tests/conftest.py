@@ -20,10 +20,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network; 
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, settings
 from packaging.version import Version
 from transformers import BartConfig, BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig
 
 torch.set_num_threads(1)
+# A busy machine is slow, and no failure for that.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # What a forward calls the cache that it is given and that it returns.
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
