@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -107,8 +108,11 @@ def _reproduce(
     from hf_layerdrop.reproduce.engine import Engine
     from hf_layerdrop.reproduce.page import write_pages
 
+    main = os.environ.get("RANK", "0") == "0"  # of the processes of a launch, one speaks and writes the page
+
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if main:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     if train:
         engine = Engine(output, source, say=say)
@@ -117,6 +121,8 @@ def _reproduce(
         engine.train(runs)
     if train and short:
         say(f"These were short runs, which say nothing of quality; {output / 'journal.jsonl'} has their records.")
+        return
+    if not main:
         return
     records = read_journal(output / "journal.jsonl")
     for path in write_pages(experiment, all_studies(), runs[0].size_name, records, output / "pages"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +49,7 @@ class Engine:
             return known
         if run.source is not None:
             self._have_model(run.source)
+        from hf_layerdrop.reproduce.launch import processes
         from hf_layerdrop.reproduce.training import train_run
 
         self._say(f"{run.name}, seed {run.seed}: {run.steps:,} steps")
@@ -65,9 +65,11 @@ class Engine:
             **found,
             "settings": run.settings(),
         }
-        if os.environ.get("RANK", "0") == "0":  # under accelerate launch each process trains, and one writes
-            self.journal.add(record)
+        ranks = processes()
+        self.journal.add(record, write=ranks.is_main_process)
+        if ranks.is_main_process:
             self._remove_checkpoints(run)
+        ranks.wait_for_everyone()  # its model is then on the disk for whoever begins with it
         score = ", ".join(f"{cut} {values['metrics'][run.study.metric]:.4g}" for cut, values in found["cuts"].items())
         self._say(f"{run.name}, seed {run.seed}: {run.study.metric} {score}; {found['cpu_seconds']:.0f} CPU seconds")
         return record
@@ -76,11 +78,13 @@ class Engine:
         """Train the model that another run needs, also where the journal has it but its files are gone."""
         self.train_one(run)
         if not (self._model(run) / "config.json").is_file():
+            from hf_layerdrop.reproduce.launch import processes
             from hf_layerdrop.reproduce.training import train_run
 
             self._say(f"{run.name}, seed {run.seed}: its model is gone, so it is trained again")
             source = None if run.source is None else self._model(run.source)
             train_run(run, self._grounds.of(run), self._folder(run), source)
+            processes().wait_for_everyone()
 
     def _folder(self, run: Run) -> Path:
         return self._output / run.study.name / f"{run.arm.name}-seed{run.seed}-{self.key(run)[:8]}"

@@ -61,13 +61,12 @@ class Grounds:
 
     def _tokenizer(self, run: Run, model: ModelFromConfig, rows: TaskData) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was trained before, or train it; one of another study has to be there."""
-        from accelerate import PartialState
-
+        from hf_layerdrop.reproduce.launch import processes
         from hf_layerdrop.training import load_tokenizer
 
         owner = run.size.tokenizer_of or run.study.name
         folder = self._folder / f"tokenizer-{owner}-{run.size_name}{'-short' if run.short else ''}"
-        with PartialState().main_process_first():  # the other processes of a launch find it there
+        with processes().main_process_first():  # the other processes of a launch find it there
             if (folder / "tokenizer.json").is_file():
                 return load_tokenizer(str(folder))
             if owner != run.study.name:

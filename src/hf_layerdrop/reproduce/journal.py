@@ -28,14 +28,16 @@ class Journal:
         """Return the record of a run, or None if it is not finished."""
         return self._records.get(key)
 
-    def add(self, record: Record) -> None:
-        """Write a record; it is on the disk when this returns."""
+    def add(self, record: Record, *, write: bool = True) -> None:
+        """Write a record, which is on the disk when this returns, or only know it: another process writes it."""
+        self._records[record["key"]] = record
+        if not write:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._records[record["key"]] = record
 
     def _drop_unfinished_line(self) -> None:
         content = self._path.read_bytes() if self._path.exists() else b""
