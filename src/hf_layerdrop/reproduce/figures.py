@@ -67,6 +67,8 @@ def _has_any(experiment: Experiment, study: Study, size: str, records: Sequence[
 
 def _depths(axes: Axes, experiment: Experiment, study: Study, size: str, records: Sequence[Record]) -> None:
     """A line for each arm over its depths; an arm that was trained at one depth joins those of its kind."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
     lines: dict[str, list[tuple[int, Quantity]]] = {}
     for arm in experiment.arms:
         for cut in shown_cuts(experiment, study, size):
@@ -87,6 +89,10 @@ def _depths(axes: Axes, experiment: Experiment, study: Study, size: str, records
         )
     if study.lower_is_better:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layers")
     axes.set_ylabel(study.metric)
     axes.legend(frameon=False, fontsize=8)
