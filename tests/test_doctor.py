@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from architectures.tiny import build_tiny
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers
+from conftest import build
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers
 from hf_layerdrop.cli import run
 from hf_layerdrop.doctor.notes import NOTES
 from hf_layerdrop.errors import LayerDropError
@@ -109,6 +110,20 @@ def test_native_layerdrop_is_told_with_its_rate_and_what_becomes_of_it(saved, tm
     assert trap["stack"] == "encoder"
     assert "encoder_layerdrop = 0.25" in trap["says"]
     model.config.encoder_layerdrop = 0.0
+
+
+@pytest.mark.parametrize(("rate", "least"), [(0.25, 2), (0.125, 3), (0.5, None)])
+def test_depths_that_the_depth_sampler_never_drew_are_told(rate, least, tmp_path, capsys):
+    model = build("BertForSequenceClassification")
+    inject_layerdrop(model, LayerDropConfig(rate, sampler="depth"))
+    model.save_pretrained(tmp_path)
+    says = [trap["says"] for trap in facts_of(tmp_path, capsys)["traps"] if trap["name"] == "depths never drawn"]
+    assert [f"drew {least} to 4 layers" in text for text in says] == [True] * (least is not None)
+    encoder, drawn = layerdrop_state(model).draws["encoder"], set()
+    for step in range(100):
+        encoder.begin_step(step)
+        drawn.add(sum(encoder.draw()))
+    assert drawn == set(range(least or 1, 5))
 
 
 def test_notes_come_from_one_table_and_speak_of_the_model(saved, capsys):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_layerdrop.borrowing import lenders
 from hf_layerdrop.doctor.fields import config_of, config_path, said_of_layer
+from hf_layerdrop.draws import shallowest_depth
 from hf_layerdrop.families import (
     FEATURE_LAYER_FIELDS,
     KINDS_FIELD,
@@ -108,6 +110,21 @@ def _native(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
             return
 
 
+def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    saved: Any = headers.config.get("hf_layerdrop")
+    try:
+        rate = max(map(float, saved["rates"][stack.name]))
+        sampler = saved["trained_with"]["sampler"]
+    except (KeyError, TypeError, ValueError):  # of another's making, or none
+        return
+    least = shallowest_depth(rate, stack.depth)
+    if sampler == "depth" and 0 < rate <= 1 and least > 1:
+        yield (
+            f"trained with the depth sampler at rate {rate:g}, which drew {least} to {stack.depth} layers: a cut to "
+            "fewer was never trained and is poor; for a depth of r train at (1 - r / N) / 2 or more"
+        )
+
+
 def _by_number(headers: CheckpointHeaders) -> Iterator[str]:
     for field in FEATURE_LAYER_FIELDS:
         if (value := headers.config.get(field)) is not None:
@@ -131,6 +148,7 @@ _OF_A_STACK = {
     "unlike layers": _unlike,
     "slices": _slices,
     "native LayerDrop": _native,
+    "depths never drawn": _never_drawn,
 }
 _OF_A_MODEL = {"hidden states by number": _by_number, "tied weights": _tied, "own code": _own_code}
 
