@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from hf_layerdrop.headers import (
     INDEX_NAME,
     PICKLE_NAMES,
     WEIGHTS_NAME,
+    check_uploaded,
     only_pickle,
     read_index,
     read_tensors,
@@ -156,10 +157,10 @@ def _fetch(model: HubModel, folder: Path, kept: Mapping[str, Sequence[int]], cho
     weight_map = None if model.path(WEIGHTS_NAME) in files else read_index(Path(model.download(INDEX_NAME)))
     with _appearing(folder) as new:
         try:
-            _write(_Weights(model, weight_map, choose), new)
+            _write(_Weights(model, weight_map, choose, files), new)
         except RangesIgnored:
             logger.warning("The Hub has no range requests: whole files of %s are downloaded.", model.repo_id)
-            _write(_Weights(model, weight_map, choose, whole=True), new)
+            _write(_Weights(model, weight_map, choose, files, whole=True), new)
         for file in _BESIDE:
             if model.path(file) in files:
                 shutil.copyfile(model.download(file), new / file)
@@ -172,14 +173,22 @@ class _Weights:
     """The kept tensors, and what reads the files in which they lie."""
 
     def __init__(
-        self, model: HubModel, weight_map: Mapping[str, str] | None, choose: Choose, whole: bool = False
+        self,
+        model: HubModel,
+        weight_map: Mapping[str, str] | None,
+        choose: Choose,
+        files: Collection[str],
+        *,
+        whole: bool = False,
     ) -> None:
         self._model, self._whole = model, whole
         self._streams: dict[str, Stream] = {}
         if weight_map is None:
             self.tensors: Mapping[str, StoredTensor] = choose(self._open(WEIGHTS_NAME))
             return
-        shards = {shard: self._open(shard) for shard in sorted(set(choose(weight_map).values()))}
+        needed = sorted(set(choose(weight_map).values()))
+        check_uploaded(map(model.path, needed), files, model.repo_id)
+        shards = {shard: self._open(shard) for shard in needed}
         for name, shard in weight_map.items():
             if shard in shards and name not in shards[shard]:
                 raise CheckpointError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TypeGuard
@@ -183,6 +183,20 @@ def read_index(index: Path) -> dict[str, str]:
         _refuse(index, "it has no weight_map")
     _check_names(weight_map.values(), index)
     return weight_map
+
+
+def check_uploaded(shards: Iterable[str], files: Collection[str], repo_id: str) -> None:
+    """Check that a repository holds the shards that are needed of it.
+
+    Raises:
+        CheckpointError: If it lacks one.
+    """
+    for shard in shards:
+        if shard not in files:
+            raise CheckpointError(
+                f"{repo_id!r} lacks the weight file {shard!r} that {INDEX_NAME} names: its upload is not complete, so "
+                "tell its owner, or choose another revision."
+            )
 
 
 def _check_names(shards: Iterable[Any], index: Path) -> None:

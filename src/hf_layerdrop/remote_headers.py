@@ -15,6 +15,7 @@ from hf_layerdrop.headers import (
     WEIGHTS_NAME,
     CheckpointHeaders,
     TensorInfo,
+    check_uploaded,
     find_placed,
     only_pickle,
     read_checkpoint,
@@ -75,6 +76,7 @@ def _read_tensors(model: HubModel, files: set[str]) -> dict[str, TensorInfo]:
         raise CheckpointError(only_pickle(model.repo_id))
     weight_map = read_index(Path(model.download(INDEX_NAME)))
     shards = sorted(set(weight_map.values()))
+    check_uploaded(shards, files, model.repo_id)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         headers = dict(zip(shards, pool.map(lambda shard: _read_header(model, shard), shards), strict=True))
     return find_placed(weight_map, headers, PurePosixPath(model.repo_id))

@@ -101,4 +101,7 @@ def _is_for_all(name: str, stack: Stack) -> bool:
 
 
 def _listed(layers: set[int]) -> str:
-    return f"{len(layers)} layers ({min(layers)} to {max(layers)})" if layers else "none"
+    if not layers:
+        return "none"
+    missing = ", ".join(map(str, sorted(set(range(max(layers))) - layers)))
+    return f"{len(layers)} layers ({min(layers)} to {max(layers)}{', without ' * bool(missing)}{missing})"
