@@ -23,6 +23,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -512,17 +513,24 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body[first : last + 1], 206, headers)
 
 
+@lru_cache(maxsize=256)  # bytes remember their hash, so that of a large file the second request is answered at once
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _blob_oid(content: bytes) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % len(content))
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def _entry(commit: Commit, path: str) -> dict[str, Any]:
     """Describe a file as the Hub's tree does."""
     content = commit.files[path]
-    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _blob_oid(content)}
     if path in commit.lfs:
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        entry["lfs"] = {"oid": _digest(content), "size": len(content), "pointerSize": 134}
     return entry
 
 

@@ -121,7 +121,9 @@ def test_names_in_an_index_stay_in_the_repository(shard, hub, folder, tmp_path, 
     hub.add_folder("alice/other", folder / "whole")
     write_index(folder / "shards", {**placed(folder / "shards"), WEIGHT: shard})
     hub.add_folder(REPO, folder / "shards")
-    refused_both_ways(tmp_path, capsys, "names the weight file .*, which is not inside the folder|lacks the weight file")
+    refused_both_ways(
+        tmp_path, capsys, "names the weight file .*, which is not inside the folder|lacks the weight file"
+    )
     assert not [request for request in hub.requests if "other" in request.path or "passwd" in request.path]
 
 

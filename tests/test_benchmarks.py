@@ -85,6 +85,25 @@ def test_the_load_benchmark_reads_the_kept_tensors_and_no_more() -> None:
     assert all(numbers[name] > 0 for name in ("seconds", "seconds_plain", "seconds_load_then_cut", "peak_mb"))
 
 
+def test_the_hub_benchmark_fetches_the_kept_tensors_once() -> None:
+    done = benchmark("hub", "--json", "--short", "1")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers["bytes_kept"] <= numbers["bytes_served"] <= 1.02 * numbers["bytes_kept"] < numbers["file_bytes"]
+    assert numbers["bytes_served"] <= numbers["bytes_served_cut_off"] < numbers["file_bytes"]
+    assert numbers["cut_off"] >= 1
+    assert numbers["weight_requests_again"] == 0
+
+
+def test_the_prune_benchmark_writes_the_same_either_way() -> None:
+    done = benchmark("prune", "--json", "--short", "1")
+    assert done.returncode == 0, done.stderr
+    assert "| hf-layerdrop prune |" in done.stdout
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < numbers["bytes_kept"] < numbers["bytes"]
+    assert all(numbers[name] > 0 for name in ("peak_mb", "peak_resident_mb", "peak_mb_load_cut_save", "seconds"))
+
+
 def test_names_and_options_are_listed() -> None:
     done = benchmark("--help")
     assert all(name in done.stdout for name in ("load", "search", "strategies"))
