@@ -61,6 +61,7 @@ def train(
     size: int,
     accumulate: bool = True,
     on_step: Callable[[], None] = lambda: None,
+    loss_of: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor] = lambda model, batch: model(**batch).loss,
 ) -> None:
     """Train with gradient accumulation, on this rank's share of the rows."""
     model.train()
@@ -71,7 +72,7 @@ def train(
             last = micro_step == micro_steps - 1
             quiet = nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
             with quiet:
-                (model(**half(rows(step, micro_step), rank, size)).loss / micro_steps).backward()
+                (loss_of(model, half(rows(step, micro_step), rank, size)) / micro_steps).backward()
         optimizer.step()
         on_step()
         optimizer.zero_grad()

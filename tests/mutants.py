@@ -508,8 +508,8 @@ MUTANTS = [
     Mutant(
         "a dropped sub-layer is run",
         "structure_drop.py",
-        "        if mask is None or mask[index]:",
-        "        if True:",
+        "    return mask is None or mask[index]",
+        "    return True",
         (
             "test_structures.py::test_a_dropped_sub_layer_does_no_work_not_even_in_its_hooks[BertForSequenceClassification-ffn]",
         ),
@@ -754,6 +754,13 @@ MUTANTS = [
         "if self._ignores:",
         "if False:",
         ("test_accumulation.py::test_four_batches_a_step_train_as_one_that_is_four_times_as_large",),
+    ),
+    Mutant(
+        "a compiler looks into what decides on parts of a layer",
+        "structure_drop.py",
+        "    @outside_of_graphs\n    def _run_or_replace",
+        "    def _run_or_replace",
+        ("test_compiled_structures.py::test_regional_compilation_makes_no_graph_for_another_set_of_parts",),
     ),
 ]
 

@@ -28,9 +28,9 @@ outside_of_graphs = torch.compiler.disable(recursive=False, reason=ADVICE)
 in_compiled_region = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
-def direct(function: Callable[..., Any], *args: Any) -> Any:
+def direct(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function: what `untraced` does, outside of compiled regions, where it would only cost time."""
-    return function(*args)
+    return function(*args, **kwargs)
 
 
 untraced = torch.compiler.disable(direct)

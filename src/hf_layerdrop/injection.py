@@ -278,7 +278,7 @@ class _StackOwner:
         return self._draw_and_run(*args, **kwargs)
 
     def _may_draw(self) -> bool:
-        return self.training and any(draw.active for draw in self._layerdrop_draws)
+        return any(draw.may_drop(self.training) for draw in self._layerdrop_draws)
 
     @outside_of_graphs
     def _draw_and_run(self, *args: Any, **kwargs: Any) -> Any:
@@ -308,10 +308,8 @@ class _DroppableLayer:
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            draw = self._layerdrop_place[0]
-            if not (self.training and draw.active) and draw.mask is None and draw.fixed is None:
-                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if torch.compiler.is_compiling() and not self._layerdrop_place[0].may_drop(self.training):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
         return self._run_or_drop(*args, **kwargs)
 
     @outside_of_graphs

@@ -97,6 +97,10 @@ class StackDraw:
         """Whether any rate is above 0."""
         return self._active
 
+    def may_drop(self, training: bool) -> bool:
+        """Tell whether anything can be dropped in this mode, so that a graph cannot be the same in every forward."""
+        return (training and self._active) or self.mask is not None or self.fixed is not None
+
     @property
     def mean_kept(self) -> float:
         """Mean number of layers that a training forward runs."""

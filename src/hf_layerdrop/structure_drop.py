@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hf_layerdrop.adoption import adopt, release
+from hf_layerdrop.compiling import direct, in_compiled_region, outside_of_graphs, untraced, warn_of_whole_model
 from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
 from hf_layerdrop.recording import record_no_attentions
 from hf_layerdrop.state import StackDraw
@@ -113,17 +114,32 @@ class _PartsOwner:
     """Mixin of the module that loops over a stack: one draw for each structure and forward."""
 
     _layerdrop_parts: tuple[StackDraw, ...]
+    training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        refuse_replica(self)  # type: ignore[arg-type]
-        outer = [draw.mask for draw in self._layerdrop_parts]
+        if torch.compiler.is_compiling() and not any(draw.may_drop(self.training) for draw in self._layerdrop_parts):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._draw_parts_and_run(*args, **kwargs)
+
+    @outside_of_graphs
+    def _draw_parts_and_run(self, *args: Any, **kwargs: Any) -> Any:
+        draws = self._layerdrop_parts
+        call = untraced if in_compiled_region() else direct
+        call(refuse_replica, self)
+        if call is untraced:
+            untraced(warn_of_whole_model)
+        outer = call(_masks_of, draws)
         try:
-            for draw in self._layerdrop_parts:
-                draw.begin(self, (*args, *kwargs.values()))  # type: ignore[arg-type]
+            for draw in draws:
+                call(draw.begin, self, (*args, *kwargs.values()))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
-            for draw, mask in zip(self._layerdrop_parts, outer, strict=True):
+            for draw, mask in zip(draws, outer, strict=True):
                 draw.mask = mask
+
+
+def _masks_of(draws: Sequence[StackDraw]) -> list[Any]:
+    return [draw.mask for draw in draws]
 
 
 class _PartedLayer:
@@ -133,32 +149,59 @@ class _PartedLayer:
     """
 
     _layerdrop_sub_layers: list[tuple[StackDraw, int, nn.ModuleList]]
+    training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for draw, index, weights in self._layerdrop_sub_layers:
-            if draw.mask is not None and not draw.mask[index]:
-                if args:
-                    args = (with_zero_gradients(args[0], draw, index, weights), *args[1:])
-                else:
-                    touched = with_zero_gradients(kwargs["hidden_states"], draw, index, weights)
-                    kwargs = {**kwargs, "hidden_states": touched}
+        if torch.compiler.is_compiling() and not any(d.may_drop(self.training) for d, *_ in self._layerdrop_sub_layers):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._touch_and_run(*args, **kwargs)
+
+    @outside_of_graphs
+    def _touch_and_run(self, *args: Any, **kwargs: Any) -> Any:
+        call = untraced if in_compiled_region() else direct
+        args, kwargs = call(_touched, self._layerdrop_sub_layers, args, kwargs)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+def _touched(
+    sub_layers: Sequence[tuple[StackDraw, int, nn.ModuleList]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a layer is called with; where DDP waits for gradients of its dropped parts, they become zero."""
+    for draw, index, weights in sub_layers:
+        if draw.mask is not None and not draw.mask[index]:
+            if args:
+                args = (with_zero_gradients(args[0], draw, index, weights), *args[1:])
+            else:
+                touched = with_zero_gradients(kwargs["hidden_states"], draw, index, weights)
+                kwargs = {**kwargs, "hidden_states": touched}
+    return args, kwargs
 
 
 class _Part:
     """Mixin of a part of a sub-layer: run, or do what `structures` says in place of it."""
 
     _layerdrop_part: tuple[Any, ...]
+    training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        draw, index = self._layerdrop_part[:2]
-        mask = draw.in_force()
-        if mask is None or mask[index]:
+        if torch.compiler.is_compiling() and not self._layerdrop_part[0].may_drop(self.training):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._dropped(*args, **kwargs)
+        return self._run_or_replace(*args, **kwargs)
+
+    @outside_of_graphs
+    def _run_or_replace(self, *args: Any, **kwargs: Any) -> Any:
+        call = untraced if in_compiled_region() else direct
+        if call(_runs, *self._layerdrop_part[:2]):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return call(self._dropped, *args, **kwargs)
 
     def _dropped(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
+
+
+def _runs(draw: StackDraw, index: int) -> bool:
+    mask = draw.in_force()
+    return mask is None or mask[index]
 
 
 class _Zero(_Part):
@@ -199,12 +242,24 @@ class _JoinedHeads:
     """Mixin of an output projection: the slices of dropped heads in its input are zero."""
 
     _layerdrop_part: tuple[Any, ...]
+    training: bool
 
     def __call__(self, joined: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        draw, first, count = self._layerdrop_part[:3]
-        mask = draw.in_force()
-        kept = mask[first : first + count] if mask is not None else ()
-        return super().__call__(joined if all(kept) else _masked(joined, kept), *args, **kwargs)  # type: ignore[misc]
+        if torch.compiler.is_compiling() and not self._layerdrop_part[0].may_drop(self.training):
+            return super().__call__(joined, *args, **kwargs)  # type: ignore[misc]
+        return self._mask_and_run(joined, *args, **kwargs)
+
+    @outside_of_graphs
+    def _mask_and_run(self, joined: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        call = untraced if in_compiled_region() else direct
+        return super().__call__(call(_without_dropped, joined, *self._layerdrop_part[:3]), *args, **kwargs)  # type: ignore[misc]
+
+
+def _without_dropped(joined: torch.Tensor, draw: StackDraw, first: int, count: int) -> torch.Tensor:
+    """Return the joined heads with those zero that the mask drops."""
+    mask = draw.in_force()
+    kept = mask[first : first + count] if mask is not None else ()
+    return joined if all(kept) else _masked(joined, kept)
 
 
 _MIXINS: Mapping[str, type] = {ATTEND: _Attend, ZERO: _Zero, PASS: _Pass, RESIDUAL: _Residual}
