@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from itertools import combinations
+from math import comb
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import AutoModelForMaskedLM, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
+from architectures.tiny import build_tiny
 from conftest import DEPTH, batch_for, build, recorded_runs
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropError, OutputExistsError, TaskError
 from hf_layerdrop.evaluation import Evaluator, evaluate_depths, every_sub_network
@@ -242,6 +244,27 @@ def test_by_itself_a_beam_swaps_where_there_are_many_sets(monkeypatch: pytest.Mo
     assert search(model, strategy="beam", depth=3).evaluations > plain.evaluations
     monkeypatch.setattr(beam, "MANY_SETS", 20)
     assert search(model, strategy="beam", depth=3).evaluations == plain.evaluations
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["beam", "greedy_removal", "greedy_addition", "exhaustive", "random", "block_influence", "weight_norm", "spread"],
+)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_only_sets_that_plain_transformers_can_rebuild_are_tried(strategy: str, depth: int) -> None:
+    """ModernBERT's first layer lacks a norm, and no field of the config can say so of another one."""
+    model = AutoModelForMaskedLM.from_config(build_tiny("modernbert").model.config).eval()
+    ((stack, layers),) = depths_of(model).items()
+    data = [{"input_ids": torch.randint(5, 20, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}]
+    data = [{**batch, "labels": batch["input_ids"]} for batch in data]
+    found = search(model, data, strategy=strategy, depth=depth, test_dataset=data)
+    assert len(found.keep_layers[stack]) == depth < layers
+    assert found.keep_layers[stack][0] == 0
+    assert all(other.keep_layers[stack][0] == 0 for other in found.runner_ups)
+    if strategy == "exhaustive":
+        assert found.evaluations == comb(layers - 1, depth - 1)
+        assert found.share_as_good >= 1 / found.evaluations
+    prune_layers(model, found.keep_layers)
 
 
 def test_greedy_searches_take_the_best_single_step_each_time() -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.adapters import check_adapters, cut_adapters
 from hf_layerdrop.bias import borrowed_attributes, owners_of_bias
-from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.families import bias_in_first_block, cut_fields
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
@@ -112,6 +112,14 @@ class Cutter:
         cut = built_cut(self._whole, self._cut_config(kept), self.stacks, kept)
         check_rebuilds(self._whole, cut, self.stacks, kept)
         self._checked.add(key)
+
+    def can_cut(self, kept: Mapping[str, Sequence[int]]) -> bool:
+        """Tell whether `check` lets a cut pass."""
+        try:
+            self.check(kept)
+        except UnsupportedModelError:
+            return False
+        return True
 
     @cached_property
     def _may_differ(self) -> bool:

@@ -9,6 +9,7 @@ from random import Random
 
 from transformers import PreTrainedModel
 
+from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.pruning import Cutter
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.selection.budgets import Budget, Costs, Target, next_deeper
@@ -46,11 +47,16 @@ class Search:
         began = self.scorer.cost
         proposals = [self.propose(self._problem(target)) for target in targets]
         sets = list(chain.from_iterable(proposal.sub_networks for proposal in proposals))
+        if not sets:
+            raise UnsupportedModelError(
+                f"A {type(self.model).__name__} cannot be cut to any set of this depth that strategy {self.strategy!r} "
+                "came to: choose another depth, or strategy='exhaustive'."
+            )
         ranked = sorted(self.scorer.results(sets), key=self.objective.order)
         spent = self.scorer.cost - began
         winner = ranked[0]
         kept = _layers(winner)
-        space = Space(self.cutter.depths, {stack: len(layers) for stack, layers in kept.items()})
+        space = Space(self.cutter.depths, {stack: len(layers) for stack, layers in kept.items()}, self.cutter.can_cut)
         runner_ups = sorted(self.scorer.known(space), key=self.objective.order)
         outside = tuple(self._outside(space.target)) if self.budget.asks else ()
         share, samples = self._share_as_good(space, winner)
@@ -89,7 +95,7 @@ class Search:
 
     def _problem(self, target: Target) -> Problem:
         return Problem(
-            Space(self.cutter.depths, target),
+            Space(self.cutter.depths, target, self.cutter.can_cut),
             self.scorer,
             self.objective,
             Random(self.seed),
@@ -125,6 +131,8 @@ class Search:
             return good / space.count(), len(known)
         seen = {key_of(result.keep_layers) for result in known}
         drawn = space.random_sets(self.share_samples, Random(f"share {self.seed}"), without=seen)
+        if not drawn:  # the others cannot be cut
+            return good / len(known), len(known)
         good_others = others * self._count_good(self.scorer.results(drawn), winner) / len(drawn)
         return (good + good_others) / space.count(), len(known) + len(drawn)
 

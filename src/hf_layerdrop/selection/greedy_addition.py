@@ -5,8 +5,10 @@ It is cheaper than removal where few layers are kept, and poorer where layers on
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hf_layerdrop.selection.scoring import Problem
-from hf_layerdrop.selection.space import Space, whole
+from hf_layerdrop.selection.space import whole
 from hf_layerdrop.selection.strategies import Proposal
 
 
@@ -14,7 +16,7 @@ def select(problem: Problem) -> Proposal:
     """Propose the sets that the last step scored; stacks that stay whole are whole from the start."""
     space = problem.space
     start = {stack: depth if space.target[stack] == depth else 1 for stack, depth in space.depths.items()}
-    candidates = list(Space(space.depths, start).every_set())
+    candidates = list(replace(space, target=start).every_set())
     for _ in range(sum(space.target.values()) - sum(start.values())):
         candidates = space.with_one_more(problem.best(candidates, 1)[0])
     return Proposal(candidates or [whole(space.depths)])

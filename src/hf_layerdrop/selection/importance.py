@@ -22,9 +22,19 @@ Look = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 
 
 def keep_most_important(importances: Importances, space: Space) -> Proposal:
-    """Propose the layers with the highest importance of each stack; of equal ones the earlier."""
+    """Propose the layers with the highest importance of each stack; of equal ones the earlier.
+
+    Layers that the model cannot be cut without come first.
+    """
+    needed = space.needed()
     kept = {
-        stack: tuple(sorted(sorted(range(len(numbers)), key=lambda layer: -numbers[layer])[: space.target[stack]]))
+        stack: tuple(
+            sorted(
+                sorted(range(len(numbers)), key=lambda layer: (layer not in needed[stack], -numbers[layer]))[
+                    : space.target[stack]
+                ]
+            )
+        )
         for stack, numbers in importances.items()
     }
     return Proposal([kept], rounded(importances))

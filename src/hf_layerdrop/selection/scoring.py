@@ -11,6 +11,7 @@ from typing import Protocol
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.pruning import Cutter
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.selection.journal import Journal
@@ -126,6 +127,15 @@ class Problem:
     batches: Batches
 
     def best(self, kept: Sequence[Layers], count: int) -> list[Layers]:
-        """Score sub-networks and return the best few, best first."""
+        """Score sub-networks and return the best few, best first.
+
+        Raises:
+            UnsupportedModelError: If there is none: the model cannot be cut to one layer less, or more.
+        """
+        if not kept:
+            raise UnsupportedModelError(
+                "This strategy goes by one layer at a time, and the next one cannot be cut out of a "
+                f"{type(self.model).__name__} alone: use strategy='exhaustive' or 'random'."
+            )
         ranked = sorted(self.scorer.results(kept), key=self.objective.order)
         return [{stack: tuple(layers) for stack, layers in result.keep_layers.items()} for result in ranked[:count]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb, prod
@@ -15,36 +15,43 @@ from hf_layerdrop.keep import evenly_spread
 
 Layers = Mapping[str, tuple[int, ...]]
 Key = tuple[tuple[int, ...], ...]
+TRIES = 100
 
 
 @dataclass(frozen=True)
 class Space:
-    """All sub-networks of a model with ``depths`` layers that keep ``target`` of them, both by stack."""
+    """All sub-networks of a model with ``depths`` layers that keep ``target`` of them, both by stack.
+
+    ``can_cut`` tells those that plain transformers can rebuild from those that it cannot; all can be, if it is None.
+    """
 
     depths: Mapping[str, int]
     target: Mapping[str, int]
+    can_cut: Callable[[Layers], bool] | None = None
 
     def count(self) -> int:
-        """Count the sub-networks."""
+        """Count the sub-networks, also those that cannot be cut: to try each of them would take too long."""
         return prod(comb(depth, self.target[stack]) for stack, depth in self.depths.items())
 
     def every_set(self) -> Iterator[Layers]:
         """Yield all sub-networks, in walking order."""
         choices = [combinations(range(depth), self.target[stack]) for stack, depth in self.depths.items()]
-        return (dict(zip(self.depths, layers, strict=True)) for layers in product(*choices))
+        return self._possible(dict(zip(self.depths, layers, strict=True)) for layers in product(*choices))
 
     def random_sets(self, count: int, random: Random, without: Collection[Key] = ()) -> list[Layers]:
         """Draw different sub-networks at random, none of those in ``without``; all of them if there are no more."""
         if count >= self.count() - len(without):
             return [layers for layers in self.every_set() if key_of(layers) not in without]
         drawn: dict[Key, Layers] = {}
-        while len(drawn) < count:
+        for _ in range(TRIES * count):  # of a model that can hardly be cut there may be fewer
             layers = {
                 stack: tuple(sorted(random.sample(range(depth), self.target[stack])))
                 for stack, depth in self.depths.items()
             }
-            if key_of(layers) not in without:
+            if key_of(layers) not in without and any(self._possible([layers])):
                 drawn[key_of(layers)] = layers
+            if len(drawn) == count:
+                break
         return list(drawn.values())
 
     def spread(self) -> Layers:
@@ -53,32 +60,53 @@ class Space:
 
     def without_one(self, kept: Layers) -> list[Layers]:
         """List what is left of a sub-network after one more layer is removed from a stack that is too deep yet."""
-        return [
-            {**kept, stack: tuple(other for other in layers if other != layer)}
-            for stack, layers in kept.items()
-            if len(layers) > self.target[stack]
-            for layer in layers
-        ]
+        return list(
+            self._possible(
+                {**kept, stack: tuple(other for other in layers if other != layer)}
+                for stack, layers in kept.items()
+                if len(layers) > self.target[stack]
+                for layer in layers
+            )
+        )
 
     def with_one_more(self, kept: Layers) -> list[Layers]:
         """List what a sub-network becomes by one more layer in a stack that is not deep enough yet."""
-        return [
-            {**kept, stack: tuple(sorted((*layers, layer)))}
-            for stack, layers in kept.items()
-            if len(layers) < self.target[stack]
-            for layer in range(self.depths[stack])
-            if layer not in layers
-        ]
+        return list(
+            self._possible(
+                {**kept, stack: tuple(sorted((*layers, layer)))}
+                for stack, layers in kept.items()
+                if len(layers) < self.target[stack]
+                for layer in range(self.depths[stack])
+                if layer not in layers
+            )
+        )
 
     def with_one_swapped(self, kept: Layers) -> list[Layers]:
         """List the sub-networks that keep one other layer of a stack instead of one of these."""
-        return [
-            {**kept, stack: tuple(sorted({*layers, other} - {layer}))}
-            for stack, layers in kept.items()
-            for other in range(self.depths[stack])
-            if other not in layers
-            for layer in layers
-        ]
+        return list(
+            self._possible(
+                {**kept, stack: tuple(sorted({*layers, other} - {layer}))}
+                for stack, layers in kept.items()
+                for other in range(self.depths[stack])
+                if other not in layers
+                for layer in layers
+            )
+        )
+
+    def needed(self) -> dict[str, frozenset[int]]:
+        """Return by stack the layers without which the model cannot be cut at all, each tried alone."""
+        everything = whole(self.depths)
+        return {
+            stack: frozenset(
+                layer
+                for layer in layers
+                if not any(self._possible([{**everything, stack: tuple(other for other in layers if other != layer)}]))
+            )
+            for stack, layers in everything.items()
+        }
+
+    def _possible(self, kept: Iterable[Layers]) -> Iterator[Layers]:
+        return (layers for layers in kept if self.can_cut is None or self.can_cut(layers))
 
 
 def whole(depths: Mapping[str, int]) -> Layers:
