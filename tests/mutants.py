@@ -762,6 +762,13 @@ MUTANTS = [
         "    def _run_or_replace",
         ("test_compiled_structures.py::test_regional_compilation_makes_no_graph_for_another_set_of_parts",),
     ),
+    Mutant(
+        "a run of Lightning's that goes on learns anew",
+        "lightning.py",
+        "if CHECKPOINT_KEY in checkpoint:",
+        "if False:",
+        ("test_integration_lightning.py::test_rates_are_learned_as_in_a_loop_and_a_resumed_run_goes_on_learning",),
+    ),
 ]
 
 

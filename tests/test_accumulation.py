@@ -12,6 +12,7 @@ from conftest import build
 from hf_layerdrop.accumulation import LossScaling
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state
 from hf_layerdrop.trainers import TaskTrainer
+from ranks import found_by_ranks
 
 ROWS, STEPS = 16, 3
 IGNORES, TOKENS, DIVIDES = "BertForSequenceClassification", "BertForMaskedLM", "BertLMHeadModel"
@@ -134,3 +135,22 @@ def test_batches_of_unequal_numbers_of_labels_need_the_mixin(tmp_path: Path) -> 
     told, weighed = first_step(TOKENS, tmp_path, 4, Trainer, told=True), first_step(TOKENS, tmp_path, 4, Weighing)
     assert torch.allclose(weighed, at_once, atol=1e-6)
     assert (told - at_once).norm() > 1e-3 * at_once.norm()
+
+
+# --- on two ranks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """What each of two gloo processes found, by case."""
+    return found_by_ranks(Path(__file__).with_name("accumulation_worker.py"), str(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.mark.parametrize("execution", ["skip", "mask"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_unequal_batches_on_two_ranks_train_as_in_one_process(ranks: dict, way: str, execution: str) -> None:
+    for found in ranks[f"{way} {execution}"]:
+        assert found["distance"] < 1e-5
+        assert found["to means"] > 1e-3
+        assert found["ignores"]
+        assert found.get("sharded", 4) == 4

@@ -5,8 +5,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from conftest import build, recorded_runs
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, set_step
 from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.learned import learn_rates
 from integrations import ROWS, needed
 
 lightning = needed("lightning.pytorch")
@@ -87,3 +88,51 @@ def test_a_model_in_evaluation_mode_is_an_error_and_not_a_training_without_layer
 def test_a_model_without_layerdrop_is_an_error(tmp_path):
     with pytest.raises(LayerDropStateError, match="inject_layerdrop first"):
         fit(Classifier(None), tmp_path)
+
+
+# --- learned rates ------------------------------------------------------------------------------------------------
+
+LEARNED = LayerDropConfig(0.5, seed=0, sampler="learned")
+
+
+def learned_rates(module):
+    return module.model.config.hf_layerdrop["learned_rates"]["encoder"]
+
+
+def learned_in_a_loop(accumulated, epochs):
+    """Return what a loop without Lightning learns of the same batches."""
+    module = Classifier(LEARNED)
+    optimizer, step = module.configure_optimizers(), 0
+    rows = [{name: torch.tensor(value) for name, value in row.items()} for row in ROWS]
+    for _ in range(epochs):
+        batches = list(DataLoader(rows, batch_size=2))
+        for first in range(0, len(batches), accumulated):
+            together = batches[first : first + accumulated]
+            for micro_step, batch in enumerate(together):
+                set_step(module, step, micro_step)
+                loss = module.training_step(batch, None)
+                (loss / accumulated).backward()  # as Lightning does, also where fewer are left
+                ended = micro_step == len(together) - 1
+                if ended:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                learn_rates(module, loss.detach() / len(together), step_ended=ended)
+            step += 1
+    return module
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+def test_rates_are_learned_as_in_a_loop_and_a_resumed_run_goes_on_learning(accumulated, tmp_path):
+    whole, first, second = Classifier(LEARNED), Classifier(LEARNED), Classifier(LEARNED)
+    changes = {"accumulate_grad_batches": accumulated}
+    fit(whole, tmp_path, epochs=6, **changes)
+    expected = learned_in_a_loop(accumulated, epochs=6)
+    assert whole.runs == expected.runs
+    assert learned_rates(whole) == pytest.approx(learned_rates(expected), abs=1e-6)
+    assert max(abs(rate - 0.5) for rate in learned_rates(whole)) > 1e-3
+    assert sum(learned_rates(whole)) == pytest.approx(2)
+    fit(first, tmp_path, epochs=3, **changes).save_checkpoint(tmp_path / "half.ckpt")
+    fit(second, tmp_path, epochs=6, resume=str(tmp_path / "half.ckpt"), **changes)
+    assert [*first.runs, *second.runs] == whole.runs
+    assert learned_rates(second) == learned_rates(whole)
+    assert learned_rates(first) != learned_rates(whole)

@@ -7,7 +7,16 @@ from accelerate.hooks import AlignDevicesHook
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForSequenceClassification, Trainer
 
-from conftest import assert_same_tensors, batch_for, build, gradients_of, loss_of, recorded_runs
+from conftest import (
+    assert_same_tensors,
+    batch_for,
+    build,
+    gradients_of,
+    keep_all_stacks,
+    layers_of,
+    loss_of,
+    recorded_runs,
+)
 from hf_layerdrop import (
     AutoLayerDropModelForSequenceClassification,
     LayerDropConfig,
@@ -17,33 +26,74 @@ from hf_layerdrop import (
     set_step,
 )
 from integrations import ROWS, training_arguments
+from test_structures import inputs, new
 
 HEAD = "BertForSequenceClassification"
 KEPT = [0, 2]
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
-def autocast_gradients(model, dtype):
+MODELS = pytest.mark.parametrize("name", [HEAD, "BartForConditionalGeneration", "LlamaModel"])
+
+
+def autocast_step(model, name, dtype, seed=0):
+    """Return the loss and the gradients of a training step under autocast."""
     with torch.autocast("cpu", dtype=dtype):
-        loss = loss_of(model, batch_for(HEAD))
-    return gradients_of(model, loss)
+        loss = loss_of(model.train(), inputs(name, seed))
+    return loss.detach(), gradients_of(model, loss)
+
+
+def weights_of_layers(model, layers):
+    """Return the names of the weights in these layers of each stack."""
+    chosen = {
+        id(weight) for stack in layers_of(model).values() for layer in layers for weight in stack[layer].parameters()
+    }
+    return {name for name, weight in model.named_parameters() if id(weight) in chosen}
 
 
 @DTYPES
-def test_autocast_drops_layers_and_rate_0_changes_nothing(dtype):
-    expected = autocast_gradients(build(HEAD).train(), dtype)
-    model = build(HEAD).train()
-    inject_layerdrop(model, 0.0)
-    assert_same_tensors(autocast_gradients(model, dtype), expected)
+@MODELS
+@pytest.mark.parametrize("execution", ["skip", "mask"])
+def test_autocast_at_rate_0_is_bit_equal_to_the_untouched_model(name, dtype, execution):
+    expected, gradients = autocast_step(new(name), name, dtype)
+    model = new(name)
+    inject_layerdrop(model, LayerDropConfig(0.0, execution=execution))
+    loss, found = autocast_step(model, name, dtype)
+    assert torch.equal(loss, expected)
+    assert_same_tensors(found, gradients)
+
+
+@DTYPES
+@MODELS
+def test_a_layer_dropped_under_autocast_gets_no_gradient_and_the_rest_what_the_cut_model_gets(name, dtype):
+    model, cut = new(name), new(name)
     inject_layerdrop(model, LayerDropConfig((0, 1, 0, 1)))
-    found = autocast_gradients(model, dtype)
-    cut = build(HEAD).train()
-    prune_layers(cut, KEPT)
-    of_cut = list(autocast_gradients(cut, dtype).values())
-    assert all(map(torch.equal, [gradient for gradient in found.values() if gradient is not None], of_cut))
-    assert {name for name, gradient in found.items() if gradient is None} == {
-        name for name in found if ".layer.1." in name or ".layer.3." in name
-    }
+    prune_layers(cut, keep_all_stacks(cut, KEPT))
+    loss, found = autocast_step(model, name, dtype)
+    of_cut, gradients = autocast_step(cut, name, dtype)
+    assert torch.equal(loss, of_cut)
+    kept = [gradient for name, gradient in found.items() if name not in weights_of_layers(model, (1, 3))]
+    assert_same_tensors(dict(enumerate(kept)), dict(enumerate(gradients.values())))
+    assert all(found[name] is None for name in weights_of_layers(model, (1, 3)))
+    assert all(found[name] is not None for name in weights_of_layers(model, KEPT))
+
+
+@DTYPES
+@MODELS
+def test_masking_under_autocast_computes_what_skipping_does(name, dtype):
+    model, expected = new(name), new(name)
+    inject_layerdrop(model, LayerDropConfig(0.5, seed=1, execution="mask"))
+    inject_layerdrop(expected, LayerDropConfig(0.5, seed=1))
+    patterns = set()
+    for step in range(6):
+        (loss, found), (other, gradients) = (autocast_step(each, name, dtype, step) for each in (model, expected))
+        assert torch.equal(loss, other)
+        dropped = frozenset(name for name, gradient in gradients.items() if gradient is None)
+        patterns.add(dropped)
+        kept = [{key: each[key] for key in gradients if key not in dropped} for each in (found, gradients)]
+        assert_same_tensors(*kept)
+        assert not any(found[key].any() for key in dropped if found[key] is not None)
+    assert len(patterns) > 2
 
 
 def test_trainer_in_bf16_trains_what_was_not_dropped(tmp_path):

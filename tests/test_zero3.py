@@ -35,6 +35,17 @@ def found() -> dict[str, dict]:
     """What rank 0 says, by case."""
     cases = [{"name": name, **USUAL, **changes} for name, changes in {**CASES, **REFUSED}.items()]
     printed = run_on_two_ranks(WORKER, json.dumps(cases))
+    return _said(printed)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What rank 0 says of Trainer, by execution."""
+    script = WORKER.with_name("zero3_trainer_worker.py")
+    return _said(run_on_two_ranks(script, str(tmp_path_factory.mktemp("runs"))))
+
+
+def _said(printed: str) -> dict[str, dict]:
     said = [json.loads(line) for line in printed.splitlines() if line.startswith('{"case"')]
     return {entry["case"]: entry for entry in said}
 
@@ -83,3 +94,12 @@ def test_gradients_are_cleared_in_the_first_micro_step_alone(monkeypatch: pytest
     weights[0].requires_grad_(False)
     clear_stale_gradients(layer)
     assert len(optimizer.cleared) == (len(weights) - 1 if micro_step == 0 else 0)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("execution", ["skip", "mask"])
+def test_trainer_weighs_unequal_batches_as_one_process_does(trained: dict[str, dict], execution: str) -> None:
+    assert trained[execution]["wrapped"] == "DeepSpeedEngine"
+    assert trained[execution]["ignores"]
+    assert trained[execution]["distance"] < 1e-5
+    assert trained[execution]["to means"] > 1e-3

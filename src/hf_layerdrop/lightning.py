@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import injected_model, layerdrop_state, set_step
+from hf_layerdrop.stepping import learn
+
+CHECKPOINT_KEY = "hf_layerdrop"
 
 
 class LayerDropStepCallback(Callback):
     """Tell the draws which step begins, so that a resumed run drops what the uninterrupted one would have dropped.
 
-    The step is Lightning's own, which its checkpoints hold; there is no further state. Rates that are learned need a
-    loop that shows the losses (`hf_layerdrop.learned.learn_rates`).
+    The step is Lightning's own, which its checkpoints hold. Where drop rates are learned, they are shown the loss that
+    ``training_step`` returns, and what was learned stands in the checkpoints, too.
     """
+
+    def __init__(self) -> None:
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so before the first step if nothing would ever be dropped.
@@ -34,3 +41,27 @@ class LayerDropStepCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin the step, or the next of the batches whose gradients it accumulates."""
         set_step(pl_module, trainer.global_step, batch_idx % trainer.accumulate_grad_batches)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learn from the loss, if the drop rates are learned."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if layerdrop_state(pl_module).learner is None or loss is None:
+            return
+        # Lightning divides by the batches of a whole step, and the last step of an epoch may have fewer.
+        batches = trainer.accumulate_grad_batches
+        here = min(batches, trainer.num_training_batches - (batch_idx - batch_idx % batches))
+        learn(injected_model(pl_module), loss * batches / here, step_ended=trainer.global_step > self._step)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was learned; the draws have no state but the step."""
+        learner = layerdrop_state(pl_module).learner
+        if learner is not None:
+            checkpoint[CHECKPOINT_KEY] = learner.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on learning, if the checkpoint is of a run that learned the rates."""
+        if CHECKPOINT_KEY in checkpoint:
+            layerdrop_state(pl_module).load_learned(checkpoint[CHECKPOINT_KEY])
