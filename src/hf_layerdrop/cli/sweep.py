@@ -147,8 +147,8 @@ def choose_task(name: str | None, columns: Sequence[str], label_column: str | No
     if not architecture.endswith(f"For{SEQUENCES}"):
         raise TaskError(
             f"The checkpoint is a {architecture}, but without a --task of another kind classifiers of texts "
-            f"(...For{SEQUENCES}) are measured: finetune it first, for example with hf-layerdrop train; models of images "
-            "or speech are measured from Python, with evaluate_depths(trainer, depths=...)."
+            f"(...For{SEQUENCES}) are measured: finetune it first, for example with hf-layerdrop train; models of "
+            "images or speech are measured from Python, with evaluate_depths(trainer, depths=...)."
         )
     labels = [str(label) for label in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).values()]
     if named is None:
