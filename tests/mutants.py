@@ -54,6 +54,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a beam swaps no layers",
+        "selection/beam.py",
+        "distinct([*candidates, *space.with_one_swapped(best)])",
+        "distinct([*candidates])",
+        ("test_selection.py::test_each_round_of_swaps_brings_the_best_single_layer_back",),
+    ),
+    Mutant(
+        "a search tries sets that cannot be cut",
+        "selection/space.py",
+        "if self.can_cut is None or self.can_cut(layers)",
+        "if True",
+        ("test_selection.py::test_only_sets_that_plain_transformers_can_rebuild_are_tried[3-beam]",),
+    ),
+    Mutant(
+        "a shard that the Hub lacks is not told",
+        "headers.py",
+        "        if shard not in files:",
+        "        if False:",
+        ("test_bad_hub.py::test_shards_that_do_not_fit_are_refused[name_a_shard_that_is_not_there]",),
+    ),
+    Mutant(
         "the draw always keeps all",
         "draws.py",
         "tuple(map(ge, numbers, rates))",
