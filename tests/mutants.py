@@ -139,7 +139,7 @@ MUTANTS = [
     ),
     Mutant(
         "layers are dropped in evaluation too",
-        "state.py",
+        "stack_draws.py",
         "if self._active and owner.training and",
         "if self._active and",
         ("test_injection.py::test_rate_0_and_eval_are_bit_equal_to_the_untouched_model",),
@@ -188,7 +188,7 @@ MUTANTS = [
     ),
     Mutant(
         "forwards that a backward pass repeats are not counted",
-        "state.py",
+        "stack_draws.py",
         "        self._repeats = True\n",
         "",
         ("test_recomputation.py::test_forwards_without_gradient_are_repeated_with_the_same_layers_and_count_once",),
@@ -209,7 +209,7 @@ MUTANTS = [
     ),
     Mutant(
         "an encoder drops beside a decoder that continues a cache",
-        "state.py",
+        "stack_draws.py",
         "if self._has_sibling else inputs",
         "if False else inputs",
         ("test_injection.py::test_an_encoder_drops_nothing_beside_a_decoder_that_continues_a_cache",),
@@ -223,21 +223,21 @@ MUTANTS = [
     ),
     Mutant(
         "a recomputation draws again",
-        "state.py",
+        "stack_draws.py",
         "            return self._remembered() or self._repeated(owner)",
         "            return self.draw()",
         ("test_recomputation.py::test_gradients_equal_those_without_checkpointing",),
     ),
     Mutant(
         "a recomputed layer forgets that it was dropped",
-        "state.py",
+        "stack_draws.py",
         "            record._layerdrop_dropped = (id(self), layer)",
         "            pass",
         ("test_recomputation.py::test_a_dropped_layer_is_not_run_by_a_recomputation_either",),
     ),
     Mutant(
         "forwards without gradient advance the count",
-        "state.py",
+        "stack_draws.py",
         "        if counts or recorded:",
         "        if True:",
         ("test_injection.py::test_forwards_without_gradient_and_evaluations_do_not_advance_the_count",),
@@ -258,14 +258,14 @@ MUTANTS = [
     ),
     Mutant(
         "generate drops layers",
-        "state.py",
+        "stack_draws.py",
         "if recomputation.inside_generate():",
         "if False:",
         ("test_injection.py::test_generate_in_train_mode_drops_nothing_and_draws_nothing",),
     ),
     Mutant(
         "a forward that continues a cache drops layers",
-        "state.py",
+        "stack_draws.py",
         "if any(holds_tokens(value) for value in given):",
         "if False:",
         ("test_injection.py::test_a_forward_that_continues_a_cache_drops_nothing",),
@@ -337,7 +337,7 @@ MUTANTS = [
     ),
     Mutant(
         "a sub-network in place drops layers in training",
-        "state.py",
+        "stack_draws.py",
         "owner.training and not self.paused",
         "owner.training",
         ("test_pruning.py::test_a_sub_network_of_a_model_in_training_drops_nothing_and_saves_as_the_pruned_model",),
@@ -562,21 +562,21 @@ MUTANTS = [
     ),
     Mutant(
         "structures of a stack draw alike",
-        "state.py",
+        "stack_draws.py",
         'name if structure == "layer" else f"{name}/{structure}"',
         "name",
         ("test_structures.py::test_groups_are_drawn_apart_at_the_rate_and_those_of_a_dropped_layer_are_dropped",),
     ),
     Mutant(
         "parts of a dropped layer count as kept",
-        "state.py",
+        "stack_draws.py",
         "return mask if layers is None else",
         "return mask if True else",
         ("test_structures.py::test_groups_are_drawn_apart_at_the_rate_and_those_of_a_dropped_layer_are_dropped",),
     ),
     Mutant(
         "a recomputed layer does not know the masks of its parts",
-        "state.py",
+        "stack_draws.py",
         "            _parts_on(record)[id(self)] = self.mask",
         "            pass",
         ("test_structures.py::test_gradient_checkpointing_reuses_the_masks[LlamaModel-ffn-True]",),
@@ -698,7 +698,7 @@ MUTANTS = [
     ),
     Mutant(
         "a forward past the layers' call goes unnoticed",
-        "state.py",
+        "stack_draws.py",
         "if self.mask is not None and not self._heeded and not all(self.mask):",
         "if False:",
         (

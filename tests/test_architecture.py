@@ -34,7 +34,7 @@ FLOORS = [
         "wrappers",
     },
     {"config", "header_stacks", "results", "recomputation", "distributed", "bias", "borrowing", "scratch", "compiling"},
-    {"headers"},
+    {"headers", "stack_draws"},
     {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache"},
     {"stepping", "rebuilding", "structure_drop", "http_ranges", "lazy_tensors", "weight_names", "masking"},
     {"injection", "downloads"},

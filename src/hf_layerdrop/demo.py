@@ -227,7 +227,7 @@ def _estimate_callback(say: Callable[[str], None], arms: int, after: int = 20, l
 
 def _steps_for(layer_forwards: int, config: LayerDropConfig, depth: int, trainer: Trainer) -> int:
     """Count the steps that spend ``layer_forwards``: the draws are known beforehand."""
-    from hf_layerdrop.state import StackDraw
+    from hf_layerdrop.stack_draws import StackDraw
 
     if not config.mean_rate:
         return layer_forwards // depth

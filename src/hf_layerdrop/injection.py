@@ -40,8 +40,9 @@ from hf_layerdrop.handing import handed_on, hidden_states_of_call
 from hf_layerdrop.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.naming import stack_name
 from hf_layerdrop.recording import recorded_key
+from hf_layerdrop.stack_draws import StackDraw
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
-from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, StackDraw, find_injected
+from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, find_injected
 from hf_layerdrop.stepping import register_with_trainer
 from hf_layerdrop.structure_drop import StructureDrop, release_owner, release_parts
 from hf_layerdrop.wrappers import transformers_model

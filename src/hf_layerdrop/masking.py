@@ -24,7 +24,7 @@ from hf_layerdrop.distributed import refuse_replica
 from hf_layerdrop.draws import Mask
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.handing import name_of_hidden_states
-from hf_layerdrop.state import StackDraw, holds_tokens
+from hf_layerdrop.stack_draws import StackDraw, holds_tokens
 
 
 class Place:

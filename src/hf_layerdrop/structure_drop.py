@@ -21,7 +21,7 @@ from hf_layerdrop.adoption import adopt, release
 from hf_layerdrop.compiling import direct, in_compiled_region, outside_of_graphs, untraced, warn_of_whole_model
 from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
 from hf_layerdrop.recording import record_no_attentions
-from hf_layerdrop.state import StackDraw
+from hf_layerdrop.stack_draws import StackDraw
 from hf_layerdrop.structures import (
     ATTEND,
     FINDERS,

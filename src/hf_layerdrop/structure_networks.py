@@ -13,8 +13,9 @@ from hf_layerdrop.draws import Mask
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, remove_layerdrop
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
+from hf_layerdrop.stack_draws import StackDraw
 from hf_layerdrop.stacks import depths_of
-from hf_layerdrop.state import StackDraw, find_injected
+from hf_layerdrop.state import find_injected
 from hf_layerdrop.structures import FINDERS
 
 KeepHeads = Mapping[int, Sequence[int]]
