@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_layerdrop.config import LayerDropConfig
-from hf_layerdrop.draws import bernoulli, one_of, shallowest_depth, uniforms
+from hf_layerdrop.draws import bernoulli, integers, one_of, shallowest_depth, thresholds, uniforms
 from hf_layerdrop.keep import evenly_spread
 from hf_layerdrop.state import LayerDropState
 
@@ -79,6 +79,17 @@ def test_no_global_generator_is_read_or_advanced():
 def test_rate_0_keeps_all_and_rate_1_none(numbers):
     assert all(bernoulli([0.0] * len(numbers), numbers))
     assert not any(bernoulli([1.0] * len(numbers), numbers))
+
+
+@given(
+    rates=st.lists(st.floats(0, 1) | st.integers(0, 2**32).map(lambda n: n / 2**32), min_size=1),
+    seed=st.integers(0, 99),
+)
+def test_thresholds_drop_what_the_rates_drop(rates, seed):
+    counter = (seed, 0, 0, 0, "encoder", len(rates))
+    assert bernoulli(thresholds(rates), integers(*counter)) == bernoulli(rates, uniforms(*counter))
+    edges = [number / 2**32 for number in integers(*counter)]  # the smallest number that still keeps
+    assert all(bernoulli(thresholds(edges), integers(*counter)))
 
 
 def test_bernoulli_drops_each_layer_at_its_own_rate_and_on_its_own():

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_layerdrop import distributed, recomputation
 from hf_layerdrop.config import LayerDropConfig
-from hf_layerdrop.draws import Mask, bernoulli, one_of, shallowest_depth, uniforms
+from hf_layerdrop.draws import Mask, bernoulli, integers, one_of, shallowest_depth, thresholds, uniforms
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.keep import evenly_spread
 from hf_layerdrop.learning.learner import RateLearner
@@ -80,6 +80,7 @@ class StackDraw:
         """Use these rates, one a layer, from the next forward on; ``agreed`` if the ranks need not be asked again."""
         self.rates = tuple(rates)
         self._group_rates = self._by_group(self.rates)
+        self._thresholds = thresholds(self._group_rates)
         self._agreed = self._agreed and agreed
         self._active = any(self.rates)
         if self._sampler == "depth":
@@ -119,7 +120,7 @@ class StackDraw:
         """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
         if self.structure != "layer":
             return 0 if self._within is not None else len(self.groups)
-        return self.depth if self.mask is None else sum(self.mask)
+        return self.depth if self.mask is None else self.mask.count(True)
 
     def runs(self, layer: int) -> bool:
         """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""
@@ -167,7 +168,7 @@ class StackDraw:
         counter = (self.seed, self.step, self.micro_step, self.forward, self.name)
         if self._sampler == "depth":
             return one_of(self._masks, uniforms(*counter, 1)[0])
-        mask = bernoulli(self._group_rates, uniforms(*counter, self.depth))
+        mask = bernoulli(self._thresholds, integers(*counter, self.depth))
         layers = self._within.mask if self._within is not None else None
         return mask if layers is None else tuple(map(all, zip(mask, self._by_group(layers), strict=True)))
 
@@ -228,7 +229,7 @@ class StackDraw:
             self.learner.note_draw(self.name, self.rates, mask)
             self._measured = True
         self.forwards += 1
-        self.layers_run += sum(mask)
+        self.layers_run += mask.count(True)
 
     def _check_ranks(self, owner: nn.Module) -> None:
         """Compare the draw with that of other ranks, as soon as one of its forwards is that of a model they share."""
