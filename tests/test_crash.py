@@ -49,10 +49,9 @@ def start(model: Path, output: Path, death: Death = Death(), ranks: int = 1, cou
     for process in processes:
         process.start()
     try:
-        for _ in processes:
-            alive = [process for process in processes if process.is_alive()]
-            ended = wait([process.sentinel for process in alive], SECONDS)
-            assert ended or not alive, "it hangs"
+        while alive := [process for process in processes if process.is_alive()]:
+            # without anything to wait for (two may end at once), it would wait for all of the time
+            assert wait([process.sentinel for process in alive], SECONDS), "it hangs"
             if any(process.exitcode for process in processes):
                 break
     finally:
