@@ -54,6 +54,13 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a refused weight is named by its place in the cut model",
+        "cuts.py",
+        "return self.names.renumbered(weight, new[0], new[1], old[1]) if new and old else weight",
+        "return weight",
+        ("test_bad_input.py::test_shards_that_do_not_fit_are_refused",),
+    ),
+    Mutant(
         "a beam swaps no layers",
         "selection/beam.py",
         "distinct([*candidates, *space.with_one_swapped(best)])",

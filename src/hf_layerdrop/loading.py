@@ -275,7 +275,7 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
                 result = cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
             load_config = kwargs.get("load_config", args[0] if args else None)
             if not getattr(load_config, "ignore_mismatched_sizes", False):
-                check_shapes(result[0].mismatched_keys)
+                check_shapes((cut.name_in_whole(name), *shapes) for name, *shapes in result[0].mismatched_keys)
             return result
 
     Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__
