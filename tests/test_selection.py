@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -265,6 +266,20 @@ def test_only_sets_that_plain_transformers_can_rebuild_are_tried(strategy: str, 
         assert found.evaluations == comb(layers - 1, depth - 1)
         assert found.share_as_good >= 1 / found.evaluations
     prune_layers(model, found.keep_layers)
+
+
+def test_budgets_count_only_what_can_be_cut() -> None:
+    """ModernBERT's first layer is the smallest one, and the one that has to stay."""
+    model = AutoModelForMaskedLM.from_config(build_tiny("modernbert").model.config).eval()
+    ((stack, _),) = depths_of(model).items()
+    data = [{"input_ids": torch.randint(5, 20, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}]
+    data = [{**batch, "labels": batch["input_ids"]} for batch in data]
+    cut = copy.deepcopy(model)
+    prune_layers(cut, {stack: [0, 2]})
+    for budget in ({"max_parameters": count_parameters(cut)}, {"max_latency_ms": 10_000}):
+        found = search(model, data, depth=None, test_dataset=data, **budget)
+        assert found.keep_layers[stack][0] == 0
+        assert len(found.keep_layers[stack]) == (2 if "max_parameters" in budget else len(model.model.layers))
 
 
 def test_greedy_searches_take_the_best_single_step_each_time() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -77,6 +78,11 @@ class Costs:
         """Count the parameters of each layer, by stack."""
         return {stack: [count_parameters(layer) for layer in layers] for stack, layers in self._cutter.lists.items()}
 
+    @cached_property
+    def needed(self) -> Mapping[str, frozenset[int]]:
+        """The layers of each stack without which the model cannot be cut."""
+        return Space(self._cutter.depths, self._cutter.depths, self._cutter.can_cut).needed()
+
     def excess(self, budget: Budget, kept: Layers) -> str | None:
         """Say which limit a sub-network exceeds, and by what; None if it fits."""
         found: list[tuple[str, Callable[[Layers], float | None], float | None, str]] = [
@@ -128,11 +134,15 @@ def _fits(budget: Budget, costs: Costs, depths: Mapping[str, int], target: Targe
 
 
 def _extreme_set(costs: Costs, space: Space, *, dearest: bool) -> Layers:
-    """Return the set of the largest or smallest layers; the evenly spread one where they are all alike."""
+    """Return the set of the largest or smallest layers; the evenly spread one where they are all alike.
+
+    Layers that the model cannot be cut without come first.
+    """
     sizes = costs.layer_sizes()
     kept = {}
     for stack, spread in space.spread().items():
         order = sorted(range(space.depths[stack]), key=lambda layer: sizes[stack][layer], reverse=dearest)
+        order.sort(key=lambda layer: layer not in costs.needed[stack])
         kept[stack] = tuple(sorted(order[: len(spread)])) if len(set(sizes[stack])) > 1 else spread
     return kept
 
