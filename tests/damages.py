@@ -98,7 +98,7 @@ WRONG_SHARDS = [
     (name_a_shard_that_is_not_there, "model-00077-of-00099.*cannot be read: No such file"),
     (name_a_wrong_shard, "lacks the tensor .* that model.safetensors.index.json places there"),
     (name_a_foreign_shard_of_other_names, "foreign.safetensors.* lacks the tensor"),
-    (name_a_foreign_shard_of_other_shapes, r"attention.self.query.weight' .*\(16, 24\).*\(16, 16\)"),
+    (name_a_foreign_shard_of_other_shapes, r"layer\.1\.attention.self.query.weight' .*\(16, 24\).*\(16, 16\)"),
     (name_a_folder, "inner.*cannot be read: Is a directory"),
     (name_a_file_that_is_no_weights, "config.json' is corrupt"),
     (name_a_pickle, "part.bin' is corrupt"),

@@ -54,6 +54,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a cache that is too short stays on in place",
+        "pruning.py",
+        "if has_short_cache(self._model, self.stacks):",
+        "if False:",
+        ("test_generation_cache.py",),
+    ),
+    Mutant(
+        "a cache that is too short stays on after loading",
+        "loading.py",
+        "switch_off_short_cache(model, stacks)",
+        "pass",
+        ("test_generation_cache.py",),
+    ),
+    Mutant(
+        "a refused weight is named by its place in the cut model",
+        "cuts.py",
+        "return self.names.renumbered(weight, new[0], new[1], old[1]) if new and old else weight",
+        "return weight",
+        ("test_bad_input.py::test_shards_that_do_not_fit_are_refused",),
+    ),
+    Mutant(
         "a beam swaps no layers",
         "selection/beam.py",
         "distinct([*candidates, *space.with_one_swapped(best)])",

@@ -60,10 +60,11 @@ def kept_by_us(tmp_path):
     return [path for path in (tmp_path / "home/hf_layerdrop").rglob("*") if path.is_file()]
 
 
-def refused_both_ways(tmp_path, capsys, said, *, faithful=False):
+def refused_both_ways(tmp_path, capsys, said, *, faithful=None):
     """Check that the model is refused by both, and that neither leaves anything behind.
 
-    Except ``faithful``: what the Hub has is whole, and only does not fit its config, so that its copy may stay.
+    Except where what the Hub has is whole, and only does not fit its config: of that a copy may stay, which holds the
+    ``faithful`` tensors.
     """
     capsys.readouterr()
     code = prune(tmp_path)
@@ -76,7 +77,15 @@ def refused_both_ways(tmp_path, capsys, said, *, faithful=False):
     assert "\n" not in str(error.value)
     assert re.search(said, str(error.value)), error.value
     assert not list(tmp_path.glob("*out*"))
-    assert faithful or not kept_by_us(tmp_path)
+    kept = kept_by_us(tmp_path)
+    if faithful is None:
+        assert not kept
+        return
+    assert sorted(path.name for path in kept) == ["config.json", "kept.json", "model.safetensors"]
+    copied = load_file(next(path for path in kept if path.suffix == ".safetensors"))
+    assert_same_tensors(
+        {name: copied[name] for name in sorted(copied)}, {name: faithful[name] for name in sorted(faithful)}
+    )
 
 
 def served_both_ways(tmp_path, source):
@@ -104,14 +113,18 @@ def test_headers_that_lie_are_refused(of, case, hub, folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("damage", "said"), WRONG_SHARDS, ids=[damage.__name__ for damage, _ in WRONG_SHARDS])
-def test_shards_that_do_not_fit_are_refused(damage, said, hub, folder, tmp_path, capsys):
+def test_shards_that_do_not_fit_are_refused(damage, said, hub, source, folder, tmp_path, capsys):
     damage(folder / "shards")
     hub.add_folder(REPO, folder / "shards")
     # of a folder a missing file is one that cannot be read, of the Hub one that it does not have
     said = re.sub("weight file .*cannot be read: .*", "lacks the weight file", said)
     said = re.sub("(.*) ?cannot be read: .*", r"lacks the weight file '\1", said)
     said = re.sub("hold 3 layers.*", "hold 3 layers .*(missing|without):? 2", said)
-    refused_both_ways(tmp_path, capsys, said, faithful=damage is name_a_foreign_shard_of_other_shapes)
+    faithful = None
+    if damage is name_a_foreign_shard_of_other_shapes:
+        cut = cut_by_hand(source, {"encoder": KEPT}).state_dict()
+        faithful = {**cut, WEIGHT.replace("layer.1", "layer.0"): torch.ones(16, 24)}
+    refused_both_ways(tmp_path, capsys, said, faithful=faithful)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,11 @@ class Cut:
         place = self.names.layer_of(weight)
         return place and (place[0], self.kept[place[0]][place[1]], place[2])
 
+    def name_in_whole(self, weight: str) -> str:
+        """Return the name that a weight of the cut model has in the whole one, which is that in the checkpoint."""
+        new, old = self.names.layer_of(weight), self.place_of(weight)
+        return self.names.renumbered(weight, new[0], new[1], old[1]) if new and old else weight
+
     def kept_by_path(self) -> dict[str, tuple[int, ...]]:
         """Return the kept layers by the path of their stack in the base model."""
         prefix = self.cls.base_model_prefix + "."

@@ -29,6 +29,7 @@ from hf_layerdrop.cuts import Cut, plan_cut
 from hf_layerdrop.downloads import HubModel, fetch_kept
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.families import DEPTH_FIELDS, refusal
+from hf_layerdrop.generation_cache import switch_off_short_cache
 from hf_layerdrop.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
@@ -75,7 +76,7 @@ def load_plain(
             return loaded
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         loaded = _load_cut(cut, name_or_path, args, kwargs)
-        switch_off_native(_model_of(loaded), find_stacks(_model_of(loaded)))
+        _settle(_model_of(loaded))
         return loaded
 
 
@@ -115,7 +116,7 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
     with clear_errors(name_or_path):
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
-        switch_off_native(model, find_stacks(model))
+        _settle(model)
     if not odd:
         check_layers_are_whole(map(cut.place_of, info["missing_keys"]))
     odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
@@ -153,6 +154,13 @@ def _load_cut(
         config._commit_hash = hub_model.commit
     _model_of(loaded).__class__ = cut.cls
     return loaded
+
+
+def _settle(model: PreTrainedModel) -> None:
+    """Switch off what does not fit a model that was cut: its own LayerDrop, and a cache that would be too short."""
+    stacks = find_stacks(model)
+    switch_off_native(model, stacks)
+    switch_off_short_cache(model, stacks)
 
 
 def _hub_model(config: PreTrainedConfig, name_or_path: Any, kwargs: Mapping[str, Any]) -> HubModel | None:
@@ -275,7 +283,7 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
                 result = cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
             load_config = kwargs.get("load_config", args[0] if args else None)
             if not getattr(load_config, "ignore_mismatched_sizes", False):
-                check_shapes(result[0].mismatched_keys)
+                check_shapes((cut.name_in_whole(name), *shapes) for name, *shapes in result[0].mismatched_keys)
             return result
 
     Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__

@@ -116,9 +116,9 @@ def evaluating_trainer(
     from hf_layerdrop.modeling import load_checkpoint
     from hf_layerdrop.trainers import build_trainer, check_head, check_vocabulary, generation_flags, positions_of
 
-    tokenizer = load_tokenizer(model, **loading)
     network = load_checkpoint(model, **loading)
-    check_head(network, data.task, model)
+    check_head(network, data.task, model)  # before the tokenizer, which a model of images has not, and does not lack
+    tokenizer = load_tokenizer(model, **loading)
     check_vocabulary(network, tokenizer, model)
     encoded = data.task.encode(
         data,
