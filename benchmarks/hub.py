@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._checkpoints import bert_classifier
+
 REPO = "alice/deep"
 WEIGHTS = r"/resolve/.*safetensors$"
 SMALL_REQUESTS = 2  # the length of the header and the header, which end before a connection is to break off
@@ -55,20 +57,10 @@ def run(layers: int = 24, hidden: int = 1024, keep: int = 6, short: bool = False
 
 def _publish(hub: Any, folder: Path, layers: int, hidden: int, keep: int) -> tuple[int, int]:
     """Put a model on the Hub as one file; return its size, and that of the kept tensors."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
     from hf_layerdrop import LayerDropBertForSequenceClassification as LayerDropBert
     from hf_layerdrop import prune_layers
 
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64),
-        intermediate_size=4 * hidden,
-    )
-    model = BertForSequenceClassification(config)
+    model = bert_classifier(layers, hidden)
     model.save_pretrained(folder / "whole", max_shard_size="100GB")
     hub.add_folder(REPO, folder / "whole")
     LayerDropBert.from_pretrained(folder / "whole", keep_layers=keep)  # imports all that is needed, which takes seconds

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks._checkpoints import bert_classifier
 from benchmarks._rounds import ratio, time_rounds
 
 OURS, AGAIN, PLAIN, CUT = "keep_layers", "keep_layers, again", "plain", "load, then cut"
@@ -111,21 +112,13 @@ class Load:
 
 
 def _contenders(folder: Path, layers: int, hidden: int, keep: int, *, cold: bool) -> dict[str, Load]:
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertForSequenceClassification
 
     from hf_layerdrop import LayerDropBertForSequenceClassification as LayerDropBert
     from hf_layerdrop import prune_layers
 
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64),
-        intermediate_size=4 * hidden,
-    )
     whole, plain = folder / "whole", folder / "plain"
-    BertForSequenceClassification(config).save_pretrained(whole)
+    bert_classifier(layers, hidden).save_pretrained(whole)
     LayerDropBert.from_pretrained(whole, keep_layers=keep).save_pretrained(plain)
 
     def load_then_cut() -> BertForSequenceClassification:

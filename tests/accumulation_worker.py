@@ -11,12 +11,12 @@ import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import TrainingArguments
 
 from conftest import build
 from distributed_worker import distance, distance_of_shards
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, set_step
 from hf_layerdrop.trainers import TaskTrainer
+from integrations import training_arguments
 from ranks import Case, run_cases
 
 HEAD, STEPS, MICRO_STEPS, BATCH = "BertForTokenClassification", 6, 2, 4
@@ -61,8 +61,8 @@ def trained_alone(execution: str, *, weighed: bool = True) -> nn.Module:
 
 
 def trainer_for(model: nn.Module, folder: Path, size: int, **changes: object) -> TaskTrainer:
-    arguments = TrainingArguments(
-        str(folder),
+    arguments = training_arguments(
+        folder,
         max_steps=STEPS,
         per_device_train_batch_size=BATCH // size,
         gradient_accumulation_steps=MICRO_STEPS,
@@ -71,11 +71,8 @@ def trainer_for(model: nn.Module, folder: Path, size: int, **changes: object) ->
         optim="sgd",
         learning_rate=0.1,
         max_grad_norm=0.0,
-        report_to=[],
-        disable_tqdm=True,
         logging_strategy="no",
-        save_strategy="no",
-        **{"use_cpu": True, **changes},
+        **changes,
     )
     return TaskTrainer(model, arguments, train_dataset=rows())
 

@@ -58,14 +58,14 @@ MUTANTS = [
         "pruning.py",
         "if has_short_cache(self._model, self.stacks):",
         "if False:",
-        ("test_generation_cache.py",),
+        ("test_generation_cache.py::test_it_generates_the_same_tokens_and_so_does_its_checkpoint",),
     ),
     Mutant(
         "a cache that is too short stays on after loading",
         "loading.py",
         "switch_off_short_cache(model, stacks)",
         "pass",
-        ("test_generation_cache.py",),
+        ("test_generation_cache.py::test_it_is_said",),
     ),
     Mutant(
         "a refused weight is named by its place in the cut model",

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from conftest import build
 from hf_layerdrop import LayerDropConfig, compiling, inject_layerdrop, layerdrop_state
+from integrations import training_arguments
 
 HEAD = "BertForSequenceClassification"
 STEPS, BATCH = 30, 8
@@ -56,17 +57,13 @@ def trained(
 ) -> tuple[PreTrainedModel, Watch]:
     model, watch = build(HEAD), Watch()
     inject_layerdrop(model, LayerDropConfig(rate, seed=1, execution=execution))
-    arguments = TrainingArguments(
-        str(folder),
+    arguments = training_arguments(
+        folder,
         max_steps=STEPS,
         per_device_train_batch_size=BATCH,
         train_sampling_strategy="sequential",
         optim="sgd",
         learning_rate=0.1,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
         **changes,
     )
     Trainer(model, arguments, train_dataset=rows(), callbacks=[watch]).train()

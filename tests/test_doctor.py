@@ -1,6 +1,8 @@
 """What `hf-layerdrop inspect` says of a checkpoint, held against what injecting and pruning do to it."""
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -124,6 +126,15 @@ def test_depths_that_the_depth_sampler_never_drew_are_told(rate, least, tmp_path
         encoder.begin_step(step)
         drawn.add(sum(encoder.draw()))
     assert drawn == set(range(least or 1, 5))
+
+
+@pytest.mark.parametrize("rates", [[math.nan], [math.inf], [2.0], ["x"], [], None, 3, {"a": 1}])
+def test_rates_of_another_s_making_are_passed_over(rates, saved, tmp_path, capsys):
+    folder = shutil.copytree(saved("bert")[1], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["hf_layerdrop"] = {"rates": {"encoder": rates}, "trained_with": {"sampler": "depth"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "depths never drawn" not in {trap["name"] for trap in facts_of(folder, capsys)["traps"]}
 
 
 def test_notes_come_from_one_table_and_speak_of_the_model(saved, capsys):

@@ -92,6 +92,14 @@ def test_it_is_said(saved, caplog):
     assert "too short a cache in a T5ForConditionalGeneration" in caplog.text
 
 
+def test_who_uses_no_cache_is_told_nothing(caplog):
+    model = build()
+    model.generation_config.use_cache = False
+    prune_layers(model, SHORT)
+    assert "too short a cache" not in caplog.text
+    assert model.generation_config.use_cache is False
+
+
 def test_a_cut_whose_cache_is_deep_enough_keeps_it(saved, caplog):
     model = AutoLayerDropModelForSeq2SeqLM.from_pretrained(saved, keep_layers=FITS)
     assert model.generation_config.use_cache is not False

@@ -120,6 +120,16 @@ def test_a_run_is_known_by_all_that_decides_its_numbers():
     assert same.key(lambda run: "rows") == keys[0]
 
 
+def test_the_warmup_of_a_shorter_arm_is_shorter_too():
+    """Else an arm of a tenth of the steps would end before its learning rate falls."""
+    runs = {run.arm.name: run for run in plan_runs(all_experiments()["table-8"], all_studies(), seeds=[0])}
+    whole, part = runs["layerdrop-0.2"], runs["finetuned-half"]
+    assert whole.training == whole.size.training  # so that the journal knows it by the same key as before
+    assert whole.training["max_steps"] == 10 * part.training["max_steps"]
+    assert whole.training["warmup_steps"] == 10 * part.training["warmup_steps"] > 0
+    assert part.settings()["settings"]["training"] == part.training
+
+
 def test_tables_and_figures_share_their_runs(source, tmp_path):
     said: list[str] = []
     engine = Engine(tmp_path / "out", source, say=said.append)

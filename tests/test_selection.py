@@ -238,6 +238,14 @@ def test_a_round_that_finds_nothing_better_is_the_last_one() -> None:
     assert few.score <= min(result.metrics["loss"] for result in swapped)
 
 
+def test_greedy_removal_never_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(BERT, num_hidden_layers=6)
+    plain = search(model, strategy="greedy_removal", depth=3)
+    monkeypatch.setattr(beam, "MANY_SETS", 1)
+    assert search(model, strategy="greedy_removal", depth=3).evaluations == plain.evaluations
+    assert search(model, strategy="beam", width=1, depth=3).evaluations > plain.evaluations
+
+
 def test_by_itself_a_beam_swaps_where_there_are_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(BERT, num_hidden_layers=6)
     plain = search(model, strategy="beam", depth=3)
@@ -247,6 +255,13 @@ def test_by_itself_a_beam_swaps_where_there_are_many_sets(monkeypatch: pytest.Mo
     assert search(model, strategy="beam", depth=3).evaluations == plain.evaluations
 
 
+def modern_bert() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+    """Build a model that cannot be cut without its layer 0, and a batch for it."""
+    model = AutoModelForMaskedLM.from_config(build_tiny("modernbert").model.config).eval()
+    tokens = torch.randint(5, 20, (3, 6))
+    return model, [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}]
+
+
 @pytest.mark.parametrize(
     "strategy",
     ["beam", "greedy_removal", "greedy_addition", "exhaustive", "random", "block_influence", "weight_norm", "spread"],
@@ -254,10 +269,8 @@ def test_by_itself_a_beam_swaps_where_there_are_many_sets(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("depth", [1, 3])
 def test_only_sets_that_plain_transformers_can_rebuild_are_tried(strategy: str, depth: int) -> None:
     """ModernBERT's first layer lacks a norm, and no field of the config can say so of another one."""
-    model = AutoModelForMaskedLM.from_config(build_tiny("modernbert").model.config).eval()
+    model, data = modern_bert()
     ((stack, layers),) = depths_of(model).items()
-    data = [{"input_ids": torch.randint(5, 20, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}]
-    data = [{**batch, "labels": batch["input_ids"]} for batch in data]
     found = search(model, data, strategy=strategy, depth=depth, test_dataset=data)
     assert len(found.keep_layers[stack]) == depth < layers
     assert found.keep_layers[stack][0] == 0
@@ -268,12 +281,18 @@ def test_only_sets_that_plain_transformers_can_rebuild_are_tried(strategy: str, 
     prune_layers(model, found.keep_layers)
 
 
+def test_averages_without_a_layer_leave_out_what_cannot_be_cut() -> None:
+    model, data = modern_bert()
+    ((stack, layers),) = depths_of(model).items()
+    found = average_without_layer(model, data, depth=2, metric="loss", samples=99, progress=False)
+    assert found.sets[stack] == (0, *[layers - 2] * (layers - 1))
+    assert found.scores[stack][0] is None
+
+
 def test_budgets_count_only_what_can_be_cut() -> None:
     """ModernBERT's first layer is the smallest one, and the one that has to stay."""
-    model = AutoModelForMaskedLM.from_config(build_tiny("modernbert").model.config).eval()
+    model, data = modern_bert()
     ((stack, _),) = depths_of(model).items()
-    data = [{"input_ids": torch.randint(5, 20, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}]
-    data = [{**batch, "labels": batch["input_ids"]} for batch in data]
     cut = copy.deepcopy(model)
     prune_layers(cut, {stack: [0, 2]})
     for budget in ({"max_parameters": count_parameters(cut)}, {"max_latency_ms": 10_000}):

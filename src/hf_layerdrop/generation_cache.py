@@ -21,9 +21,11 @@ WITHOUT_CACHE = {"use_cache": False}  # fields of a generation config
 
 
 def has_short_cache(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> bool:
-    """Tell whether a model would get fewer places in its cache than its decoder has layers, by its present config."""
+    """Tell whether the cache that a model uses would have fewer places than its decoder has layers, by its config."""
     config, decoder = model.config, stacks.get("decoder")
     if decoder is None or not config.is_encoder_decoder or getattr(model, "generation_config", None) is None:
+        return False
+    if model.generation_config.use_cache is False:
         return False
     places = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     return places is not None and places < getattr(decoder.config(config), decoder.depth_field)

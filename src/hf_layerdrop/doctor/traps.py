@@ -117,8 +117,7 @@ def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str
         sampler = saved["trained_with"]["sampler"]
     except (KeyError, TypeError, ValueError):  # of another's making, or none
         return
-    least = shallowest_depth(rate, stack.depth)
-    if sampler == "depth" and 0 < rate <= 1 and least > 1:
+    if sampler == "depth" and 0 < rate <= 1 and (least := shallowest_depth(rate, stack.depth)) > 1:
         yield (
             f"trained with the depth sampler at rate {rate:g}, which drew {least} to {stack.depth} layers: a cut to "
             "fewer was never trained and is poor; for a depth of r train at (1 - r / N) / 2 or more"

@@ -48,6 +48,14 @@ class Run:
         return max(1, round(self.size.training["max_steps"] * self.arm.steps))
 
     @property
+    def training(self) -> dict[str, Any]:
+        """Return the arguments of its training; a warmup is as long a part of a shorter one as of the whole."""
+        training: dict[str, Any] = {**self.size.training, "max_steps": self.steps}
+        if "warmup_steps" in training:
+            training["warmup_steps"] = round(training["warmup_steps"] * self.arm.steps)
+        return training
+
+    @property
     def vocab_size(self) -> int:
         """Most tokens of its tokenizer, which may be that of the run it begins with."""
         return self.source.vocab_size if self.size.tokenizer_of and self.source else self.size.vocab_size
@@ -63,6 +71,7 @@ class Run:
             "seed": self.seed,
             "short": self.short,
         }
+        own["settings"]["training"] = self.training
         own["settings"].pop("seeds")
         own["settings"].pop("differs")
         if own["arm"]["structure"] == "layer":  # journals from before there were others stay valid

@@ -82,9 +82,8 @@ def _arguments(run: Run, ground: Ground, folder: Path) -> TrainingArguments:
         "disable_tqdm": True,
         "dataloader_pin_memory": accelerator.is_available(),
         "use_cpu": not accelerator.is_available(),  # else Trainer does not see the other processes of a launch
-        **size.training,
+        **run.training,
         **({"label_smoothing_factor": 0.0} if run.arm.start == "distill" else {}),  # soft targets take its place
-        "max_steps": run.steps,
         "seed": run.seed,
         "output_dir": str(folder),
     }

@@ -52,8 +52,9 @@ def average_without_layer(
     used, since nothing is chosen by it; the arguments are those of `search_layers`.
     """
     plain = model.accelerator.unwrap_model(model.model) if isinstance(model, Trainer) else model
-    depths = Cutter(plain).depths
-    space = Space(depths, parse_depth(depth, depths))
+    cutter = Cutter(plain)
+    depths = cutter.depths
+    space = Space(depths, parse_depth(depth, depths), cutter.can_cut)
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
     ground = data_ground(model, dataset, None, metric, setting, hold_out=False)
     results = Scorer(ground.measure, progress=progress).results(space.random_sets(samples, Random(seed)))

@@ -1,4 +1,4 @@
-"""Greedy removal: at each step remove the layer that is missed least; a beam of width 1.
+"""Greedy removal: at each step remove the layer that is missed least; a beam of width 1 without swaps.
 
 Peer, Stabinger and Rodriguez-Sanchez, "Greedy-layer pruning: Speeding up transformer models for natural language
 processing" (2022).
@@ -13,4 +13,4 @@ from hf_layerdrop.selection.strategies import Proposal
 
 def select(problem: Problem) -> Proposal:
     """Propose the sets that the last step scored."""
-    return beam.select(problem, width=1)
+    return beam.select(problem, width=1, swaps=0)

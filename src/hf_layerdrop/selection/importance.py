@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,17 +27,13 @@ def keep_most_important(importances: Importances, space: Space) -> Proposal:
     Layers that the model cannot be cut without come first.
     """
     needed = space.needed()
-    kept = {
-        stack: tuple(
-            sorted(
-                sorted(range(len(numbers)), key=lambda layer: (layer not in needed[stack], -numbers[layer]))[
-                    : space.target[stack]
-                ]
-            )
-        )
-        for stack, numbers in importances.items()
-    }
+    kept = {stack: _top(space.target[stack], numbers, needed[stack]) for stack, numbers in importances.items()}
     return Proposal([kept], rounded(importances))
+
+
+def _top(count: int, numbers: Sequence[float], needed: Collection[int]) -> tuple[int, ...]:
+    order = sorted(range(len(numbers)), key=lambda layer: (layer not in needed, -numbers[layer]))
+    return tuple(sorted(order[:count]))
 
 
 def rounded(importances: Importances) -> dict[str, tuple[float, ...]]:
