@@ -58,7 +58,7 @@ MUTANTS = [
         "pruning.py",
         "if has_short_cache(self._model, self.stacks):",
         "if False:",
-        ("test_generation_cache.py::test_it_generates_the_same_tokens_and_so_does_its_checkpoint",),
+        ("test_generation_cache.py::test_in_place_it_generates_too_and_has_its_cache_back_afterwards",),
     ),
     Mutant(
         "a cache that is too short stays on after loading",
