@@ -358,6 +358,18 @@ def test_every_experiment_of_the_paper_builds_at_its_size_and_a_layer_has_the_pu
     assert "12,596,224" in out
 
 
+def test_every_experiment_builds_in_miniature_and_no_input_is_longer_than_the_pretrained_model_takes():
+    planned = [plan_runs(experiment, all_studies(), seeds=[0]) for experiment in all_experiments().values()]
+    runs = {one.name: one for runs in planned for one in runs}
+    found = {one.run.name: one for one in estimate_runs(list(runs.values()))}
+    assert set(found) == set(runs)
+    begun = [(one, runs[one.source.name]) for one in runs.values() if one.source and one.source.study != one.study]
+    assert begun
+    for one, source in begun:
+        assert one.size.max_length <= source.size.max_length
+        assert found[one.name].layer_parameters == found[source.name].layer_parameters
+
+
 def test_the_command_trains_and_writes_pages_that_need_nothing_else(source, tmp_path, capsys):
     command = ["reproduce", "table-2", "--data-dir", str(source.data_dir), "--output", str(tmp_path / "out")]
     assert run([*command, "--short", "--seeds", "3", "--arms", "standard"]) == 0

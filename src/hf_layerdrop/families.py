@@ -299,6 +299,7 @@ _PLAIN = (_PLAIN_DEPTH, "hidden_size", ("num_attention_heads",), ("intermediate_
 SHAPES: dict[str, Shape] = {
     "bert": Shape(*_PLAIN, tokenizer="wordpiece"),
     "roberta": Shape(*_PLAIN, spare_positions=2, tokenizer="bpe-marked"),
+    "modernbert": Shape(*_PLAIN, tokenizer="wordpiece"),
     "llama": Shape(*_PLAIN),
     "gpt2": Shape(("n_layer",), "n_embd", ("n_head",), ("n_inner",), "n_positions"),
     "bart": Shape(

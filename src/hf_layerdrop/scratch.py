@@ -65,6 +65,7 @@ class ModelFromConfig:
             "eos_token_id": end,
             "pad_token_id": _first(tokenizer.pad_token_id, end),
         }
+        special |= {name: getattr(tokenizer, name) for name in special_fields(self.model_type) - special.keys()}
         try:
             config = AutoConfig.for_model(
                 self.model_type, **{**self.fields, "vocab_size": len(tokenizer), **special, **settings}
@@ -128,6 +129,16 @@ def is_model_file(text: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and "model_type" in values
+
+
+def special_fields(model_type: str) -> set[str]:
+    """Return the fields of a family's config that number special tokens, whose defaults a small vocabulary may lack."""
+    from transformers import CONFIG_MAPPING
+
+    names = {f"{token}_token_id" for token in ("bos", "eos", "pad", "cls", "sep")}
+    if model_type not in CONFIG_MAPPING:  # whose get() knows of nothing that was not imported before
+        return set()
+    return {name for name in names if hasattr(CONFIG_MAPPING[model_type], name)}
 
 
 def _from_file(path: Path, vocab_size: int, tokenizer: str | None) -> ModelFromConfig:

@@ -15,6 +15,7 @@ from hf_layerdrop.pruning import count_parameters, prune_layers
 from hf_layerdrop.reproduce.ground import described
 from hf_layerdrop.reproduce.plan import Run
 from hf_layerdrop.reproduce.study import WHOLE
+from hf_layerdrop.scratch import special_fields
 from hf_layerdrop.stacks import depths_of
 from hf_layerdrop.tasks import load_task
 
@@ -33,7 +34,7 @@ class Estimate:
     Attributes:
         run: The run.
         parameters: Of the model that is trained.
-        layer_parameters: Of one layer, by stack.
+        layer_parameters: Of the last layer, by stack.
         tokens_a_step: Input tokens of an optimizer step of one process.
         gigabytes: Of weights, gradients, optimizer and activations of one process; an estimate, nothing was run.
     """
@@ -91,7 +92,8 @@ def launch_line(experiment: str, runs: Sequence[Run], data_dir: Path | None) -> 
 
 def _model(run: Run) -> PreTrainedModel:
     described_model, task = described(run), load_task(run.study.task)
-    fields = {**described_model.fields, "vocab_size": run.vocab_size, **task.kind.settings(task)}
+    no_token = dict.fromkeys(special_fields(described_model.model_type), 0)  # nothing here runs
+    fields = {**no_token, **described_model.fields, "vocab_size": run.vocab_size, **task.kind.settings(task)}
     config = AutoConfig.for_model(described_model.model_type, **fields)
     with torch.device("meta"):
         return task.model_class.from_config(config, layerdrop=0.0)
@@ -102,7 +104,7 @@ def _shape(run: Run) -> _Shape:
     depths, parameters = depths_of(whole), count_parameters(whole)
     kept = {name: parse_keep_layers(spec, depths) for name, spec in run.size.cuts.items()}
     cuts = {name: parameters if name == WHOLE else _cut(run, layers) for name, layers in kept.items()}
-    layers = {stack: parameters - _cut(run, {stack: tuple(range(1, depths[stack]))}) for stack in depths}
+    layers = {stack: parameters - _cut(run, {stack: tuple(range(depths[stack] - 1))}) for stack in depths}
     return _Shape(
         cuts,
         layers,
