@@ -38,7 +38,6 @@ FLOORS = [
     {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache"},
     {
         "stepping",
-        "generation_cache",
         "rebuilding",
         "structure_drop",
         "http_ranges",
@@ -47,6 +46,7 @@ FLOORS = [
         "masking",
     },
     {"injection", "downloads"},
+    {"generation_cache"},
     {"pruning", "learned", "lightning", "structure_networks", "head_pruning", "remote_headers"},
     {"cuts"},
     {"loading", "metrics", "prefixes", "encoders", "sharing"},

@@ -8,6 +8,7 @@ from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGenera
 
 from hf_layerdrop import AutoLayerDropModelForSeq2SeqLM, prune_layers
 from hf_layerdrop.cli import run
+from hf_layerdrop.generation_cache import NOTE
 from hf_layerdrop.pruning import sub_network
 
 SHORT = {"encoder": [0, 2], "decoder": [0, 1, 3]}
@@ -87,9 +88,23 @@ def test_in_place_it_generates_too_and_has_its_cache_back_afterwards(expected):
     assert model.generation_config.to_dict() == before
 
 
-def test_it_is_said(saved, caplog):
-    cut_while_loading(saved, None)
+@pytest.mark.parametrize("cut", [cut_in_memory, cut_while_loading])
+def test_it_is_said(cut, saved, caplog):
+    cut(saved, None)
     assert "too short a cache in a T5ForConditionalGeneration" in caplog.text
+
+
+def test_a_later_cut_that_makes_the_cache_deep_enough_brings_it_back(saved, tmp_path):
+    before = build().generation_config.use_cache
+    model = build()
+    for keep in ({"encoder": 2}, {"decoder": 2}):
+        prune_layers(model, keep)
+        assert model.generation_config.use_cache is (False if "encoder" in keep else before)
+    assert NOTE not in model.config.hf_layerdrop
+    cut_while_loading(saved, None).save_pretrained(tmp_path / "short")
+    again = AutoLayerDropModelForSeq2SeqLM.from_pretrained(tmp_path / "short", keep_layers={"decoder": 2})
+    assert again.generation_config.use_cache is before
+    assert torch.equal(tokens_of(again), tokens_of(again, use_cache=False))
 
 
 def test_who_uses_no_cache_is_told_nothing(caplog):

@@ -13,32 +13,43 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
+from hf_layerdrop.injection import CONFIG_KEY
 from hf_layerdrop.stacks import Stack
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_CACHE = {"use_cache": False}  # fields of a generation config
+NOTE = "use_cache_before"  # in config.hf_layerdrop: what the generation config said before it was switched off
 
 
-def has_short_cache(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> bool:
-    """Tell whether the cache that a model uses would have fewer places than its decoder has layers, by its config."""
-    config, decoder = model.config, stacks.get("decoder")
-    if decoder is None or not config.is_encoder_decoder or getattr(model, "generation_config", None) is None:
-        return False
+def settle_cache(model: PreTrainedModel, stacks: Mapping[str, Stack], *, quiet: bool = False) -> None:
+    """Have a model that was cut generate without a cache if its cache would be too short; its checkpoint says so too.
+
+    A later cut that makes the cache deep enough brings it back.
+    """
+    noted = getattr(model.config, CONFIG_KEY, None) or {}
+    if getattr(model, "generation_config", None) is None:
+        return
+    if not _is_short(model, stacks):
+        if NOTE in noted:
+            model.generation_config.use_cache = noted.pop(NOTE)
+        return
     if model.generation_config.use_cache is False:
+        return
+    noted[NOTE] = model.generation_config.use_cache
+    model.generation_config.use_cache = False
+    if not quiet:
+        logger.warning(
+            "The encoder has fewer layers than the decoder, for which transformers makes too short a cache in a %s: it "
+            "generates without one now (use_cache=False in its generation config), more slowly; keep as many layers "
+            "of the encoder, or fewer of the decoder, to have the cache.",
+            type(model).__name__,
+        )
+
+
+def _is_short(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> bool:
+    """Tell whether a cache would have fewer places than the decoder has layers, by the model's present config."""
+    config, decoder = model.config, stacks.get("decoder")
+    if decoder is None or not config.is_encoder_decoder:
         return False
     places = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     return places is not None and places < getattr(decoder.config(config), decoder.depth_field)
-
-
-def switch_off_short_cache(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
-    """Have a model generate without a cache if its cache would be too short; a checkpoint of it says so to anyone."""
-    if not has_short_cache(model, stacks):
-        return
-    model.generation_config.update(**WITHOUT_CACHE)
-    logger.warning(
-        "The encoder has fewer layers than the decoder, for which transformers makes too short a cache in a %s: it "
-        "generates without one now (use_cache=False in its generation config), more slowly; keep as many layers of "
-        "the encoder, or fewer of the decoder, to have the cache.",
-        type(model).__name__,
-    )

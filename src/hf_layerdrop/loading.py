@@ -29,7 +29,7 @@ from hf_layerdrop.cuts import Cut, plan_cut
 from hf_layerdrop.downloads import HubModel, fetch_kept
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.families import DEPTH_FIELDS, refusal
-from hf_layerdrop.generation_cache import switch_off_short_cache
+from hf_layerdrop.generation_cache import settle_cache
 from hf_layerdrop.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
@@ -160,7 +160,7 @@ def _settle(model: PreTrainedModel) -> None:
     """Switch off what does not fit a model that was cut: its own LayerDrop, and a cache that would be too short."""
     stacks = find_stacks(model)
     switch_off_native(model, stacks)
-    switch_off_short_cache(model, stacks)
+    settle_cache(model, stacks)
 
 
 def _hub_model(config: PreTrainedConfig, name_or_path: Any, kwargs: Mapping[str, Any]) -> HubModel | None:

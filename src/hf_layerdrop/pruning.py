@@ -19,7 +19,7 @@ from hf_layerdrop.adapters import check_adapters, cut_adapters
 from hf_layerdrop.bias import borrowed_attributes, owners_of_bias
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.families import bias_in_first_block, cut_fields
-from hf_layerdrop.generation_cache import WITHOUT_CACHE, has_short_cache, switch_off_short_cache
+from hf_layerdrop.generation_cache import settle_cache
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
@@ -56,7 +56,6 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance:
         remove_layerdrop(model)
     switch_off_native(model, cutter.stacks)
     cutter.cut(kept)
-    switch_off_short_cache(model, cutter.stacks)
     for adapter, fields in adapters:
         _assign(adapter, fields)
     setattr(
@@ -64,6 +63,7 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance:
         CONFIG_KEY,
         cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance}),
     )
+    settle_cache(model, cutter.stacks)
 
 
 @contextmanager
@@ -151,8 +151,6 @@ class Cutter:
                 if place.layer in kept[name]:
                     new = kept[name].index(place.layer)
                     undo.append(_assign(place.part, {place.field: place.at(new)}))
-        if has_short_cache(self._model, self.stacks):
-            undo.append(_assign(self._model.generation_config, WITHOUT_CACHE))
         return undo[::-1]
 
     def _move_bias(self, name: str, stack: Stack, first: int) -> Iterator[Undo]:
@@ -177,6 +175,9 @@ class Cutter:
         undo = [_assign(self._model.config, {CONFIG_KEY: provenance}, absent=saved is None)]
         undo += [_assign(draw, {"paused": True}) for draw in self._draws]
         undo = [*self.cut(kept), *undo]
+        if (generation := getattr(self._model, "generation_config", None)) is not None:
+            undo.append(_assign(generation, {"use_cache": generation.use_cache}))
+            settle_cache(self._model, self.stacks, quiet=True)
         try:
             yield
         finally:
