@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import build
 from damages import HEADERS, OF_DROPPED, WEIGHT, WRONG_SHARDS, change_config, placed, write_index
+from hf_layerdrop import save_pruned
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.modeling import load_checkpoint
@@ -156,17 +157,39 @@ def test_a_config_that_counts_nothing_is_refused(copy_of, tmp_path, capsys):
     refused_both_ways(folder, tmp_path, capsys, "no stack of layers|num_hidden_layers.* None", "0,")
 
 
-def test_a_layer_that_lacks_a_weight_is_not_written(copy_of, tmp_path, capsys):
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_layer_that_lacks_a_weight_is_not_written(pickled, copy_of, tmp_path, capsys):
     folder = copy_of("whole")
     weights = load_file(folder / "model.safetensors")
     del weights[WEIGHT]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     arguments = ["prune", str(folder), "--output", str(tmp_path / "out"), "--no-tokenizer"]
+    if pickled:
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+        arguments.append("--allow-pickle")
+    else:
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert run([*arguments, "--keep-layers", "1,3"]) == 2
     said = capsys.readouterr().err
     assert "lacks the weight 'attention.self.query.weight' of layer 1 of the encoder" in said
     assert not (tmp_path / "out").exists()
     assert run([*arguments, "--keep-layers", "0,3"]) == 0
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_layer_of_an_absurd_number_is_told_in_one_line(pickled, copy_of):
+    folder = copy_of("whole")
+    weights = load_file(folder / "model.safetensors")
+    weights[WEIGHT.replace(".1.", ".300000000.")] = weights.pop(WEIGHT)
+    (folder / "model.safetensors").unlink()
+    if pickled:
+        torch.save(weights, folder / "pytorch_model.bin")
+    else:
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LayerDropError) as error:
+        save_pruned(folder, folder / "out", keep_layers="1,3", tokenizer=False, use_safetensors=not pickled)
+    assert len(str(error.value)) < 400
+    assert not (folder / "out").exists()
 
 
 # --- Pickles --------------------------------------------------------------------------------------

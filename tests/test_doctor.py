@@ -128,7 +128,7 @@ def test_depths_that_the_depth_sampler_never_drew_are_told(rate, least, tmp_path
     assert drawn == set(range(least or 1, 5))
 
 
-@pytest.mark.parametrize("rates", [[math.nan], [math.inf], [2.0], ["x"], [], None, 3, {"a": 1}])
+@pytest.mark.parametrize("rates", [[math.nan], [math.inf], [10**400], [2.0], ["x"], [], None, 3, {"a": 1}])
 def test_rates_of_another_s_making_are_passed_over(rates, saved, tmp_path, capsys):
     folder = shutil.copytree(saved("bert")[1], tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -37,7 +37,10 @@ def _explanation(error: Exception, checkpoint: str) -> str | None:
     if isinstance(error, SafetensorError):
         return f"The weights of {checkpoint} cannot be read ({reason}); the file is damaged, so download it again."
     if isinstance(error, StrictDataclassError):
-        return f"The config of {checkpoint} is wrong: {reason}; correct it, or download it again."
+        return (
+            f"The config of {checkpoint}, with the arguments given, is wrong: {reason}; correct the argument or the "
+            "config, or download it again."
+        )
     if isinstance(error, UnpicklingError):
         return (
             f"The pickle of {checkpoint} is damaged, or holds more than tensors, which is never read: have it saved "
@@ -65,9 +68,9 @@ def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]])
     """Refuse weights of other shapes than the model's; transformers would point to a report that it has logged."""
     for name, found, wanted in sorted(mismatched):
         raise CheckpointError(
-            f"The weight {name!r} of the checkpoint has the shape {tuple(found)}, but by its config it is "
-            f"{tuple(wanted)}: use the config that belongs to these weights, or pass ignore_mismatched_sizes=True in "
-            "Python to begin such weights anew."
+            f"The weight {name!r} of the checkpoint has the shape {tuple(found)}, but by its config, with the "
+            f"arguments given, it is {tuple(wanted)}: use the config that belongs to these weights, or pass "
+            "ignore_mismatched_sizes=True in Python to begin such weights anew."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,6 +14,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.families import bias_in_first_block
 from hf_layerdrop.stacks import Stack
+
+_SHOWN = 5  # of the layers that are missing: a wrong name may number a layer by a billion
 
 
 class WeightNames:
@@ -30,7 +33,7 @@ class WeightNames:
         base = re.escape(model.base_model_prefix)
         tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}
         self._patterns = {
-            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.(\d+)\.(.+)") for name, tail in tails.items()
+            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.(\d{{1,9}})\.(.+)") for name, tail in tails.items()
         }
 
     def layer_of(self, weight: str) -> tuple[str, int, str] | None:
@@ -103,5 +106,6 @@ def _is_for_all(name: str, stack: Stack) -> bool:
 def _listed(layers: set[int]) -> str:
     if not layers:
         return "none"
-    missing = ", ".join(map(str, sorted(set(range(max(layers))) - layers)))
+    absent = list(islice((layer for layer in range(max(layers)) if layer not in layers), _SHOWN + 1))
+    missing = ", ".join([*map(str, absent[:_SHOWN]), *["..."] * (len(absent) > _SHOWN)])
     return f"{len(layers)} layers ({min(layers)} to {max(layers)}{', without ' * bool(missing)}{missing})"

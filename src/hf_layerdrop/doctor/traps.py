@@ -115,7 +115,7 @@ def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str
     try:
         rate = max(map(float, saved["rates"][stack.name]))
         sampler = saved["trained_with"]["sampler"]
-    except (KeyError, TypeError, ValueError):  # of another's making, or none
+    except (KeyError, TypeError, ValueError, OverflowError):  # of another's making, or none
         return
     if sampler == "depth" and 0 < rate <= 1 and (least := shallowest_depth(rate, stack.depth)) > 1:
         yield (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HTTPError
 
+from hf_layerdrop.complaints import check_layers_are_whole
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -117,15 +118,28 @@ def load_pruned(
     revision: str | None,
     load_kwargs: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """Load the sub-network, or cut it out of a copy."""
+    """Load the sub-network, or cut it out of a copy.
+
+    Raises:
+        CheckpointError: A kept layer lacks a weight, or one of its other kinds.
+    """
     from transformers import PreTrainedModel
 
+    from hf_layerdrop.loading import adapted_base
     from hf_layerdrop.modeling import load_checkpoint
     from hf_layerdrop.pruning import prune_layers
+    from hf_layerdrop.stacks import find_stacks
+    from hf_layerdrop.weight_names import WeightNames
 
     if isinstance(model, str | os.PathLike):
         named: dict[str, Any] = {} if revision is None else {"revision": revision}
-        return load_checkpoint(os.fspath(model), keep_layers=keep_layers, **named, **load_kwargs)
+        options = {**named, **load_kwargs, "output_loading_info": True}
+        loaded, info = load_checkpoint(os.fspath(model), keep_layers=keep_layers, **options)
+        if keep_layers is not None and adapted_base(os.fspath(model), load_kwargs) is None:
+            names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
+            places = filter(None, map(names.layer_of, info["missing_keys"]))
+            check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
+        return loaded
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"A {type(model).__name__} is neither a transformers model nor the name of one: pass a PreTrainedModel "

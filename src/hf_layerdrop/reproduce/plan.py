@@ -51,7 +51,7 @@ class Run:
     def training(self) -> dict[str, Any]:
         """Return the arguments of its training; a warmup is as long a part of a shorter one as of the whole."""
         training: dict[str, Any] = {**self.size.training, "max_steps": self.steps}
-        if "warmup_steps" in training:
+        if training.get("warmup_steps", 0) >= 1:  # less is a share of the steps
             training["warmup_steps"] = round(training["warmup_steps"] * self.arm.steps)
         return training
 
