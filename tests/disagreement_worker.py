@@ -42,6 +42,7 @@ OTHER: dict[str, dict[str, Any]] = {  # what rank 1 has, and rank 0 has not
     "sampler": {"sampler": "depth"},
     "structure": {"structure": "attention"},
     "execution": {"execution": "mask"},
+    "rate 0 of a mask": {"rate": 0.0, "execution": "mask"},
 }
 SUMMARIES = "BartForConditionalGeneration"
 RESUMED = STEPS // 2

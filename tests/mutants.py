@@ -858,6 +858,13 @@ MUTANTS = [
         "pass",
         ("test_agreement.py::test_it_is_asked_again_when_rates_or_seed_change_and_not_when_a_schedule_scales_them",),
     ),
+    Mutant(
+        "a masked model at rate 0 is silent",
+        "masking.py",
+        "if not (stack.draw.active or torch.compiler.is_compiling()):",
+        "if False:",
+        ("test_agreement.py::test_a_model_at_rate_0_is_asked_too_since_the_others_may_have_another_rate[mask]",),
+    ),
 ]
 
 

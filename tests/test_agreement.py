@@ -78,6 +78,15 @@ def test_whichever_stack_runs_first_says_the_same_for_all_and_once(
     assert echo.said == [echo.said[0]] * 2
 
 
+@pytest.mark.parametrize("execution", ["skip", "mask"])
+def test_a_model_at_rate_0_is_asked_too_since_the_others_may_have_another_rate(echo: Echo, execution: str) -> None:
+    wrapped = DistributedDataParallel(injected(0.0, execution=execution))
+    wrapped.eval()(**batch_for(BART))
+    assert not echo.said
+    wrapped.train()(**batch_for(BART))
+    assert "rates [0.0, 0.0, 0.0, 0.0]" in echo.said[0]
+
+
 def test_it_is_asked_again_when_rates_or_seed_change_and_not_when_a_schedule_scales_them(echo: Echo) -> None:
     model = injected({"encoder": 0.0, "decoder": 0.5})
     wrapped = DistributedDataParallel(model)
