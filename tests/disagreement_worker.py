@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import hf_layerdrop.distributed
-from conftest import build
+import hf_layerdrop.agreement
+from conftest import batch_for, build
 from distributed_worker import (
     HEAD,
     STEPS,
@@ -42,7 +42,9 @@ OTHER: dict[str, dict[str, Any]] = {  # what rank 1 has, and rank 0 has not
     "sampler": {"sampler": "depth"},
     "structure": {"structure": "attention"},
     "execution": {"execution": "mask"},
+    "rate 0 of a mask": {"rate": 0.0, "execution": "mask"},
 }
+SUMMARIES = "BartForConditionalGeneration"
 RESUMED = STEPS // 2
 
 
@@ -79,14 +81,44 @@ def after_a_forward_alone(rank: int, size: int) -> dict[str, object]:
     return error_of(lambda: wrapped(**half(rows(0, 0), rank, size)))
 
 
+def sharded_after_a_forward_alone(rank: int, size: int) -> dict[str, object]:
+    model = build(HEAD).train()
+    inject_layerdrop(model, LayerDropConfig(0.5, seed=rank))
+    for _ in range(2):  # after the first it is known that nothing is sharded, and that may change
+        model(**half(rows(0, 0), rank, size))
+    return error_of(lambda: sharded(model)(**half(rows(0, 0), rank, size)))
+
+
+def stacks_that_one_rank_alone_runs(rank: int, size: int, *, encoder: float) -> dict[str, object]:
+    """Leave the encoder out on rank 1, as a batch without images does with a vision stack, and change the rates."""
+    model = build(SUMMARIES).train()
+    inject_layerdrop(model, LayerDropConfig({"encoder": encoder, "decoder": 0.5}, seed=1))
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = optimizer_for("adamw", wrapped)
+
+    def train() -> None:
+        for step in range(6):
+            if step in (2, 4):
+                set_rates(model, {"decoder": 0.1 * step})
+            set_step(model, step)
+            batch = batch_for(SUMMARIES, step)
+            known = {"encoder_outputs": (torch.ones(*batch["input_ids"].shape, 16),)}
+            given = {"decoder_input_ids": batch["input_ids"], **(known if rank and step % 3 == 0 else batch)}
+            wrapped(**given).logits.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return {**error_of(train), "spread": spread(model), "moved": distance(model, build(SUMMARIES))}
+
+
 def not_injected_on_one(rank: int, size: int) -> dict[str, object]:
-    hf_layerdrop.distributed.RANKS_TIMEOUT, usual = timedelta(seconds=1), hf_layerdrop.distributed.RANKS_TIMEOUT
+    hf_layerdrop.agreement.RANKS_TIMEOUT, usual = timedelta(seconds=1), hf_layerdrop.agreement.RANKS_TIMEOUT
     model = build(HEAD)
     if rank == 0:
         inject_layerdrop(model, 0.5)
     wrapped = DistributedDataParallel(model).train()
     found = error_of(lambda: wrapped(**half(rows(0, 0), rank, size)))
-    hf_layerdrop.distributed.RANKS_TIMEOUT = usual
+    hf_layerdrop.agreement.RANKS_TIMEOUT = usual
     return found
 
 
@@ -167,7 +199,10 @@ def all_cases(folder: Path) -> dict[str, Case]:
     unused = partial(DistributedDataParallel, find_unused_parameters=True)
     cases["rates within a step: find_unused"] = partial(rate_changed_within_a_step, wrap=unused, measure=distance)
     return cases | {
-        "after a forward alone": after_a_forward_alone,
+        "after a forward alone: ddp": after_a_forward_alone,
+        "after a forward alone: fsdp": sharded_after_a_forward_alone,
+        "stacks of one rank: encoder at 0": partial(stacks_that_one_rank_alone_runs, encoder=0.0),
+        "stacks of one rank: encoder at 0.5": partial(stacks_that_one_rank_alone_runs, encoder=0.5),
         "sharded before": sharded_before,
         "schedule": partial(schedule_that_leaves, folder=folder / "schedule"),
         "of one process before": partial(of_one_process_before, folder=folder),

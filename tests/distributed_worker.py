@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-import hf_layerdrop.distributed
+import hf_layerdrop.agreement
 from conftest import build
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import LayerDropStateError
@@ -349,7 +349,7 @@ def rate_changed_by_one(rank: int, size: int) -> dict[str, object]:
     wrapped = DistributedDataParallel(new_model("none")).train()
     with wrapped.no_sync():
         wrapped(**half(rows(0, 0), rank, size)).loss.backward()
-    hf_layerdrop.distributed.RANKS_TIMEOUT = timedelta(seconds=1)
+    hf_layerdrop.agreement.RANKS_TIMEOUT = timedelta(seconds=1)
     if rank == 0:
         set_rates(wrapped, 0.9)
     try:

@@ -828,6 +828,43 @@ MUTANTS = [
         "if False:",
         ("test_integration_lightning.py::test_rates_are_learned_as_in_a_loop_and_a_resumed_run_goes_on_learning",),
     ),
+    Mutant(
+        "each stack asks the other ranks for itself",
+        "stack_draws.py",
+        "self._agreement = agreement or Agreement()",
+        "self._agreement = Agreement()",
+        ("test_agreement.py::test_whichever_stack_runs_first_says_the_same_for_all_and_once",),
+    ),
+    Mutant(
+        "each forward looks for shards in all weights",
+        "agreement.py",
+        "    if samples is not None and all(",
+        "    if False and all(",
+        (
+            "test_agreement.py::test_several_ranks_that_train_models_of_their_own_look_at_the_weights_once_and_ask_nothing",
+        ),
+    ),
+    Mutant(
+        "a model that is sharded later is not asked for",
+        "agreement.py",
+        'is weight and not hasattr(weight, "ds_id")',
+        "is weight",
+        ("test_agreement.py::test_what_comes_to_be_shared_after_its_first_forwards_is_asked_then",),
+    ),
+    Mutant(
+        "a rank asks with the rates of before",
+        "stack_draws.py",
+        "self._agreement.reached = self._agreement.reached and agreed",
+        "pass",
+        ("test_agreement.py::test_it_is_asked_again_when_rates_or_seed_change_and_not_when_a_schedule_scales_them",),
+    ),
+    Mutant(
+        "a masked model at rate 0 is silent",
+        "masking.py",
+        "if not (stack.draw.active or torch.compiler.is_compiling()):",
+        "if False:",
+        ("test_agreement.py::test_a_model_at_rate_0_is_asked_too_since_the_others_may_have_another_rate[mask]",),
+    ),
 ]
 
 

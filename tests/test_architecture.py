@@ -34,7 +34,8 @@ FLOORS = [
         "wrappers",
     },
     {"config", "header_stacks", "results", "recomputation", "distributed", "bias", "borrowing", "scratch", "compiling"},
-    {"headers", "stack_draws"},
+    {"headers", "agreement"},
+    {"stack_draws"},
     {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache"},
     {
         "stepping",

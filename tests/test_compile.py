@@ -272,6 +272,21 @@ def test_a_schedule_changes_the_rates_of_a_graph_that_stays():
     assert graphs.frame_count == 1
 
 
+def test_a_masked_model_at_rate_0_counts_its_layers_and_compiles_to_one_full_graph():
+    model = masked(BERT, 0.0)
+    for _ in range(3):
+        output_of(model, batch_for(BERT))
+    with torch.no_grad():
+        output_of(model, batch_for(BERT))
+    output_of(model.eval(), batch_for(BERT))
+    assert layerdrop_state(model).draws["encoder"].layer_forwards == 3 * DEPTH
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model.train(), backend=graphs, fullgraph=True)
+    for _ in range(3):
+        loss_of(compiled, batch_for(BERT)).backward()
+    assert graphs.frame_count == 1
+
+
 def test_nan_in_a_dropped_layer_reaches_nothing():
     model, expected = masked(BERT, [0, 1, 0, 0]), injected(BERT, [0, 1, 0, 0])
     with torch.no_grad():

@@ -49,8 +49,17 @@ def test_another_config_on_one_rank_is_an_error_on_both(ranks: dict, wrapper: st
         assert "the same config" in found["error"]
 
 
-def test_a_forward_before_the_model_is_shared_does_not_count_as_agreement(ranks: dict) -> None:
-    assert all("seed 1" in found["error"] for found in ranks["after a forward alone"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_forward_before_the_model_is_shared_does_not_count_as_agreement(ranks: dict, wrapper: str) -> None:
+    assert all("seed 1" in found["error"] for found in ranks[f"after a forward alone: {wrapper}"])
+
+
+@pytest.mark.parametrize("rate", ["0", "0.5"])
+def test_a_stack_that_one_rank_alone_runs_is_not_waited_for_and_no_disagreement(ranks: dict, rate: str) -> None:
+    for found in ranks[f"stacks of one rank: encoder at {rate}"]:
+        assert not found["error"]
+        assert found["spread"] == 0
+        assert found["moved"] > 1e-3
 
 
 def test_a_rank_without_layerdrop_is_not_waited_for_for_ever(ranks: dict) -> None:

@@ -12,42 +12,36 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache, partial
-from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.handing import own_weights
 
-RANKS_TIMEOUT = timedelta(minutes=5)
-
 
 @dataclass
 class _Window:
-    """What happened to a stack since the optimizer's last step."""
+    """What happened to a stack since the last step of an optimizer, which may come again before the stack does."""
 
     ddp: ref[nn.Module]
     ran: set[int] = field(default_factory=set)
     touched: dict[int, ref[nn.Module]] = field(default_factory=dict)
-    stepped: bool = False
+    stepped: WeakSet[torch.optim.Optimizer] = field(default_factory=WeakSet)
 
 
 _windows: WeakKeyDictionary[Any, _Window] = WeakKeyDictionary()
-_checks = count()
 _checked: WeakSet[nn.Module] = WeakSet()
 
 
 def note_forward(draw: Any, mask: Sequence[bool]) -> None:
     """Remember which layers run in a training forward, if the model is trained by DDP."""
-    ddp = _active_ddp()
+    ddp = active_ddp()
     if ddp is None:
         return
     if ddp not in _checked:
@@ -56,13 +50,13 @@ def note_forward(draw: Any, mask: Sequence[bool]) -> None:
     _register_once()
     window = _windows.setdefault(draw, _Window(ref(ddp)))
     if window.stepped:
-        window.ran, window.touched, window.stepped = set(), {}, False
+        window = _windows[draw] = _Window(ref(ddp))
     window.ran.update(layer for layer, kept in enumerate(mask) if kept)
 
 
 def with_zero_gradients(hidden_states: torch.Tensor, draw: Any, index: int, layer: nn.Module) -> torch.Tensor:
     """Return the hidden states as they are; where DDP waits for gradients of the dropped layer, they become zero."""
-    ddp, window = _active_ddp(), _windows.get(draw)
+    ddp, window = active_ddp(), _windows.get(draw)
     if ddp is None or window is None or not torch.is_grad_enabled() or not ddp.require_backward_grad_sync:
         return hidden_states
     # Noted for a sub-layer in any case: the layer around it may have run in this step, and then names its weights too.
@@ -72,17 +66,9 @@ def with_zero_gradients(hidden_states: torch.Tensor, draw: Any, index: int, laye
     return _Touch.apply(hidden_states, *(weight for weight in layer.parameters() if weight.requires_grad))
 
 
-def has_other_ranks() -> bool:
-    """Tell whether this process is one of several that have met."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def is_shared(stack_owner: nn.Module) -> bool:
-    """Tell whether ranks train this model together: by DDP, FSDP, or DeepSpeed's ZeRO-3."""
-    if not has_other_ranks():
-        return False
-    sharded = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in stack_owner.modules())
-    return sharded or _active_ddp() is not None or any(hasattr(weight, "ds_id") for weight in stack_owner.parameters())
+def active_ddp() -> DistributedDataParallel | None:
+    """Return the DDP module whose forward is running: the model that it wraps does not know it."""
+    return DistributedDataParallel._get_active_ddp_module()
 
 
 def refuse_replica(stack_owner: nn.Module) -> None:
@@ -96,36 +82,6 @@ def refuse_replica(stack_owner: nn.Module) -> None:
             "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
             "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
         )
-
-
-def check_ranks_agree(name: str, fingerprint: str) -> None:
-    """Compare what decides the draws with the other ranks, through the store that they met in: no device waits for it.
-
-    Every rank has to call it as often as the others.
-
-    Raises:
-        LayerDropStateError: If a rank would draw other layers, or does not answer in time.
-    """
-    rank, size = distributed.get_rank(), distributed.get_world_size()
-    store = distributed.distributed_c10d._get_default_store()
-    key = f"hf_layerdrop/{next(_checks)}"
-    ours = f"{name}: {fingerprint}"
-    store.set(f"{key}/{rank}", ours)
-    # Each compares itself with rank 0, and rank 0 with all, so that whoever waits for whom, nobody trains on.
-    for other in range(1, size) if rank == 0 else [0]:
-        try:
-            store.wait([f"{key}/{other}"], RANKS_TIMEOUT)
-        except Exception as error:
-            raise LayerDropStateError(
-                f"Rank {other} did not say how it draws the layers of the {name} within {RANKS_TIMEOUT}; change "
-                "rates and seeds on every rank at the same step."
-            ) from error
-        theirs = store.get(f"{key}/{other}").decode()
-        if theirs != ours:
-            raise LayerDropStateError(
-                f"Ranks {rank} and {other} would drop different layers, {ours} against {theirs}; give every rank the "
-                "same config and step."
-            )
 
 
 def leave_ranks() -> None:
@@ -163,14 +119,14 @@ def _remove_zero_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: 
     owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     for window in _windows.values():
         ddp = window.ddp()
-        if ddp is None or not any(id(weight) in owned for weight in ddp.parameters()):
-            continue
+        if ddp is None or optimizer in window.stepped or not any(id(weight) in owned for weight in ddp.parameters()):
+            continue  # stepped: since then this rank has not run the stack, but another may have
         for index, reference in window.touched.items():
             layer = reference()
             weights = [weight for weight in own_weights(layer) if id(weight) in owned] if layer is not None else []
             for weight in weights if index not in window.ran else ():
                 weight.grad = None
-        window.stepped = True
+        window.stepped.add(optimizer)
 
 
 def _check_checkpointing(ddp: DistributedDataParallel) -> None:
@@ -185,8 +141,3 @@ def _check_checkpointing(ddp: DistributedDataParallel) -> None:
                 "DDP with find_unused_parameters=True does not work with reentrant gradient checkpointing, with or "
                 "without LayerDrop; pass activation_checkpointing_kwargs={'use_reentrant': False}."
             )
-
-
-def _active_ddp() -> DistributedDataParallel | None:
-    """Return the DDP module whose forward is running: the model that it wraps does not know it."""
-    return DistributedDataParallel._get_active_ddp_module()

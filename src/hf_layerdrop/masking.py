@@ -115,6 +115,8 @@ class MaskedStackOwner:
         outer = [stack.keep for stack in stacks]
         for stack in stacks:
             stack.use(stack.begin((*args, *kwargs.values())) if self.training and stack.draw.active else None)
+            if not (stack.draw.active or torch.compiler.is_compiling()):
+                stack.draw.begin(self, ())  # type: ignore[arg-type] # nothing to draw, but to count and to compare
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:

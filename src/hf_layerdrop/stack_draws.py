@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hf_layerdrop import distributed, recomputation
+from hf_layerdrop.agreement import Agreement
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.draws import Mask, bernoulli, integers, one_of, shallowest_depth, thresholds, uniforms
 from hf_layerdrop.errors import LayerDropStateError
@@ -44,8 +45,12 @@ class StackDraw:
         groups: Sequence[int] | None = None,
         within: StackDraw | None = None,
         has_sibling: bool = False,
+        agreement: Agreement | None = None,
     ) -> None:
-        """Draw ``groups`` groups in each layer, one if left out; those in a layer that ``within`` drops drop too."""
+        """Draw ``groups`` groups in each layer, one if left out; those in a layer that ``within`` drops drop too.
+
+        All draws of a model share one ``agreement`` with the other ranks.
+        """
         depth = len(rates)
         self.stack = name
         self.structure = structure
@@ -64,7 +69,8 @@ class StackDraw:
         self._measured = False
         self._heeded = False  # whether a layer has asked for its place in the mask of this forward
         self._told_steps = False
-        self._agreed = False
+        self._agreement = agreement or Agreement()
+        self._agreement.join(self)
         self._reentrant_drops = False
         self._counted = False  # a forward with gradient, in this micro-step
         self._rehearsed: int | None = None  # the place of the last forward without gradient
@@ -81,7 +87,7 @@ class StackDraw:
         self.rates = tuple(rates)
         self._group_rates = self._by_group(self.rates)
         self._thresholds = thresholds(self._group_rates)
-        self._agreed = self._agreed and agreed
+        self._agreement.reached = self._agreement.reached and agreed
         self._active = any(self.rates)
         if self._sampler == "depth":
             self._masks = self._masks_by_depth(max(self.rates))
@@ -89,12 +95,19 @@ class StackDraw:
     def set_seed(self, seed: int) -> None:
         """Draw from this seed from the next forward on."""
         self.seed = seed
-        self._agreed = False
+        self._agreement.reached = False
 
     @property
     def active(self) -> bool:
         """Whether any rate is above 0."""
         return self._active
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the next draw, in words; the place of a forward counts for nothing where nothing is drawn."""
+        place = f"{self.step}.{self.micro_step}" + (f".{self.next_forward}" if self._active else "")
+        how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
+        return f"{self.name}: {how}, seed {self.seed}, step {place}"
 
     def may_drop(self, training: bool) -> bool:
         """Tell whether anything can be dropped in this mode, so that a graph cannot be the same in every forward."""
@@ -110,11 +123,12 @@ class StackDraw:
     def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
         """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
         self._measured = self._heeded = False
+        counts = owner.training and torch.is_grad_enabled() and not recomputation.in_backward()
+        if counts and not self._agreement.reached and not self.paused:  # at rate 0, too: the others may wait for it
+            self._agreement.seek(owner)
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
-        if owner.training and torch.is_grad_enabled() and not recomputation.in_backward():
+        if counts:
             self.layer_forwards += self._count_layers()
-            if not self._agreed and not self._active:  # a rank with rates above 0 would wait for this one
-                self._check_ranks(owner)
 
     def _count_layers(self) -> int:
         """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
@@ -222,23 +236,13 @@ class StackDraw:
                 "injected; build it afterwards, or add hf_layerdrop.stepping.LayerDropStepCallback to its "
                 "callbacks."
             )
-        if not self._agreed:
-            self._check_ranks(owner)
+        self._agreement.seek(owner)
         distributed.note_forward(self, mask)
         if self.learner is not None and not self._repeats:
             self.learner.note_draw(self.name, self.rates, mask)
             self._measured = True
         self.forwards += 1
         self.layers_run += mask.count(True)
-
-    def _check_ranks(self, owner: nn.Module) -> None:
-        """Compare the draw with that of other ranks, as soon as one of its forwards is that of a model they share."""
-        shared = distributed.is_shared(owner)
-        if shared:
-            how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
-            counter = f"seed {self.seed}, step {self.step}.{self.micro_step}.{self.forward}"
-            distributed.check_ranks_agree(self.name, f"{how}, {counter}")
-        self._agreed = shared or not distributed.has_other_ranks()
 
     def _remember_drop(self, layer: int) -> None:
         """Note on a reentrant checkpoint around a layer that it was dropped: the backward pass calls it again."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_layerdrop.agreement import Agreement
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.learning.learner import RateLearner
@@ -31,10 +32,18 @@ class LayerDropState:
     ) -> None:
         """Prepare the draws; ``groups`` says by stack and structure how many parts each layer has that are dropped."""
         self.config = config
+        agreement = Agreement()
         self.draws = {
             draw.name: draw
             for name, rates in config.rates_for(depths).items()
-            for draw in _draws_of(name, rates, config, (groups or {}).get(name, {}), has_sibling=len(depths) > 1)
+            for draw in _draws_of(
+                name,
+                rates,
+                config,
+                (groups or {}).get(name, {}),
+                has_sibling=len(depths) > 1,
+                agreement=agreement,
+            )
         }
         self.depths = dict(depths)
         self.micro_step = 0
@@ -182,18 +191,13 @@ class LayerDropState:
 
 
 def _draws_of(
-    name: str,
-    rates: Sequence[float],
-    config: LayerDropConfig,
-    groups: Mapping[str, Sequence[int]],
-    *,
-    has_sibling: bool,
+    name: str, rates: Sequence[float], config: LayerDropConfig, groups: Mapping[str, Sequence[int]], **shared: Any
 ) -> list[StackDraw]:
     """Return the draws of a stack, one for each structure; that of whole layers comes first."""
-    layers = [StackDraw(name, rates, config, has_sibling=has_sibling)] if "layer" in config.structures else []
+    layers = [StackDraw(name, rates, config, **shared)] if "layer" in config.structures else []
     within = layers[0] if layers else None
     return layers + [
-        StackDraw(name, rates, config, structure=structure, groups=counts, within=within, has_sibling=has_sibling)
+        StackDraw(name, rates, config, structure=structure, groups=counts, within=within, **shared)
         for structure, counts in groups.items()
     ]
 
