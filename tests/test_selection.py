@@ -18,11 +18,26 @@ from random import Random
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModelForMaskedLM, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    Gemma3nTextConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
 from architectures.tiny import build_tiny
 from conftest import DEPTH, batch_for, build, recorded_runs
-from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropError, OutputExistsError, TaskError
+from hf_layerdrop.errors import (
+    KeepLayersError,
+    LayerDropConfigError,
+    LayerDropError,
+    OutputExistsError,
+    TaskError,
+    UnsupportedModelError,
+)
 from hf_layerdrop.evaluation import Evaluator, evaluate_depths, every_sub_network
 from hf_layerdrop.keep import evenly_spread, parse_keep_layers
 from hf_layerdrop.pruning import count_parameters, prune_layers
@@ -279,6 +294,43 @@ def test_only_sets_that_plain_transformers_can_rebuild_are_tried(strategy: str, 
         assert found.evaluations == comb(layers - 1, depth - 1)
         assert found.share_as_good >= 1 / found.evaluations
     prune_layers(model, found.keep_layers)
+
+
+def tokens() -> list[dict[str, torch.Tensor]]:
+    ids = torch.randint(5, 20, (3, 6), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
+
+
+def gemma_3n(layers: int = 6) -> torch.nn.Module:
+    """Build a model of which no layer can be cut: its embeddings are as wide as it has layers."""
+    config = Gemma3nTextConfig(
+        vocab_size=20,
+        vocab_size_per_layer_input=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        layer_types=["full_attention"] * layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        hidden_size_per_layer_input=4,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=None,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("strategy", ["greedy_addition", "beam", "exhaustive", "random"])
+def test_a_model_of_which_nothing_can_be_cut_is_no_answer_of_another_depth(strategy: str) -> None:
+    with pytest.raises(UnsupportedModelError):
+        search(gemma_3n(), tokens(), strategy=strategy, depth=1, test_dataset=tokens())
+
+
+def test_greedy_addition_takes_the_whole_model_where_that_is_asked_for() -> None:
+    found = search(gemma_3n(), tokens(), strategy="greedy_addition", depth=6, test_dataset=tokens())
+    assert found.keep_layers == {"layers": tuple(range(6))}
 
 
 def test_averages_without_a_layer_leave_out_what_cannot_be_cut() -> None:
