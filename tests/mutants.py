@@ -106,6 +106,20 @@ MUTANTS = [
         ("test_selection.py::test_only_sets_that_plain_transformers_can_rebuild_are_tried[3-beam]",),
     ),
     Mutant(
+        "refused cuts are built again each time",
+        "rebuilding.py",
+        "        if key not in self._built:",
+        "        if True:",
+        ("test_selection.py::test_a_config_is_built_once_however_many_cuts_have_it",),
+    ),
+    Mutant(
+        "the whole model stands for every cut",
+        "pruning.py",
+        "else len(kept[name]) < self.depths[name]",
+        "else 1",
+        ("test_selection.py::test_the_whole_model_stands_for_no_cut_of_it",),
+    ),
+    Mutant(
         "a shard that the Hub lacks is not told",
         "headers.py",
         "        if shard not in files:",

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     Gemma3nTextConfig,
+    Qwen3MoeConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
@@ -30,6 +31,7 @@ from transformers import (
 
 from architectures.tiny import build_tiny
 from conftest import DEPTH, batch_for, build, recorded_runs
+from hf_layerdrop import pruning, rebuilding
 from hf_layerdrop.errors import (
     KeepLayersError,
     LayerDropConfigError,
@@ -40,7 +42,7 @@ from hf_layerdrop.errors import (
 )
 from hf_layerdrop.evaluation import Evaluator, evaluate_depths, every_sub_network
 from hf_layerdrop.keep import evenly_spread, parse_keep_layers
-from hf_layerdrop.pruning import count_parameters, prune_layers
+from hf_layerdrop.pruning import Cutter, count_parameters, prune_layers
 from hf_layerdrop.selection import STRATEGIES, Selection, average_without_layer, beam, search_layers
 from hf_layerdrop.selection.every_other import every_other
 from hf_layerdrop.selection.latency import measure_latency, sized
@@ -322,7 +324,56 @@ def gemma_3n(layers: int = 6) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("strategy", ["greedy_addition", "beam", "exhaustive", "random"])
+def qwen_moe(layers: int = 6) -> torch.nn.Module:
+    """Build a model whose every second layer, counted by its place, is one of experts: few sets of them can be cut."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        decoder_sparse_step=2,
+        mlp_only_layers=[],
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def alternating(layers: int, depth: int) -> list[tuple[int, ...]]:
+    """List the sets of layers of such a model that have a plain layer at every even place, one of experts at others."""
+    return [
+        kept
+        for kept in combinations(range(layers), depth)
+        if all(place % 2 == layer % 2 for place, layer in enumerate(kept))
+    ]
+
+
+def test_a_config_is_built_once_however_many_cuts_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build_model = [], rebuilding.built_on_meta
+    for module in (pruning, rebuilding):
+        monkeypatch.setattr(module, "built_on_meta", lambda *args: built.append(args) or build_model(*args))
+    cutter = Cutter(qwen_moe(8))
+    for depth in (3, 4):
+        possible = [kept for kept in combinations(range(8), depth) if cutter.can_cut({"layers": kept})]
+        assert possible == alternating(8, depth)
+    assert len(built) == 3  # the whole model, and one of each depth
+    with pytest.raises(UnsupportedModelError, match=r"layers \[1, 2, 3, 5\]: .* layer 1 otherwise at place 0"):
+        cutter.check({"layers": (1, 2, 3, 5)})
+
+
+def test_the_whole_model_stands_for_no_cut_of_it() -> None:
+    cutter = Cutter(gemma_3n())
+    assert cutter.can_cut({"layers": range(6)})
+    assert not cutter.can_cut({"layers": (0, 1)})
+    assert "embed_tokens_per_layer" in cutter.last_refusal
+
+
+@pytest.mark.parametrize("strategy", ["greedy_addition", "beam", "exhaustive", "random", "spread", "weight_norm"])
 def test_a_model_of_which_nothing_can_be_cut_is_no_answer_of_another_depth(strategy: str) -> None:
     with pytest.raises(UnsupportedModelError):
         search(gemma_3n(), tokens(), strategy=strategy, depth=1, test_dataset=tokens())
