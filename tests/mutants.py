@@ -101,9 +101,55 @@ MUTANTS = [
     Mutant(
         "a search tries sets that cannot be cut",
         "selection/space.py",
-        "if self.can_cut is None or self.can_cut(layers)",
-        "if True",
+        "return self.can_cut is None or self.can_cut(kept)",
+        "return True",
         ("test_selection.py::test_only_sets_that_plain_transformers_can_rebuild_are_tried[3-beam]",),
+    ),
+    Mutant(
+        "the heaviest layers are taken though they cannot be cut",
+        "selection/space.py",
+        "if self.is_possible(top):",
+        "if True:",
+        ("test_selection.py::test_the_heaviest_set_is_that_of_all_that_can_be_cut[1000]",),
+    ),
+    Mutant(
+        "sets are built up by lightest ends",
+        "selection/space.py",
+        "(weight - weights[layer], (*kept, layer))",
+        "(weight + weights[layer], (*kept, layer))",
+        ("test_selection.py::test_the_heaviest_set_is_that_of_all_that_can_be_cut[0]",),
+    ),
+    Mutant(
+        "a depth of which nothing can be cut is found out after scoring",
+        "selection/search.py",
+        "if space.some_set() is None:",
+        "if False:",
+        (
+            "test_selection.py::test_a_depth_of_which_nothing_can_be_cut_is_refused_with_the_reason_before_anything_is_scored[beam]",
+        ),
+    ),
+    Mutant(
+        "the set of a rule is not looked at before scoring",
+        "selection/search.py",
+        "if kept is None or space.is_possible(kept):",
+        "if True:",
+        (
+            "test_selection.py::test_a_rule_whose_set_cannot_be_cut_is_refused_with_the_reason_before_anything_is_scored",
+        ),
+    ),
+    Mutant(
+        "what cannot be cut counts among the sets of a depth",
+        "selection/scoring.py",
+        "= len(possible)",
+        "= space.count()",
+        ("test_selection.py::test_the_share_of_sets_as_good_counts_only_what_can_be_cut",),
+    ),
+    Mutant(
+        "layers are left out that the model cannot be cut without",
+        "selection/leave_one_out.py",
+        "if problem.space.is_possible(entry[2])",
+        "if entry",
+        ("test_selection.py::test_only_sets_that_plain_transformers_can_rebuild_are_tried[3-leave_one_out]",),
     ),
     Mutant(
         "refused cuts are built again each time",

@@ -23,7 +23,7 @@ from hf_layerdrop.generation_cache import WITHOUT_CACHE, has_short_cache, switch
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
-from hf_layerdrop.rebuilding import Rebuilds, built_on_meta, may_differ, remember
+from hf_layerdrop.rebuilding import Rebuilds, built_on_meta, check_lenders, may_differ, remember
 from hf_layerdrop.recording import recording_models, take_back_recording
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
@@ -107,7 +107,7 @@ class Cutter:
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Refuse a cut that plain transformers would rebuild otherwise, and remember the answer.
 
-        Where layers are alike, a cut that passes stands for all of the same stacks.
+        Where layers are alike, a cut that passes stands for all of the same stacks in which no layer lost its lender.
 
         Raises:
             UnsupportedModelError: If it would.
@@ -115,10 +115,12 @@ class Cutter:
         key, kind = tuple(map(tuple, kept.values())), self._kind(kept)
         if refusal := self._answers.get(key):
             raise UnsupportedModelError(refusal)
-        if key in self._answers or (kind in self._passed and not self.layers_differ):
+        if key in self._answers:
             return
         try:
-            self._rebuilds.check(kept, self._cut_config(kept))
+            check_lenders(self._rebuilds.whole, self.stacks, kept)
+            if kind not in self._passed or self.layers_differ:
+                self._rebuilds.check(kept, self._cut_config(kept))
         except UnsupportedModelError as error:
             remember(self._answers, key, str(error))
             raise

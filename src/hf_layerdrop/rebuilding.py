@@ -62,14 +62,19 @@ def built_cut(
     Raises:
         UnsupportedModelError: If a kept layer has lost one that it borrows from, or transformers refuses the config.
     """
-    _check_lenders(whole, stacks, kept)
+    check_lenders(whole, stacks, kept)
     try:
         return built_on_meta(type(whole), _read_again(config))
     except Exception as error:
         raise UnsupportedModelError(_refused(whole, kept, error)) from error
 
 
-def _check_lenders(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+def check_lenders(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    """Refuse a cut in which a kept layer has lost one that it borrows from.
+
+    Raises:
+        UnsupportedModelError: If one has.
+    """
     for name, stack in stacks.items():
         if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
             raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {_said(kept)}: {lost}.")
@@ -113,29 +118,28 @@ class Rebuilds:
     """Check cut after cut of one model: what a config builds is looked at once, and many cuts have the same config."""
 
     def __init__(self, whole: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
-        self._model = whole
+        self.whole = whole  # on the meta device
         self._stacks = stacks
         self._distinct: list[Signature] = []  # most layers of most cuts are alike: each kind is held once
-        self._whole = self._look(whole)
+        self._look_of_whole = self._look(whole)
         self._built: dict[str, Look | Exception] = {}
 
     def check(self, kept: Kept, config: PreTrainedConfig) -> None:
-        """Refuse a cut, which has this config, if the model that the config builds is another.
+        """Refuse a cut, which has this config, if the model that the config builds is another; see `check_lenders` too.
 
         Raises:
             UnsupportedModelError: If it is, or cannot be built.
         """
-        _check_lenders(self._model, self._stacks, kept)
         built = self._of(config)
         if isinstance(built, Exception):
-            raise UnsupportedModelError(_refused(self._model, kept, built)) from built
-        _compare(type(self._model).__name__, self._whole, built, self._stacks, kept)
+            raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
+        _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
 
     def _of(self, config: PreTrainedConfig) -> Look | Exception:
         key = repr(config.to_dict())
         if key not in self._built:
             try:
-                found: Look | Exception = self._look(built_on_meta(type(self._model), _read_again(config)))
+                found: Look | Exception = self._look(built_on_meta(type(self.whole), _read_again(config)))
             except Exception as error:
                 found = error.with_traceback(None)
             remember(self._built, key, found)
