@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from hf_layerdrop.adapters import check_adapters, cut_adapters
 from hf_layerdrop.bias import borrowed_attributes, owners_of_bias
@@ -23,7 +23,7 @@ from hf_layerdrop.generation_cache import settle_cache
 from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
-from hf_layerdrop.rebuilding import built_cut, built_on_meta, check_rebuilds, may_differ
+from hf_layerdrop.rebuilding import Rebuilds, built_on_meta, check_lenders, may_differ, remember
 from hf_layerdrop.recording import recording_models, take_back_recording
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
@@ -100,36 +100,65 @@ class Cutter:
         self._layers = {name: list(layers) for name, layers in self.lists.items()}
         self._numbered = {name: list(numbered_parts(layers)) for name, layers in self._layers.items()}
         self._configs = {name: configs_of(model, stack) for name, stack in self.stacks.items()}
-        self._checked: set[tuple[tuple[int, ...], ...]] = set()
+        self._answers: dict[tuple[tuple[int, ...], ...], str | None] = {}  # why a cut is refused; None if it is not
+        self._passed: set[tuple[int, ...]] = set()
+        self.last_refusal = ""
 
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
-        """Refuse a cut that plain transformers would rebuild otherwise; where layers are alike, one stands for all.
+        """Refuse a cut that plain transformers would rebuild otherwise, and remember the answer.
+
+        Where layers are alike, a cut that passes stands for all of the same stacks in which no layer lost its lender.
 
         Raises:
             UnsupportedModelError: If it would.
         """
-        key = tuple(tuple(layers) for layers in kept.values())
-        if key in self._checked or (self._checked and not self._may_differ):
+        key, kind = tuple(map(tuple, kept.values())), self._kind(kept)
+        if refusal := self._answers.get(key):
+            raise UnsupportedModelError(refusal)
+        if key in self._answers:
             return
-        cut = built_cut(self._whole, self._cut_config(kept), self.stacks, kept)
-        check_rebuilds(self._whole, cut, self.stacks, kept)
-        self._checked.add(key)
+        try:
+            check_lenders(self._rebuilds.whole, self.stacks, kept)
+            if kind not in self._passed or self.layers_differ:
+                self._rebuilds.check(kept, self._cut_config(kept))
+        except UnsupportedModelError as error:
+            remember(self._answers, key, str(error))
+            raise
+        remember(self._answers, key, None)
+        self._passed.add(kind)
 
     def can_cut(self, kept: Mapping[str, Sequence[int]]) -> bool:
-        """Tell whether `check` lets a cut pass."""
+        """Tell whether `check` lets a cut pass; if not, ``last_refusal`` says why.
+
+        That it is rebuilt does not say that it runs: transformers may fail in the forward of a hybrid model that has
+        lost all its layers of one kind. Such an error comes from the forward, as any error of the inputs does.
+        """
         try:
             self.check(kept)
-        except UnsupportedModelError:
+        except UnsupportedModelError as error:
+            self.last_refusal = str(error)
             return False
         return True
 
     @cached_property
-    def _may_differ(self) -> bool:
+    def layers_differ(self) -> bool:
+        """Whether one cut may be rebuilt as it is and another of the same stacks not."""
         return may_differ(self._model, self.stacks)
 
+    def _kind(self, kept: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+        """Return what decides about a cut if layers are alike: which stacks it cuts; how far, if one field counts two.
+
+        What the whole model is like says nothing about any cut.
+        """
+        fields = [(stack.config_path, stack.depth_field) for stack in self.stacks.values()]
+        return tuple(
+            len(kept[name]) if fields.count(field) > 1 else len(kept[name]) < self.depths[name]
+            for name, field in zip(self.stacks, fields, strict=True)
+        )
+
     @cached_property
-    def _whole(self) -> PreTrainedModel:
-        return built_on_meta(type(self._model), self._cut_config({}))
+    def _rebuilds(self) -> Rebuilds:
+        return Rebuilds(built_on_meta(type(self._model), self._cut_config({})), self.stacks)
 
     def _cut_config(self, kept: Mapping[str, Sequence[int]]) -> PreTrainedConfig:
         config = copy.deepcopy(self._model.config)

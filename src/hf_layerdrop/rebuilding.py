@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from hf_layerdrop.stacks import Stack
 
 Kept = Mapping[str, Sequence[int]]
 Signature = dict[str, Any]
+
+# Of so many cuts, and of so many configs that cuts of one model have, is remembered what came of them.
+REMEMBERED = 100_000
 
 # Settings that may differ: rates of dropout that grow with depth are of no account outside of training.
 _OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
@@ -58,18 +62,34 @@ def built_cut(
     Raises:
         UnsupportedModelError: If a kept layer has lost one that it borrows from, or transformers refuses the config.
     """
-    said = ", ".join(f"{name}={list(layers)}" for name, layers in kept.items())
-    for name, stack in stacks.items():
-        if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
-            raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {said}: {lost}.")
+    check_lenders(whole, stacks, kept)
     try:
         return built_on_meta(type(whole), _read_again(config))
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UnsupportedModelError(
-            f"{type(whole).__name__} cannot be cut to {said}: plain transformers refuses the config that this needs "
-            f"({type(error).__name__}: {reason}); keep other layers, or all."
-        ) from error
+        raise UnsupportedModelError(_refused(whole, kept, error)) from error
+
+
+def check_lenders(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    """Refuse a cut in which a kept layer has lost one that it borrows from.
+
+    Raises:
+        UnsupportedModelError: If one has.
+    """
+    for name, stack in stacks.items():
+        if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
+            raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {_said(kept)}: {lost}.")
+
+
+def _refused(whole: PreTrainedModel, kept: Kept, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return (
+        f"{type(whole).__name__} cannot be cut to {_said(kept)}: plain transformers refuses the config that this needs "
+        f"({type(error).__name__}: {reason}); keep other layers, or all."
+    )
+
+
+def _said(kept: Kept) -> str:
+    return ", ".join(f"{name}={list(layers)}" for name, layers in kept.items())
 
 
 def _read_again(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -86,40 +106,99 @@ def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None
             _use_attention_of(part, other)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a model is that was built from a config: its layers by stack, and the shapes of all else."""
+
+    layers: Mapping[str, Sequence[Signature]]
+    surroundings: Signature
+
+
+class Rebuilds:
+    """Check cut after cut of one model: what a config builds is looked at once, and many cuts have the same config."""
+
+    def __init__(self, whole: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
+        self.whole = whole  # on the meta device
+        self._stacks = stacks
+        self._distinct: list[Signature] = []  # most layers of most cuts are alike: each kind is held once
+        self._look_of_whole = self._look(whole)
+        self._built: dict[str, Look | Exception] = {}
+
+    def check(self, kept: Kept, config: PreTrainedConfig) -> None:
+        """Refuse a cut, which has this config, if the model that the config builds is another; see `check_lenders` too.
+
+        Raises:
+            UnsupportedModelError: If it is, or cannot be built.
+        """
+        built = self._of(config)
+        if isinstance(built, Exception):
+            raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
+        _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
+
+    def _of(self, config: PreTrainedConfig) -> Look | Exception:
+        key = repr(config.to_dict())
+        if key not in self._built:
+            try:
+                found: Look | Exception = self._look(built_on_meta(type(self.whole), _read_again(config)))
+            except Exception as error:
+                found = error.with_traceback(None)
+            remember(self._built, key, found)
+        return self._built[key]
+
+    def _look(self, model: PreTrainedModel) -> Look:
+        found = _look(model, self._stacks)
+        layers = {name: [self._one_of(layer) for layer in signatures] for name, signatures in found.layers.items()}
+        return Look(layers, self._one_of(found.surroundings))
+
+    def _one_of(self, signature: Signature) -> Signature:
+        known = next((other for other in self._distinct if other == signature), None)
+        if known is None:
+            self._distinct.append(signature)
+        return known or signature
+
+
 def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
     """Compare the kept layers of a model with those of the model that its cut config builds.
 
     Raises:
         UnsupportedModelError: If one of them is built otherwise.
     """
+    _compare(type(whole).__name__, _look(whole, stacks), _look(cut, stacks), stacks, kept)
+
+
+def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    """Remember one thing more; of too many, the oldest is forgotten."""
+    if len(memory) >= REMEMBERED:
+        del memory[next(iter(memory))]
+    memory[key] = value
+
+
+def _look(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> Look:
+    inside = tuple(f"{stack.path}." for stack in stacks.values())
+    shapes = {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}
+    layers = {name: [_signature(layer, stack) for layer in stack.layers(model)] for name, stack in stacks.items()}
+    return Look(layers, shapes)
+
+
+def _compare(model: str, whole: Look, cut: Look, stacks: Mapping[str, Stack], kept: Kept) -> None:
     for name, stack in stacks.items():
-        layers, rebuilt = stack.layers(whole), stack.layers(cut)
+        layers, rebuilt = whole.layers[name], cut.layers[name]
         if len(rebuilt) != len(kept[name]):
             raise UnsupportedModelError(
-                f"{type(whole).__name__} cannot be cut to {name} layers {list(kept[name])}: plain transformers would "
+                f"{model} cannot be cut to {name} layers {list(kept[name])}: plain transformers would "
                 f"build {len(rebuilt)} layers, as {stack.depth_field} counts another stack too; keep as many of both."
             )
         for new, old in enumerate(kept[name]):
-            difference = _difference(_signature(layers[old], stack), _signature(rebuilt[new], stack))
+            difference = _difference(layers[old], rebuilt[new])
             if difference:
                 raise UnsupportedModelError(
-                    f"{type(whole).__name__} cannot be cut to {name} layers {list(kept[name])}: plain transformers "
+                    f"{model} cannot be cut to {name} layers {list(kept[name])}: plain transformers "
                     f"would build layer {old} otherwise at place {new} ({difference}), and no field of its config "
                     "can say so; keep other layers, or all."
                 )
-    _check_surroundings(whole, cut, stacks, kept)
-
-
-def _check_surroundings(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
-    inside = tuple(f"{stack.path}." for stack in stacks.values())
-    shapes = [
-        {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}
-        for model in (whole, cut)
-    ]
-    if difference := _difference(*shapes):
+    if difference := _difference(whole.surroundings, cut.surroundings):
         raise UnsupportedModelError(
-            f"{type(whole).__name__} cannot be cut to {', '.join(f'{n}={list(k)}' for n, k in kept.items())}: other "
-            f"parts of it depend on the number of layers ({difference})."
+            f"{model} cannot be cut to {_said(kept)}: other parts of it depend on the number of layers ({difference})."
         )
 
 
@@ -153,6 +232,8 @@ def _is_setting(name: str, value: Any, spared: Sequence[str]) -> bool:
 
 def _difference(found: Signature, expected: Signature) -> str:
     """Say in a few words where two signatures differ; empty if they do not."""
+    if found == expected:
+        return ""
     for name in (*found, *expected):
         if name not in found or name not in expected or found[name] != expected[name]:
             values = (_shown(signature, name) for signature in (found, expected))

@@ -7,30 +7,39 @@ the mean over all tokens, which serves encoders as well. It needs inputs, but no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import pi
 
 import torch
 
 from hf_layerdrop.selection.importance import empty, look_at_layers, rounded
 from hf_layerdrop.selection.scoring import Problem
-from hf_layerdrop.selection.space import whole
+from hf_layerdrop.selection.space import Layers, whole
 from hf_layerdrop.selection.strategies import Proposal
 
 
 def select(problem: Problem) -> Proposal:
     """Propose the model without the run of each stack, as long as has to go, with the smallest distance.
 
-    The importances are the distances of the runs of that length that begin at each layer, and 0 where none begins.
+    Where it cannot be cut without that run, the next one is taken. The importances are the distances of the runs of
+    that length that begin at each layer, and 0 where none begins.
     """
     lengths = {stack: depth - problem.space.target[stack] for stack, depth in problem.space.depths.items()}
     distances = window_distances(problem, {stack: length for stack, length in lengths.items() if length})
     kept, importances = whole(problem.space.depths), empty(problem)
     for stack, numbers in distances.items():
-        begin = numbers.index(min(numbers))
-        kept = {**kept, stack: kept[stack][:begin] + kept[stack][begin + lengths[stack] :]}
         importances[stack][: len(numbers)] = numbers
+        found = next(filter(problem.space.is_possible, _without_a_run(kept, stack, lengths[stack], numbers)), None)
+        if found is None:
+            return Proposal([], rounded(importances))
+        kept = found
     return Proposal([kept], rounded(importances))
+
+
+def _without_a_run(kept: Layers, stack: str, length: int, numbers: Sequence[float]) -> Iterator[Layers]:
+    """Yield what is left without each run of a stack, the one with the smallest number first."""
+    for begin in sorted(range(len(numbers)), key=lambda begin: numbers[begin]):
+        yield {**kept, stack: kept[stack][:begin] + kept[stack][begin + length :]}
 
 
 def window_distances(problem: Problem, lengths: Mapping[str, int]) -> dict[str, list[float]]:

@@ -1,12 +1,13 @@
 """Budgets: the depths whose sub-networks are fast, few or small enough.
 
-Layers of a stack are of one kind, so what a sub-network costs is decided by its depths. Where layers differ in size,
-the dearest set of a depth counts, and the cheapest if nobody can meet the budget.
+Layers of a stack are mostly of one kind, so what a sub-network costs is decided by its depths. Where layers differ in
+size, the dearest possible set of a depth counts, and the cheapest if nobody can meet the budget. A depth of which no
+set is possible fits no budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -74,14 +75,26 @@ class Costs:
         """Measure the time of this very sub-network; None without a meter."""
         return self._meter.milliseconds(kept) if self._meter else None
 
-    def layer_sizes(self) -> dict[str, list[int]]:
-        """Count the parameters of each layer, by stack."""
-        return {stack: [count_parameters(layer) for layer in layers] for stack, layers in self._cutter.lists.items()}
+    def extreme_set(self, target: Target, *, dearest: bool) -> Layers | None:
+        """Return the possible set of the largest or smallest layers, spread where they are alike; None without one."""
+        space = Space(self._cutter.depths, target, self._cutter.can_cut)
+        sign, spread = 1 if dearest else -1, space.spread()
+        return space.heaviest(
+            {
+                stack: [sign * size + (layer in spread[stack]) / (1 + len(sizes)) for layer, size in enumerate(sizes)]
+                for stack, sizes in self._layer_sizes.items()
+            }
+        )
 
     @cached_property
-    def needed(self) -> Mapping[str, frozenset[int]]:
-        """The layers of each stack without which the model cannot be cut."""
-        return Space(self._cutter.depths, self._cutter.depths, self._cutter.can_cut).needed()
+    def _layer_sizes(self) -> dict[str, list[int]]:
+        """The parameters of each layer, by stack."""
+        return {stack: [count_parameters(layer) for layer in layers] for stack, layers in self._cutter.lists.items()}
+
+    @property
+    def last_refusal(self) -> str:
+        """Why a set that was looked at cannot be cut; empty if all could."""
+        return self._cutter.last_refusal
 
     def excess(self, budget: Budget, kept: Layers) -> str | None:
         """Say which limit a sub-network exceeds, and by what; None if it fits."""
@@ -101,21 +114,31 @@ def targets_within(budget: Budget, costs: Costs, depths: Mapping[str, int]) -> l
     """Return the deepest numbers of layers by stack that fit: none of them can be deepened without leaving the budget.
 
     Raises:
-        LayerDropConfigError: If not even one layer a stack fits; the message says what that costs.
+        LayerDropConfigError: If not even the fewest layers that are possible fit; the message says what they cost.
     """
     *outer, last = depths
     fitting = []
     for counts in product(*(range(1, depths[stack] + 1) for stack in outer)):
-        target = dict(zip(outer, counts, strict=True))
-        deepest = _deepest(lambda count: _fits(budget, costs, depths, {**target, last: count}), depths[last])  # noqa: B023
-        if deepest:
-            fitting.append({**target, last: deepest})
+        targets: list[Target] = [
+            {**dict(zip(outer, counts, strict=True)), last: count} for count in range(1, depths[last] + 1)
+        ]
+        dearest = [kept for target in targets if (kept := costs.extreme_set(target, dearest=True))]
+        fitting += [{stack: len(layers) for stack, layers in kept.items()} for kept in _deepest(budget, costs, dearest)]
     if not fitting:
-        cheapest = _extreme_set(costs, Space(depths, dict.fromkeys(depths, 1)), dearest=False)
-        named = ", ".join(f"1 of the {depth} {stack} layers" for stack, depth in depths.items())
-        excess = costs.excess(budget, cheapest) or "no depth fits the budget, and {} does so only with a chosen layer"
-        raise LayerDropConfigError(excess.format(f"the cheapest possible ({named})") + ": raise the budget.")
+        raise LayerDropConfigError(_nothing_fits(budget, costs, depths))
     return [target for target in fitting if not any(_deeper(other, target) for other in fitting)]
+
+
+def _nothing_fits(budget: Budget, costs: Costs, depths: Mapping[str, int]) -> str:
+    every_count = product(*(range(1, depth + 1) for depth in depths.values()))
+    targets = [dict(zip(depths, counts, strict=True)) for counts in every_count]
+    targets.sort(key=lambda target: sum(target.values()))
+    cheapest = next(kept for target in targets if (kept := costs.extreme_set(target, dearest=False)))
+    named = ", ".join(f"{len(cheapest[stack])} of the {depth} {stack} layers" for stack, depth in depths.items())
+    excess = costs.excess(budget, cheapest) or "no depth fits the budget, and {} does so only with chosen layers"
+    refused = any(len(layers) > 1 for layers in cheapest.values())
+    reason = f" Fewer are not possible: {costs.last_refusal}" if refused else ""
+    return excess.format(f"the cheapest possible ({named})") + ": raise the budget." + reason
 
 
 def next_deeper(target: Target, depths: Mapping[str, int]) -> Iterator[Target]:
@@ -129,31 +152,13 @@ def size_in_mb(model: nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
 
 
-def _fits(budget: Budget, costs: Costs, depths: Mapping[str, int], target: Target) -> bool:
-    return costs.excess(budget, _extreme_set(costs, Space(depths, target), dearest=True)) is None
-
-
-def _extreme_set(costs: Costs, space: Space, *, dearest: bool) -> Layers:
-    """Return the set of the largest or smallest layers; the evenly spread one where they are all alike.
-
-    Layers that the model cannot be cut without come first.
-    """
-    sizes = costs.layer_sizes()
-    kept = {}
-    for stack, spread in space.spread().items():
-        order = sorted(range(space.depths[stack]), key=lambda layer: sizes[stack][layer], reverse=dearest)
-        order.sort(key=lambda layer: layer not in costs.needed[stack])
-        kept[stack] = tuple(sorted(order[: len(spread)])) if len(set(sizes[stack])) > 1 else spread
-    return kept
-
-
-def _deepest(fits: Callable[[int], bool], depth: int) -> int:
-    """Return the largest number from 1 that fits, 0 if none does, by bisection: deeper is never cheaper."""
-    low, high = 0, depth
+def _deepest(budget: Budget, costs: Costs, dearest: Sequence[Layers]) -> Sequence[Layers]:
+    """Return the last of the sets that fits, if one does, by bisection: deeper is never cheaper."""
+    low, high = 0, len(dearest)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+        low, high = (middle, high) if costs.excess(budget, dearest[middle - 1]) is None else (low, middle - 1)
+    return dearest[max(0, low - 1) : low]
 
 
 def _deeper(one: Target, other: Target) -> bool:

@@ -25,6 +25,16 @@ RUNNER_UPS = 5
 
 
 @dataclass(frozen=True)
+class _Good:
+    """The share of so many sets that score at least as well as one, and how many were scored to tell."""
+
+    share: float
+    of: int
+    samples: int
+    is_exact: bool
+
+
+@dataclass(frozen=True)
 class Search:
     """All that a search is made of, checked."""
 
@@ -50,7 +60,7 @@ class Search:
         if not sets:
             raise UnsupportedModelError(
                 f"A {type(self.model).__name__} cannot be cut to any set of this depth that strategy {self.strategy!r} "
-                "came to: choose another depth, or strategy='exhaustive'."
+                f"came to: choose another depth or strategy. {self.cutter.last_refusal}"
             )
         ranked = sorted(self.scorer.results(sets), key=self.objective.order)
         spent = self.scorer.cost - began
@@ -59,7 +69,7 @@ class Search:
         space = Space(self.cutter.depths, {stack: len(layers) for stack, layers in kept.items()}, self.cutter.can_cut)
         runner_ups = sorted(self.scorer.known(space), key=self.objective.order)
         outside = tuple(self._outside(space.target)) if self.budget.asks else ()
-        share, samples = self._share_as_good(space, winner)
+        good = self._good(space, winner)
         test_score, whole_test_score = self._test_scores(kept)
         score = self.objective.score(winner)
         latency = self.costs.measured_ms(kept)
@@ -83,10 +93,10 @@ class Search:
             layer_forwards_alone=spent.layer_forwards_alone,
             extra_layer_forwards=(self.scorer.cost - spent).layer_forwards,
             shared=self.ground.shared,
-            sub_networks=space.count(),
-            share_as_good=share,
-            share_is_exact=samples == space.count(),
-            share_samples=samples,
+            sub_networks=good.of,
+            share_as_good=good.share,
+            share_is_exact=good.is_exact,
+            share_samples=good.samples,
             runner_ups=tuple(self._scored(result) for result in runner_ups if result is not winner)[:RUNNER_UPS],
             outside=outside,
             importances=next((proposal.importances for proposal in proposals if sets and proposal.importances), None),
@@ -105,10 +115,14 @@ class Search:
         )
 
     def _outside(self, target: Target) -> Iterator[Neighbour]:
-        """Yield what one more layer would give: the best set of that depth that was scored, else the spread one."""
+        """Yield what one more layer would give: the best set of that depth that was scored, else a spread one."""
         for deeper in next_deeper(target, self.cutter.depths):
-            space = Space(self.cutter.depths, deeper)
-            results = self.scorer.known(space) or self.scorer.results([space.spread()])
+            space = Space(self.cutter.depths, deeper, self.cutter.can_cut)
+            results = self.scorer.known(space)
+            if not results and (kept := space.some_set()):
+                results = self.scorer.results([kept])
+            if not results:  # it cannot be cut to that depth
+                continue
             best = min(results, key=self.objective.order)
             kept = _layers(best)
             yield Neighbour(
@@ -119,22 +133,23 @@ class Search:
                 self.costs.latency_ms(kept),
             )
 
-    def _share_as_good(self, space: Space, winner: SubNetworkResult) -> tuple[float, int]:
-        """Return the share of sets that score at least as well, and how many were scored for it.
+    def _good(self, space: Space, winner: SubNetworkResult) -> _Good:
+        """Find the share of the possible sets that score at least as well as the winner.
 
         The sets that a search looked at are better than most, so what they say is only counted for themselves; the
-        others are judged by random ones of them.
+        others are judged by random ones of them. Where there are too many sets to try the cut of each, these draws say
+        as well how many are possible.
         """
         known = self.scorer.known(space)
-        good, others = self._count_good(known, winner), space.count() - len(known)
-        if not others:
-            return good / space.count(), len(known)
+        good, counted = self._count_good(known, winner), self.scorer.count(space)
+        if counted == len(known):
+            return _Good(good / counted, counted, counted, is_exact=True)
         seen = {key_of(result.keep_layers) for result in known}
-        drawn = space.random_sets(self.share_samples, Random(f"share {self.seed}"), without=seen)
-        if not drawn:  # the others cannot be cut
-            return good / len(known), len(known)
-        good_others = others * self._count_good(self.scorer.results(drawn), winner) / len(drawn)
-        return (good + good_others) / space.count(), len(known) + len(drawn)
+        drawn, share_possible = space.draw(self.share_samples, Random(f"share {self.seed}"), without=seen)
+        samples = len(known) + len(drawn)
+        count = counted or max(samples, round(space.count() * share_possible))
+        good_others = (count - len(known)) * self._count_good(self.scorer.results(drawn), winner) / max(1, len(drawn))
+        return _Good((good + good_others) / count, count, samples, is_exact=samples == counted)
 
     def _count_good(self, results: Sequence[SubNetworkResult], winner: SubNetworkResult) -> int:
         score = self.objective.score(winner)

@@ -6,19 +6,26 @@ paper finds, is hard to beat.
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from hf_layerdrop.errors import KeepLayersError
 from hf_layerdrop.selection.scoring import Problem
+from hf_layerdrop.selection.space import Layers, Space
 from hf_layerdrop.selection.strategies import Proposal
 
 
-def select(problem: Problem) -> Proposal:
-    """Propose the one set of the paper's form.
+def rule(_: PreTrainedModel, space: Space) -> Layers:
+    """Return the set of the paper's form.
 
     Raises:
         KeepLayersError: If the form cannot keep so many layers, e.g. fewer than half of them.
     """
-    space = problem.space
-    return Proposal([{stack: every_other(space.target[stack], depth) for stack, depth in space.depths.items()}])
+    return {stack: every_other(space.target[stack], depth) for stack, depth in space.depths.items()}
+
+
+def select(problem: Problem) -> Proposal:
+    """Propose that one set."""
+    return Proposal([rule(problem.model, problem.space)])
 
 
 def every_other(count: int, of: int) -> tuple[int, ...]:

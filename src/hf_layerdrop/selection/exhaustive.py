@@ -13,4 +13,4 @@ from hf_layerdrop.selection.strategies import MAX_SETS, Proposal, check_space
 def select(problem: Problem, *, max_sub_networks: int = MAX_SETS) -> Proposal:
     """Propose every set there is, unless there are more than ``max_sub_networks``."""
     check_space("exhaustive", problem.space, max_sub_networks)
-    return Proposal(list(problem.space.every_set()))
+    return Proposal(problem.scorer.possible_sets(problem.space))

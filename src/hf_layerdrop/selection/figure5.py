@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
+from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.pruning import Cutter
 from hf_layerdrop.selection.ground import Setting, data_ground
 from hf_layerdrop.selection.objective import find_objective
 from hf_layerdrop.selection.scoring import Scorer
-from hf_layerdrop.selection.space import Space, parse_depth
+from hf_layerdrop.selection.space import Space, no_set_of, parse_depth
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,20 @@ def average_without_layer(
 
     The paper takes sets of 8 of 16 layers, and finds that the first and last layers matter most. All of the data is
     used, since nothing is chosen by it; the arguments are those of `search_layers`.
+
+    Raises:
+        UnsupportedModelError: If no set of this depth can be cut; nothing was scored then.
     """
     plain = model.accelerator.unwrap_model(model.model) if isinstance(model, Trainer) else model
     cutter = Cutter(plain)
     depths = cutter.depths
     space = Space(depths, parse_depth(depth, depths), cutter.can_cut)
+    sets = space.random_sets(samples, Random(seed))
+    if not sets:
+        raise UnsupportedModelError(no_set_of(plain, cutter.last_refusal))
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
     ground = data_ground(model, dataset, None, metric, setting, hold_out=False)
-    results = Scorer(ground.measure, progress=progress).results(space.random_sets(samples, Random(seed)))
+    results = Scorer(ground.measure, progress=progress).results(sets)
     objective = find_objective(ground.metric_name, results[0].metrics, greater_is_better)
     lacking = {
         stack: [

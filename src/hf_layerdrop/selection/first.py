@@ -5,10 +5,18 @@ The paper finds that removing a run of consecutive layers is harmful, the last h
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from hf_layerdrop.selection.scoring import Problem
+from hf_layerdrop.selection.space import Layers, Space
 from hf_layerdrop.selection.strategies import Proposal
 
 
+def rule(_: PreTrainedModel, space: Space) -> Layers:
+    """Return the first layers."""
+    return {stack: tuple(range(count)) for stack, count in space.target.items()}
+
+
 def select(problem: Problem) -> Proposal:
-    """Propose the one set of first layers."""
-    return Proposal([{stack: tuple(range(count)) for stack, count in problem.space.target.items()}])
+    """Propose that one set."""
+    return Proposal([rule(problem.model, problem.space)])

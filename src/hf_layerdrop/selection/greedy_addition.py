@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hf_layerdrop.selection.scoring import Problem
-from hf_layerdrop.selection.space import whole
 from hf_layerdrop.selection.strategies import Proposal
 
 
@@ -19,4 +18,4 @@ def select(problem: Problem) -> Proposal:
     candidates = list(replace(space, target=start).every_set())
     for _ in range(sum(space.target.values()) - sum(start.values())):
         candidates = space.with_one_more(problem.best(candidates, 1)[0])
-    return Proposal(candidates or [whole(space.depths)])
+    return Proposal(candidates)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,16 +24,10 @@ Look = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 def keep_most_important(importances: Importances, space: Space) -> Proposal:
     """Propose the layers with the highest importance of each stack; of equal ones the earlier.
 
-    Layers that the model cannot be cut without come first.
+    Where these are no possible set, the possible one whose importances are the highest in all.
     """
-    needed = space.needed()
-    kept = {stack: _top(space.target[stack], numbers, needed[stack]) for stack, numbers in importances.items()}
-    return Proposal([kept], rounded(importances))
-
-
-def _top(count: int, numbers: Sequence[float], needed: Collection[int]) -> tuple[int, ...]:
-    order = sorted(range(len(numbers)), key=lambda layer: (layer not in needed, -numbers[layer]))
-    return tuple(sorted(order[:count]))
+    kept = space.heaviest(importances)
+    return Proposal([kept] if kept else [], rounded(importances))
 
 
 def rounded(importances: Importances) -> dict[str, tuple[float, ...]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from hf_layerdrop.selection.scoring import Problem
+from hf_layerdrop.selection.space import Layers, Space
 from hf_layerdrop.selection.strategies import Proposal
 
 
+def rule(_: PreTrainedModel, space: Space) -> Layers:
+    """Return the last layers."""
+    return {stack: tuple(range(depth - space.target[stack], depth)) for stack, depth in space.depths.items()}
+
+
 def select(problem: Problem) -> Proposal:
-    """Propose the one set of last layers."""
-    space = problem.space
-    return Proposal([{s: tuple(range(depth - space.target[s], depth)) for s, depth in space.depths.items()}])
+    """Propose that one set."""
+    return Proposal([rule(problem.model, problem.space)])

@@ -6,22 +6,21 @@ looks at no data here: the choice is what training left in the config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from transformers import PreTrainedModel
 
 from hf_layerdrop.learned import learned_keep_layers, learned_shares
 from hf_layerdrop.selection.importance import rounded
 from hf_layerdrop.selection.scoring import Problem
+from hf_layerdrop.selection.space import Layers, Space
 from hf_layerdrop.selection.strategies import Proposal
 
 
-def check(model: PreTrainedModel, target: Mapping[str, int]) -> None:
-    """Refuse a model without learned rates before anything is scored; see `learned_keep_layers`."""
-    learned_keep_layers(model, target)
+def rule(model: PreTrainedModel, space: Space) -> Layers:
+    """Return the layers with the smallest shares, or refuse a model without: see `learned_keep_layers`."""
+    return learned_keep_layers(model, space.target)
 
 
 def select(problem: Problem) -> Proposal:
-    """Propose the layers of each stack with the smallest shares; one minus a share is shown as its importance."""
+    """Propose that one set; one minus a share is shown as the importance of a layer."""
     importances = {stack: [1 - share for share in shares] for stack, shares in learned_shares(problem.model).items()}
-    return Proposal([learned_keep_layers(problem.model, problem.space.target)], rounded(importances))
+    return Proposal([rule(problem.model, problem.space)], rounded(importances))

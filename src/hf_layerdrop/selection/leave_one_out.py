@@ -26,10 +26,14 @@ def select(problem: Problem) -> Proposal:
 
 
 def leave_one_out_losses(problem: Problem) -> dict[str, list[float]]:
-    """Return the mean divergence over batches of the model without each layer; a layer alone in its stack gets 0."""
+    """Return the mean divergence over batches of the model without each layer.
+
+    A layer that cannot be left out alone gets 0.
+    """
     losses = empty(problem)
     everything = whole(problem.space.depths)
     batches = inputs_of(problem)
+    sets = [entry for entry in _sets_without_one(everything) if problem.space.is_possible(entry[2])]
     forwards = alone = 0
     with (
         torch.no_grad(),
@@ -41,7 +45,7 @@ def leave_one_out_losses(problem: Problem) -> dict[str, list[float]]:
             expected, run = runner.run(everything, lambda: _output(problem.model, batch))  # noqa: B023 - called at once
             forwards += run.layer_forwards
             alone += sum(problem.space.depths.values())
-            for stack, layer, kept in _sets_without_one(everything):
+            for stack, layer, kept in sets:
                 found, more = runner.run(kept, lambda: _output(problem.model, batch))  # noqa: B023
                 forwards += more.layer_forwards
                 alone += sum(len(layers) for layers in kept.values())

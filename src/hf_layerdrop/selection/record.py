@@ -62,7 +62,8 @@ class Selection:
             sets behind an estimated ``share_as_good``.
         shared: Whether sub-networks with a common prefix of layers ran it once. If not, candidates ran one by one, and
             only what the encoder gives was shared.
-        sub_networks: How many sets of layers there are at this depth.
+        sub_networks: How many sets of layers the model can be cut to at this depth; where not every set can be cut and
+            there are more than 20,000, this is an estimate.
         share_as_good: Share of them that score at least as well as the chosen one.
         share_is_exact: Whether all of them were scored; otherwise those that were not are judged by some random ones.
         share_samples: How many sets of this depth were scored for that.

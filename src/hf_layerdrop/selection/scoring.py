@@ -16,7 +16,7 @@ from hf_layerdrop.pruning import Cutter
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.selection.journal import Journal
 from hf_layerdrop.selection.objective import Objective
-from hf_layerdrop.selection.space import Layers, Space, distinct, key_of
+from hf_layerdrop.selection.space import MAX_SETS, Layers, Space, distinct, key_of
 from hf_layerdrop.sources import Batches
 
 Done = Callable[[list[SubNetworkResult]], None]
@@ -60,6 +60,7 @@ class Scorer:
         self._measure = measure
         self._journal = journal
         self._progress = progress
+        self._counts: dict[tuple[tuple[str, int], ...], int] = {}
         self._results: dict[tuple[tuple[int, ...], ...], SubNetworkResult] = {}
 
     def results(self, kept: Sequence[Layers]) -> list[SubNetworkResult]:
@@ -78,6 +79,28 @@ class Scorer:
     def note_forwards(self, layer_forwards: int, alone: int | None = None) -> None:
         """Count layer forwards a batch that a strategy ran by itself."""
         self.cost += Cost(0, 0, layer_forwards, layer_forwards if alone is None else alone)
+
+    def possible_sets(self, space: Space) -> list[Layers]:
+        """List all sets of a space that can be cut; a bar shows how far this is where it takes longer than a second."""
+        shown = tqdm(
+            space.conceivable_sets(),
+            total=space.count(),
+            desc="Trying cuts",
+            unit="sub-network",
+            delay=1,
+            disable=not self._progress,
+            leave=False,
+        )
+        possible = [kept for kept in shown if space.is_possible(kept)]
+        self._counts[tuple(space.target.items())] = len(possible)
+        return possible
+
+    def count(self, space: Space) -> int | None:
+        """Count the sets of a space that can be cut; None where it would take too long to try them all."""
+        key = tuple(space.target.items())
+        if key not in self._counts and space.count() <= MAX_SETS:
+            self.possible_sets(space)
+        return self._counts.get(key)
 
     def known(self, space: Space) -> list[SubNetworkResult]:
         """Return all results so far that are of the depth of a space."""
@@ -135,7 +158,7 @@ class Problem:
         if not kept:
             raise UnsupportedModelError(
                 "This strategy goes by one layer at a time, and the next one cannot be cut out of a "
-                f"{type(self.model).__name__} alone: use strategy='exhaustive' or 'random'."
+                f"{type(self.model).__name__} alone: use strategy='exhaustive' or 'random'. {self.cutter.last_refusal}"
             )
         ranked = sorted(self.scorer.results(kept), key=self.objective.order)
         return [{stack: tuple(layers) for stack, layers in result.keep_layers.items()} for result in ranked[:count]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.errors import LayerDropConfigError, UnsupportedModelError
 from hf_layerdrop.fingerprints import fingerprint
 from hf_layerdrop.pruning import Cutter
 from hf_layerdrop.selection.budgets import Budget, Costs, Target, targets_within
@@ -21,8 +21,8 @@ from hf_layerdrop.selection.objective import find_objective
 from hf_layerdrop.selection.opaque import Evaluate
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.scoring import Scorer
-from hf_layerdrop.selection.space import Space, parse_depth, whole
-from hf_layerdrop.selection.strategies import MAX_SETS, check_model, check_space, find_strategy, load_strategy
+from hf_layerdrop.selection.space import Space, no_set_of, parse_depth, whole
+from hf_layerdrop.selection.strategies import MAX_SETS, check_space, find_strategy, load_strategy, set_by_rule
 
 
 def search_layers(
@@ -80,11 +80,14 @@ def search_layers(
         batch_size: Examples a batch, for a data set of examples.
         collator: Makes a batch of examples; needed where they differ in length.
         progress: Show a progress bar.
-        **settings: Those of the strategy: ``width`` of beam, ``samples`` of random, ``max_sub_networks`` of exhaustive.
+        **settings: Those of the strategy: ``width`` and ``swaps`` of beam, ``samples`` of random, ``max_sub_networks``
+            of exhaustive.
 
     Raises:
         LayerDropConfigError: If the strategy, a setting or a budget is not possible; nothing was scored then.
         KeepLayersError: If the depth is not.
+        UnsupportedModelError: If the model has no layers that can be dropped, or cannot be cut to any set that the
+            strategy comes to. Nothing was scored where no set of the depth is possible, or not the one of a rule.
         TaskError: If the data is missing or smaller than a batch, or the evaluation does not give the metric.
     """
     name = find_strategy(strategy)
@@ -98,9 +101,7 @@ def search_layers(
     cutter = Cutter(plain)
     targets = _targets(depth, budget, cutter)
     limit = settings.get("max_sub_networks", MAX_SETS)
-    for target in targets or [cutter.depths]:
-        check_space(name, Space(cutter.depths, target), limit)
-        check_model(name, plain, target)
+    _possible_targets(name, plain, cutter, targets or [cutter.depths], limit)
 
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
     if evaluate is None:
@@ -112,9 +113,7 @@ def search_layers(
         meter = LatencyMeter(plain, cutter, ground.first_batch(plain), latency_batch_size, latency_length)
     costs = Costs(plain, cutter, meter)
     if not targets:
-        targets = targets_within(budget, costs, cutter.depths)
-        for target in targets:
-            check_space(name, Space(cutter.depths, target), limit)
+        targets = _possible_targets(name, plain, cutter, targets_within(budget, costs, cutter.depths), limit)
 
     scorer = Scorer(ground.measure, _journal(journal, plain, ground), progress=progress)
     reference = scorer.results([whole(cutter.depths)])[0]
@@ -133,6 +132,30 @@ def _targets(depth: Any, budget: Budget, cutter: Cutter) -> list[Target]:
             + (", not both." if budget.asks else ", such as depth=6.")
         )
     return [] if depth is None else [parse_depth(depth, cutter.depths)]
+
+
+def _possible_targets(
+    name: str, model: PreTrainedModel, cutter: Cutter, targets: Sequence[Target], limit: int
+) -> list[Target]:
+    """Return the depths of which a strategy can have a set.
+
+    Raises:
+        UnsupportedModelError: If there is none; the message says why.
+    """
+    possible, reason = [], ""
+    for target in targets:
+        space = Space(cutter.depths, target, cutter.can_cut)
+        check_space(name, space, limit)
+        kept = set_by_rule(name, model, space)
+        if space.some_set() is None:
+            reason = no_set_of(model, cutter.last_refusal)
+        elif kept is None or space.is_possible(kept):
+            possible.append(target)
+        else:
+            reason = f"Strategy {name!r} has no other set: choose another strategy. {cutter.last_refusal}"
+    if not possible:
+        raise UnsupportedModelError(reason)
+    return possible
 
 
 def _check_numbers(**values: float) -> None:

@@ -1,28 +1,47 @@
-"""Which sub-networks there are: all that keep a given number of layers of each stack."""
+"""Which sub-networks there are: all that keep a given number of layers of each stack and that can be cut.
+
+Plain transformers cannot rebuild every set of layers of every model. The sets that it can are the possible ones; what
+is asked of a `Space` is one of them, or some, or all, wherever layers are chosen.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from math import comb, prod
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_layerdrop.errors import KeepLayersError
 from hf_layerdrop.keep import evenly_spread
 
 Layers = Mapping[str, tuple[int, ...]]
 Key = tuple[tuple[int, ...], ...]
+Weights = Mapping[str, Sequence[float]]
 TRIES = 100
+
+# Up to so many sets, all are tried for one that is possible; and above, an exhaustive search wants to be asked for: 8
+# of 16 layers are 12,870 sets.
+MAX_SETS = 20_000
+
+# Up to so many sets, all are compared for the heaviest one.
+FEW_SETS = 1_000
+
+
+class Draws(NamedTuple):
+    """Sub-networks drawn at random, and the share of the draws that were possible."""
+
+    sets: list[Layers]
+    share_possible: float
 
 
 @dataclass(frozen=True)
 class Space:
-    """All sub-networks of a model with ``depths`` layers that keep ``target`` of them, both by stack.
+    """The sub-networks of a model with ``depths`` layers that keep ``target`` of them, both by stack.
 
-    ``can_cut`` tells those that plain transformers can rebuild from those that it cannot; all can be, if it is None.
+    ``can_cut`` tells those that are possible from those that are not; all are, if it is None.
     """
 
     depths: Mapping[str, int]
@@ -30,32 +49,103 @@ class Space:
     can_cut: Callable[[Layers], bool] | None = None
 
     def count(self) -> int:
-        """Count the sub-networks, also those that cannot be cut: to try each of them would take too long."""
+        """Count the sets, also those that are not possible: to try each of them may take too long."""
         return prod(comb(depth, self.target[stack]) for stack, depth in self.depths.items())
+
+    def is_possible(self, kept: Layers) -> bool:
+        """Tell whether a set, which need not be of this depth, can be cut."""
+        return self.can_cut is None or self.can_cut(kept)
+
+    def conceivable_sets(self) -> Iterator[Layers]:
+        """Yield all sets in walking order, also those that are not possible."""
+        choices = [combinations(range(depth), self.target[stack]) for stack, depth in self.depths.items()]
+        return (dict(zip(self.depths, layers, strict=True)) for layers in product(*choices))
 
     def every_set(self) -> Iterator[Layers]:
         """Yield all sub-networks, in walking order."""
-        choices = [combinations(range(depth), self.target[stack]) for stack, depth in self.depths.items()]
-        return self._possible(dict(zip(self.depths, layers, strict=True)) for layers in product(*choices))
+        return self._possible(self.conceivable_sets())
+
+    def some_set(self) -> Layers | None:
+        """Return a sub-network, the evenly spread one if it is possible; None if none was found.
+
+        Up to `MAX_SETS` sets there is none then.
+        """
+        spread = self.spread()
+        if self.is_possible(spread):
+            return spread
+        return self.heaviest({stack: [0.0] * depth for stack, depth in self.depths.items()})
+
+    def heaviest(self, weights: Weights) -> Layers | None:
+        """Return the sub-network whose layers weigh most in all, of equal ones the earlier; None if none was found.
+
+        Where the heaviest layers of each stack are no possible set, and there are too many to compare them all, sets
+        are built up from the front, as what a model can be cut to begins with what it can be cut to as well; or else
+        layers are taken away one by one. What is found so may not be the very heaviest.
+        """
+        top = {stack: _heaviest_layers(numbers, self.target[stack]) for stack, numbers in weights.items()}
+        if self.is_possible(top):
+            return top
+        if self.count() > FEW_SETS:
+            grown = {stack: self._grown(stack, numbers) for stack, numbers in weights.items()}
+            if all(grown.values()) and self.is_possible(grown):
+                return grown
+        if self.count() <= MAX_SETS:
+            return max(self.every_set(), key=lambda kept: _weight_of(kept, weights), default=None)
+        return self._thinned(weights) or next(iter(self.random_sets(1, Random(0))), None)
+
+    def _grown(self, stack: str, weights: Sequence[float]) -> tuple[int, ...]:
+        """Add layer by layer of one stack, the others whole; of the sets that end alike, follow the heaviest."""
+        rest, depth, count = whole(self.depths), self.depths[stack], self.target[stack]
+        if count == depth:
+            return rest[stack]
+        ends: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        for place in range(count):
+            longer: list[tuple[float, tuple[int, ...]]] = []
+            for layer in range(place, depth - count + place + 1):
+                options = [(weight - weights[layer], (*kept, layer)) for weight, kept in ends if kept[-1:] < (layer,)]
+                possible = (option for option in sorted(options) if self.is_possible({**rest, stack: option[1]}))
+                longer.extend(islice(possible, 1))
+            ends = longer
+        return min(ends, default=(0.0, ()))[1]
+
+    def _thinned(self, weights: Weights) -> Layers | None:
+        """Take away layer by layer, the lightest that can go."""
+        kept: Layers | None = whole(self.depths)
+        for _ in range(sum(self.depths.values()) - sum(self.target.values())):
+            left = self.without_one(kept) if kept else []
+            kept = max(left, key=lambda kept: _weight_of(kept, weights), default=None)
+        return kept
 
     def random_sets(self, count: int, random: Random, without: Collection[Key] = ()) -> list[Layers]:
         """Draw different sub-networks at random, none of those in ``without``; all of them if there are no more."""
+        return self.draw(count, random, without).sets
+
+    def draw(self, count: int, random: Random, without: Collection[Key] = ()) -> Draws:
+        """Draw as `random_sets` does, and say which share of all sets seems to be possible."""
         if count >= self.count() - len(without):
-            return [layers for layers in self.every_set() if key_of(layers) not in without]
+            every = list(self.every_set())
+            return Draws([layers for layers in every if key_of(layers) not in without], len(every) / self.count())
         drawn: dict[Key, Layers] = {}
-        for _ in range(TRIES * count):  # of a model that can hardly be cut there may be fewer
+        tries = possible = 0
+        while len(drawn) < count and tries < TRIES * count:
+            tries += 1
             layers = {
                 stack: tuple(sorted(random.sample(range(depth), self.target[stack])))
                 for stack, depth in self.depths.items()
             }
-            if key_of(layers) not in without and any(self._possible([layers])):
+            if key_of(layers) in without:
+                possible += 1
+            elif self.is_possible(layers):
+                possible += 1
                 drawn[key_of(layers)] = layers
-            if len(drawn) == count:
-                break
-        return list(drawn.values())
+        missing = count - len(drawn)
+        if missing and self.count() <= MAX_SETS:  # of a model that can hardly be cut
+            others = [kept for kept in self.every_set() if key_of(kept) not in drawn and key_of(kept) not in without]
+            drawn |= {key_of(kept): kept for kept in random.sample(others, min(missing, len(others)))}
+        return Draws(list(drawn.values()), possible / tries)
 
     def spread(self) -> Layers:
-        """Return the evenly spread sub-network."""
+        """Return the evenly spread set, whether it is possible or not."""
         return {stack: evenly_spread(self.target[stack], depth) for stack, depth in self.depths.items()}
 
     def without_one(self, kept: Layers) -> list[Layers]:
@@ -93,20 +183,22 @@ class Space:
             )
         )
 
-    def needed(self) -> dict[str, frozenset[int]]:
-        """Return by stack the layers without which the model cannot be cut at all, each tried alone."""
-        everything = whole(self.depths)
-        return {
-            stack: frozenset(
-                layer
-                for layer in layers
-                if not any(self._possible([{**everything, stack: tuple(other for other in layers if other != layer)}]))
-            )
-            for stack, layers in everything.items()
-        }
-
     def _possible(self, kept: Iterable[Layers]) -> Iterator[Layers]:
-        return (layers for layers in kept if self.can_cut is None or self.can_cut(layers))
+        return (layers for layers in kept if self.is_possible(layers))
+
+
+def no_set_of(model: object, reason: str) -> str:
+    """Say that no set of a depth can be cut out of a model, and why the last one that was tried cannot."""
+    return f"No set of so many layers that was tried can be cut out of this {type(model).__name__}. {reason}"
+
+
+def _heaviest_layers(weights: Sequence[float], count: int) -> tuple[int, ...]:
+    order = sorted(range(len(weights)), key=lambda layer: -weights[layer])
+    return tuple(sorted(order[:count]))
+
+
+def _weight_of(kept: Layers, weights: Weights) -> float:
+    return sum(weights[stack][layer] for stack, layers in kept.items() for layer in layers)
 
 
 def whole(depths: Mapping[str, int]) -> Layers:

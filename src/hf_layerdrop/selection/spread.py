@@ -6,10 +6,18 @@ it keeps the ends, which matter most (paper, Fig. 5).
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from hf_layerdrop.selection.scoring import Problem
+from hf_layerdrop.selection.space import Layers, Space
 from hf_layerdrop.selection.strategies import Proposal
 
 
+def rule(_: PreTrainedModel, space: Space) -> Layers:
+    """Return the evenly spread set."""
+    return space.spread()
+
+
 def select(problem: Problem) -> Proposal:
-    """Propose the one evenly spread set."""
-    return Proposal([problem.space.spread()])
+    """Propose that one set."""
+    return Proposal([rule(problem.model, problem.space)])

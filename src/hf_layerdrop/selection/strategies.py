@@ -1,4 +1,4 @@
-"""The strategies by name; each has a file of that name, with a function ``select``.
+"""The strategies by name; each has a file of that name, with a function ``select``, and a ``rule`` if it asks no data.
 
 This list knows no torch, so that the command line can name and check them at once.
 """
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.selection.space import Space
+from hf_layerdrop.selection.space import MAX_SETS, Space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,9 +45,6 @@ SETTINGS: Mapping[str, Mapping[str, int]] = {
     "exhaustive": {"max_sub_networks": 1},
     "beam": {"width": 1, "swaps": 0},
 }
-
-# Above so many sets, an exhaustive search wants to be asked for: 8 of 16 layers are 12,870 sets.
-MAX_SETS = 20_000
 
 # Above so many sets, a beam is followed by so many rounds of swaps at most: with both, 8 of 16 layers take less than a
 # tenth of the layer forwards of all sets.
@@ -92,15 +89,14 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             raise LayerDropConfigError(f"{setting} is {value!r}: give a whole number from {known[setting]}.")
 
 
-def check_model(name: str, model: PreTrainedModel, target: Mapping[str, int]) -> None:
-    """Let a strategy refuse a model before anything is scored, if it has a ``check``.
+def set_by_rule(name: str, model: PreTrainedModel, space: Space) -> Layers | None:
+    """Return the one set that a strategy takes whatever is scored, if it has a ``rule``.
 
     Raises:
-        LayerDropConfigError: If the strategy cannot choose the layers of this model.
+        LayerDropError: If the rule has no set for this model and depth.
     """
-    check = getattr(import_module(f"hf_layerdrop.selection.{name}"), "check", None)
-    if check is not None:
-        check(model, target)
+    rule = getattr(import_module(f"hf_layerdrop.selection.{name}"), "rule", None)
+    return None if rule is None else rule(model, space)
 
 
 def load_strategy(name: str, settings: Mapping[str, Any]) -> Callable[[Problem], Proposal]:
