@@ -62,13 +62,14 @@ def test_what_does_not_fit_is_refused_each_time():
 
 def test_a_cut_that_is_rebuilt_otherwise_is_refused_each_time(monkeypatch):
     config = Gemma2Config(num_hidden_layers=4, num_key_value_heads=1, head_dim=8, **TINY)
-    real = cuts.pruned_config
+    real = cuts.cut_config
 
-    def forgetful(cut, *args):  # as a model type would be whose kinds of layers no field of its config tells
-        real(cut, *args)
+    def forgetful(*args):  # as a model type would be whose kinds of layers no field of its config tells
+        cut = real(*args)
         cut.layer_types = cut.layer_types[::-1]
+        return cut
 
-    monkeypatch.setattr(cuts, "pruned_config", forgetful)
+    monkeypatch.setattr(cuts, "cut_config", forgetful)
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match="plain transformers"):
             plan_cut(Gemma2ForCausalLM, config, [0, 1])

@@ -6,7 +6,6 @@ it takes to load a small checkpoint that is in memory already, so that the lates
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_layerdrop.injection import CONFIG_KEY
 from hf_layerdrop.keep import KeepLayers, choice_behind, parse_keep_layers
-from hf_layerdrop.pruning import pruned_config
-from hf_layerdrop.rebuilding import built_cut, built_on_meta, check_rebuilds
+from hf_layerdrop.pruning import cut_config
+from hf_layerdrop.rebuilding import Rebuilds, built_on_meta
 from hf_layerdrop.stacks import find_stacks
 from hf_layerdrop.weight_names import WeightNames, keep_weights
 
@@ -79,8 +77,10 @@ class _Whole:
     """A model without weights, and which cuts of it are known to be rebuilt by plain transformers as they are."""
 
     def __init__(self, cls: type[PreTrainedModel], config: PreTrainedConfig) -> None:
-        self._model = built_on_meta(cls, config)
-        self.names = WeightNames(self._model, find_stacks(self._model))
+        model = built_on_meta(cls, config)
+        self._config = model.config
+        self.names = WeightNames(model, find_stacks(model))
+        self._rebuilds = Rebuilds(model, self.names.stacks)
         self._checked: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
 
     def check(self, kept: Mapping[str, tuple[int, ...]]) -> None:
@@ -88,11 +88,7 @@ class _Whole:
         key = tuple(kept.items())
         if key in self._checked:
             return
-        config = copy.deepcopy(self._model.config)
-        config.__dict__.pop(CONFIG_KEY, None)
-        pruned_config(config, self.names.stacks, kept)
-        stacks = self.names.stacks
-        check_rebuilds(self._model, built_cut(self._model, config, stacks, kept), stacks, kept)
+        self._rebuilds.check(kept, cut_config(self._config, self.names.stacks, kept))
         self._checked.add(key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +11,7 @@ from typing import Any
 
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.families import DEPTH_FIELDS, depth_field, part_words, refusal
-from hf_layerdrop.naming import Place, may_be_stack, names_of, part_name, stack_name
-
-_DIGITS = 10
+from hf_layerdrop.naming import LAYER_NUMBER, Place, may_be_stack, names_of, part_name, stack_name
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,10 @@ def _numbered_groups(parameters: Mapping[str, int]) -> dict[str, dict[int, int]]
     groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for name, count in parameters.items():
         parts = name.split(".")
-        first = next((i for i, part in enumerate(parts[:-1]) if i and _is_number(part)), None)
+        first = next((i for i, part in enumerate(parts[:-1]) if i and re.fullmatch(LAYER_NUMBER, part)), None)
         if first is not None:
             groups[".".join(parts[:first])][int(parts[first])] += count
     return groups
-
-
-def _is_number(text: str) -> bool:
-    """Tell the index of a layer; one of more digits than any has would take Python long to read, or be refused."""
-    return text.isdecimal() and text.isascii() and len(text) < _DIGITS
 
 
 def _parts(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# The number of a layer in the name of a weight; one of more digits than any has would take Python long to read.
+LAYER_NUMBER = r"[0-9]{1,9}"
+
 # Lists of as many parts as a stack may have layers, which are no layers.
 _NO_STACK = re.compile(r"(^|[._])conv|feature_extractor|(^|\.)heads?(\.|$)|class_embed|bbox_embed")
 

@@ -118,9 +118,10 @@ class Cutter:
         if key in self._answers:
             return
         try:
-            check_lenders(self._rebuilds.whole, self.stacks, kept)
-            if kind not in self._passed or self.layers_differ:
-                self._rebuilds.check(kept, self._cut_config(kept))
+            if kind in self._passed and not self.layers_differ:
+                check_lenders(self._rebuilds.whole, self.stacks, kept)
+            else:
+                self._rebuilds.check(kept, cut_config(self._model.config, self.stacks, kept))
         except UnsupportedModelError as error:
             remember(self._answers, key, str(error))
             raise
@@ -158,14 +159,7 @@ class Cutter:
 
     @cached_property
     def _rebuilds(self) -> Rebuilds:
-        return Rebuilds(built_on_meta(type(self._model), self._cut_config({})), self.stacks)
-
-    def _cut_config(self, kept: Mapping[str, Sequence[int]]) -> PreTrainedConfig:
-        config = copy.deepcopy(self._model.config)
-        config.__dict__.pop(CONFIG_KEY, None)
-        if kept:
-            pruned_config(config, self.stacks, kept)
-        return config
+        return Rebuilds(built_on_meta(type(self._model), cut_config(self._model.config, {}, {})), self.stacks)
 
     def cut(self, kept: Mapping[str, Sequence[int]]) -> list[Undo]:
         """Cut the model to the given layers, in place; return what undoes it, last first."""
@@ -234,6 +228,16 @@ def pruned_config(config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: M
     for name, stack in stacks.items():
         part = stack.config(config)
         _assign(part, _cut_fields(part, stack, kept[name]))
+
+
+def cut_config(
+    config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]
+) -> PreTrainedConfig:
+    """Return a copy of a config that is cut, and says nothing of LayerDrop."""
+    config = copy.deepcopy(config)
+    config.__dict__.pop(CONFIG_KEY, None)
+    pruned_config(config, stacks, kept)
+    return config
 
 
 def cut_provenance(

@@ -52,23 +52,6 @@ def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
     return any(not _all_alike(stack, model) for stack in stacks.values())
 
 
-def built_cut(
-    whole: PreTrainedModel, config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Kept
-) -> PreTrainedModel:
-    """Build a model from the config of a cut as it is read from config.json, without memory for its weights.
-
-    Reading is part of it: some configs correct on reading what their fields say.
-
-    Raises:
-        UnsupportedModelError: If a kept layer has lost one that it borrows from, or transformers refuses the config.
-    """
-    check_lenders(whole, stacks, kept)
-    try:
-        return built_on_meta(type(whole), _read_again(config))
-    except Exception as error:
-        raise UnsupportedModelError(_refused(whole, kept, error)) from error
-
-
 def check_lenders(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
     """Refuse a cut in which a kept layer has lost one that it borrows from.
 
@@ -93,7 +76,10 @@ def _said(kept: Kept) -> str:
 
 
 def _read_again(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return what a config is after it was saved and read, with the attention that this model was built with."""
+    """Return what a config is after it was saved and read, with the attention that this model was built with.
+
+    Some configs correct on reading what their fields say.
+    """
     again = type(config).from_dict(config.to_dict())
     _use_attention_of(config, again)
     return again
@@ -125,11 +111,12 @@ class Rebuilds:
         self._built: dict[str, Look | Exception] = {}
 
     def check(self, kept: Kept, config: PreTrainedConfig) -> None:
-        """Refuse a cut, which has this config, if the model that the config builds is another; see `check_lenders` too.
+        """Refuse a cut, which has this config, if the model that the config builds is another.
 
         Raises:
-            UnsupportedModelError: If it is, or cannot be built.
+            UnsupportedModelError: If it is, cannot be built, or a kept layer has lost one that it borrows from.
         """
+        check_lenders(self.whole, self._stacks, kept)
         built = self._of(config)
         if isinstance(built, Exception):
             raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
@@ -155,15 +142,6 @@ class Rebuilds:
         if known is None:
             self._distinct.append(signature)
         return known or signature
-
-
-def check_rebuilds(whole: PreTrainedModel, cut: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
-    """Compare the kept layers of a model with those of the model that its cut config builds.
-
-    Raises:
-        UnsupportedModelError: If one of them is built otherwise.
-    """
-    _compare(type(whole).__name__, _look(whole, stacks), _look(cut, stacks), stacks, kept)
 
 
 def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:

@@ -13,6 +13,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.families import bias_in_first_block
+from hf_layerdrop.naming import LAYER_NUMBER
 from hf_layerdrop.stacks import Stack
 
 _SHOWN = 5  # of the layers that are missing: a wrong name may number a layer by a billion
@@ -33,7 +34,7 @@ class WeightNames:
         base = re.escape(model.base_model_prefix)
         tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}
         self._patterns = {
-            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.(\d{{1,9}})\.(.+)") for name, tail in tails.items()
+            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.({LAYER_NUMBER})\.(.+)") for name, tail in tails.items()
         }
 
     def layer_of(self, weight: str) -> tuple[str, int, str] | None:
