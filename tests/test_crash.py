@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 from collections.abc import Callable
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
@@ -19,69 +15,30 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
+import warm
 from conftest import build
 from crash_worker import SAVE_STEPS, STEPS, Death, prepare, run
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.training import check_output, last_complete_checkpoint
+from ranks import as_by_torchrun, free_port
 
-SECONDS = 600  # a hang is a failure
 MOMENTS = int(os.environ.get("CRASH_MOMENTS", "2"))  # random ones for two ranks; more of them take longer
-SERVER = multiprocessing.get_context("forkserver")  # torch is imported once, and each run is a process of its own
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
-        SERVER.set_forkserver_preload(["crash_worker"])
-        folder = tmp_path_factory.mktemp("pretrained") / "model"
-        prepare(folder)
-        yield folder
+    folder = tmp_path_factory.mktemp("pretrained") / "model"
+    prepare(folder)
+    return folder
 
 
 def start(model: Path, output: Path, death: Death = Death(), ranks: int = 1, counted: object = None) -> list[int]:
-    """Run until all processes have ended, and return their exit codes; when one dies the others are killed."""
-    processes = [
-        SERVER.Process(target=run, args=(model, output, death, environment, counted))
-        for environment in environments(ranks)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        while alive := [process for process in processes if process.is_alive()]:
-            # without anything to wait for (two may end at once), it would wait for all of the time
-            assert wait([process.sentinel for process in alive], SECONDS), "it hangs"
-            if any(process.exitcode for process in processes):
-                break
-    finally:
-        for process in processes:  # what torchrun does with the ranks that are left
-            process.kill()
-            process.join()
-    return [process.exitcode for process in processes]
-
-
-def environments(ranks: int) -> list[dict[str, str]]:
-    """Return what torchrun tells each process."""
-    if ranks == 1:
-        return [{}]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(ranks),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-
-
-def free_port() -> int:
-    """Find a port below those that the system hands out by itself, so that nobody gets it before the ranks do."""
-    for port in random.Random().sample(range(20_000, 30_000), 100):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the ranks do, which wait for no old run
-            free.bind(("127.0.0.1", port))
-            return port
-    raise OSError("None of a hundred ports is free.")
+    """Run until all processes have ended, and return their exit codes; when one dies the others are ended."""
+    port = free_port()
+    environments = [as_by_torchrun(rank, ranks, port) for rank in range(ranks)] if ranks > 1 else [{}]
+    codes = warm.end_together([warm.start(run, model, output, death, place, counted) for place in environments])
+    assert None not in codes, "it hangs"
+    return codes
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +52,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], int]:
     """The weights at the end of a run that nobody disturbs, and how many calls of functions it takes."""
-    output, counted = tmp_path_factory.mktemp("whole") / "run", SERVER.Value("q", 0)
+    output, counted = tmp_path_factory.mktemp("whole") / "run", warm.SERVER.Value("q", 0)
     assert start(model, output, counted=counted) == [0]
     assert not same(weights(output), weights(output / f"checkpoint-{STEPS - STEPS % SAVE_STEPS}"))
     return weights(output), counted.value
@@ -142,7 +99,7 @@ def test_killed_again_and_again(model: Path, tmp_path: Path, uninterrupted: tupl
 @pytest.fixture(scope="module")
 def two_undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], int]:
     """The weights at the end of a run of two ranks, and how many calls of functions each takes."""
-    output, counted = tmp_path_factory.mktemp("two") / "run", SERVER.Value("q", 0)
+    output, counted = tmp_path_factory.mktemp("two") / "run", warm.SERVER.Value("q", 0)
     assert start(model, output, ranks=2, counted=counted) == [0, 0]
     return weights(output), counted.value
 

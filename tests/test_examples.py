@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_layerdrop.cli.training_flags import parse_training_arguments, read_flags
 from hf_layerdrop.injection import inject_layerdrop
 from hf_layerdrop.tasks import TASKS
-from ranks import TORCHRUN, run_on_two_ranks
+from ranks import TORCHRUN, launch_two_ranks
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES, LAUNCH = ROOT / "examples", ROOT / "examples" / "launch"
@@ -83,7 +83,7 @@ def test_the_accelerate_loop_goes_on_after_a_stop(run_here, tmp_path: Path) -> N
 def on_two_ranks(output: Path, name: str, launcher: Sequence[str] = TORCHRUN) -> str:
     words = ["--output", str(output), *SHORT[name]]
     # Without the variable, and without a GPU, accelerate would run each process for itself.
-    return run_on_two_ranks(EXAMPLES / name, *words, launcher=launcher, ACCELERATE_USE_CPU="true")
+    return launch_two_ranks(EXAMPLES / name, *words, launcher=launcher, ACCELERATE_USE_CPU="true")
 
 
 def test_the_pytorch_loop_runs_on_two_ranks(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 import math
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from itertools import combinations
 from math import comb
@@ -30,6 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
+import warm
 from architectures.tiny import build_tiny
 from conftest import DEPTH, batch_for, build, recorded_runs
 from hf_layerdrop import pruning, rebuilding
@@ -1117,38 +1118,38 @@ def test_what_was_scored_before_an_interrupt_is_not_run_again_where_prefixes_are
     }
 
 
-KILLED = """
-import itertools, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored by what a shell started in the background
-sys.path.insert(0, sys.argv[1])
-from test_selection import build, labelled, search, BERT
-count = itertools.count(1)
-def evaluate(model):
-    if next(count) == int(sys.argv[3]):
-        time.sleep(3600)  # until it is killed, however long that takes
-    return float(model(**labelled()[0]).logits.sum())
-model = build(BERT, num_hidden_layers=8)
-found = search(model, evaluate=evaluate, metric="sum", depth=4,
-               strategy="exhaustive", test_dataset=None, journal=sys.argv[2])
-print(found.from_journal, found.evaluations, found.spec)
-"""
+def search_and_stop(journal: Path, at: int, said: Path) -> None:
+    """Search, and stand still when it comes to a sub-network by number: until it is killed, however long that takes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell started in the background ignores it
+    count = itertools.count(1)
+
+    def evaluate(model: torch.nn.Module) -> float:
+        if next(count) == at:
+            time.sleep(3600)
+        return float(model(**labelled()[0]).logits.sum())
+
+    model = build(BERT, num_hidden_layers=8)
+    settings = {"strategy": "exhaustive", "depth": 4, "journal": journal}
+    found = search(model, evaluate=evaluate, metric="sum", test_dataset=None, **settings)
+    said.write_text(json.dumps([found.from_journal, found.evaluations]))
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_search_loses_nothing_that_was_scored(tmp_path: Path, kind: signal.Signals) -> None:
-    journal = tmp_path / "journal"
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(journal)]
-    process = subprocess.Popen([*command, "60"], stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 20):
+    journal, said = tmp_path / "journal", tmp_path / "said"
+    process = warm.start(search_and_stop, journal, 60, said)
+    while process.is_alive() and (not journal.exists() or journal.read_bytes().count(b"\n") < 20):
         time.sleep(0.02)
-    process.send_signal(kind)
-    process.wait()
+    os.kill(process.pid, kind)
+    process.join()
+    assert process.exitcode
+    assert not said.exists()
     lines = journal.read_bytes().count(b"\n")
     assert 20 <= lines < 71
     with journal.open("ab") as file:
         file.write(b'{"fingerprint": "a line that was cut off')
-    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[:2] == [str(lines - 1), "70"]
+    assert warm.end_together([warm.start(search_and_stop, journal, 0, said)]) == [0]
+    assert json.loads(said.read_text()) == [lines - 1, 70]
     assert journal.read_bytes().count(b"\n") == 71
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 

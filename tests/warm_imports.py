@@ -1,0 +1,12 @@
+"""What the server of tests/warm.py imports once, for all processes that are forked from it."""
+
+import evaluate  # noqa: F401
+import torch
+from accelerate import Accelerator  # noqa: F401
+from torch.distributed import fsdp  # noqa: F401
+from transformers import AutoTokenizer, BertModel, Trainer  # noqa: F401
+
+import conftest  # noqa: F401
+from hf_layerdrop import callbacks, evaluation, modeling, tasks, training  # noqa: F401
+
+torch.set_num_threads(1)
