@@ -20,12 +20,10 @@ export PIP_QUIET := 1
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
 
-# What takes one core runs side by side, what takes two runs alone: threads that wait for a core burn another one.
-test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target notebooks quality readme
+# What takes one core runs side by side, the longest first; then what has two processes of its own.
+test: $(VENV)/.installed-dev $(VENV)/.installed-oldest
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target WORKERS=1 claim oldest notebooks quality readme
 	$(MAKE) unit
-	$(MAKE) oldest
-	$(MAKE) claim
 	$(MAKE) mutants
 
 quality: $(VENV)/.installed-dev
@@ -41,7 +39,7 @@ oldest: $(VENV)/.installed-oldest
 	$(BIN)/python -c "from transformers import __version__ as v; print('transformers', v); assert v.startswith('$(OLDEST)')"
 	$(BIN)/python -m pytest $(CORE) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# The figures of the README's demo: minutes of real training with as many threads as there are cores.
+# The figures of the README's demo: minutes of real training.
 claim: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_demo.py -m alone $(PYTEST_ARGS)
 
