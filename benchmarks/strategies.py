@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,9 @@ def _trained(
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
     from hf_layerdrop import LayerDropConfig, inject_layerdrop
-    from hf_layerdrop.tasks import compute_metrics_for, embedded_sst2, find_task, padding_collator
+    from hf_layerdrop.tasks import compute_metrics_for, find_task, padding_collator
 
-    data = embedded_sst2()
-    tokenizer = _tokenizer(data["train"]["sentence"], folder)
-    encoded = data.map(lambda rows: tokenizer(rows["sentence"], truncation=True, max_length=48), batched=True)
+    tokenizer, encoded = _encoded(folder)
     searched = encoded["train"].select(range(search_rows))
     set_seed(seed)
     model = BertForSequenceClassification(
@@ -203,6 +202,16 @@ def _trained(
     trainer.train()
     trainer.test_rows = _by_length(encoded["validation"])
     return trainer
+
+
+@cache
+def _encoded(folder: Path) -> tuple[Any, Any]:
+    """Return a tokenizer and the rows, which all models of a run share."""
+    from hf_layerdrop.tasks import embedded_sst2
+
+    data = embedded_sst2()
+    tokenizer = _tokenizer(data["train"]["sentence"], folder)
+    return tokenizer, data.map(lambda rows: tokenizer(rows["sentence"], truncation=True, max_length=48), batched=True)
 
 
 def _by_length(rows: Any) -> Any:
