@@ -39,7 +39,7 @@ oldest: $(VENV)/.installed-oldest
 	$(BIN)/python -c "from transformers import __version__ as v; print('transformers', v); assert v.startswith('$(OLDEST)')"
 	$(BIN)/python -m pytest $(CORE) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# The figures of the README's demo: minutes of real training.
+# The claim of the README's demo, in minutes of real training; `LONG=1 make claim` takes all of the demo's steps.
 claim: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_demo.py -m alone $(PYTEST_ARGS)
 

@@ -55,10 +55,10 @@ class DemoSettings:
     """
 
     rate: float = 0.25
-    steps: int = 600
+    steps: int = 900
     seed: int = 0
     keep: int = 3
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     batch_size: int = 32
     max_length: int = 64
 

@@ -28,7 +28,7 @@ def demo_command(
         str | None, typer.Option(help="A GLUE task of the Hub; by default the sample of SST-2 that comes along.")
     ] = None,
     rate: Annotated[float, typer.Option(help="LayerDrop rate of the first model; the second has none.")] = 0.25,
-    steps: Annotated[int, typer.Option(min=1, help="Steps without LayerDrop; with it, as many layer forwards.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps without LayerDrop; with it, as many layer forwards.")] = 900,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an output folder that exists.")] = False,
     short: Annotated[bool, typer.Option("--short", help=f"{SHORT_STEPS} steps: quick, and poorer models.")] = False,
