@@ -1,6 +1,6 @@
 """What each of two processes does for tests/test_distributed.py; prints one JSON object a line, from rank 0.
 
-``torchrun`` starts it; every case trains the same tiny model for a few steps, and says how far it ended from
+tests/ranks.py starts it; every case trains the same tiny model for a few steps, and says how far it ended from
 one process.
 """
 

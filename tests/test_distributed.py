@@ -107,7 +107,7 @@ def test_trainer_needs_no_flag(ranks: dict, checkpointing: bool) -> None:
 def test_a_rate_that_one_rank_alone_changes_is_an_error_within_the_time_given(ranks: dict) -> None:
     first, second = (found["error"] for found in ranks["rate-changed-by-one"])
     assert "change rates and seeds on every rank" in first
-    assert not second  # it was not asked anything, and torchrun ends it with the other
+    assert not second  # it was not asked anything, and is ended with the other
 
 
 @pytest.fixture

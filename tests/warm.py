@@ -60,12 +60,12 @@ def run_python(
 
 def start(target: Any, *arguments: Any, streams: Sequence[Path] = ()) -> BaseProcess:
     """Start a process that calls ``target``, and appends to these two files what it prints and what it complains of."""
-    here, path = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")
-    if here not in path.split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, path]))  # the server finds its imports there
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     SERVER.set_forkserver_preload(["warm_imports"])
     process = SERVER.Process(target=_call, args=(target, arguments, streams))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)  # where the server finds its imports; other processes shall not
+        process.start()
     return process
 
 
@@ -75,17 +75,19 @@ def end_together(processes: Sequence[BaseProcess], seconds: float = SECONDS) -> 
     None is the code of one that had to be ended because all of them hung.
     """
     limit = monotonic() + seconds
-    hung = False
-    while (alive := [process for process in processes if process.exitcode is None]) and not hung:
-        # without anything to wait for (two may end at once), it would wait for all of the time
-        hung = not wait([process.sentinel for process in alive], max(0.0, limit - monotonic()))
-        if any(process.exitcode for process in processes):
-            break
-    for process in alive:
-        process.terminate()  # says where it stands, by faulthandler
-        process.join(20)
-        process.kill()
-        process.join()
+    alive, hung = list(processes), False
+    try:
+        while (alive := [process for process in processes if process.exitcode is None]) and not hung:
+            # without anything to wait for (two may end at once), it would wait for all of the time
+            hung = not wait([process.sentinel for process in alive], max(0.0, limit - monotonic()))
+            if any(process.exitcode for process in processes):
+                break
+    finally:  # also when the test is interrupted
+        for process in alive:
+            process.terminate()  # says where it stands, by faulthandler
+            process.join(20)
+            process.kill()
+            process.join()
     return [None if hung and process in alive else process.exitcode for process in processes]
 
 
