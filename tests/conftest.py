@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import os
 import re
@@ -25,6 +26,9 @@ from packaging.version import Version
 from transformers import BartConfig, BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig
 
 torch.set_num_threads(1)
+# What is imported makes each search for garbage long: a tenth of the time of all tests.
+gc.set_threshold(50_000, 20, 100)
+
 # A busy machine is slow, and no failure for that.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -93,6 +97,11 @@ HEADS = {
 ALL_HEADS = [head for heads in HEADS.values() for head in heads]
 # One head a family, and the decoder alone, for properties that do not depend on the head.
 ONE_EACH = ["BertForSequenceClassification", "RobertaForMaskedLM", "BartForConditionalGeneration", "BartForCausalLM"]
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of all searches for garbage."""
+    gc.freeze()
 
 
 def tiny_config(head: str, **changes: object) -> PreTrainedConfig:

@@ -7,6 +7,7 @@ stays green when the draw, the skip or the renumbering does nothing would not no
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -992,6 +993,7 @@ def main(words: list[str]) -> int:
     start = time.monotonic()
     for module in INHERITED:
         importlib.import_module(module)
+    gc.freeze()  # no mutant searches it for garbage
     survived = 0
     for mutant, problem in problems_of(chosen):
         survived += problem is not None

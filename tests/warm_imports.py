@@ -1,5 +1,7 @@
 """What the server of tests/warm.py imports once, for all processes that are forked from it."""
 
+import gc
+
 import evaluate  # noqa: F401
 import torch
 from accelerate import Accelerator  # noqa: F401
@@ -10,3 +12,4 @@ import conftest  # noqa: F401
 from hf_layerdrop import callbacks, evaluation, modeling, tasks, training  # noqa: F401
 
 torch.set_num_threads(1)
+gc.freeze()  # nor do the forked processes search it for garbage
