@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from conftest import DEPTH, build
 from hf_layerdrop.callbacks import DepthEvaluationCallback, LayerDropScheduleCallback
 from hf_layerdrop.config import LayerDropConfig
-from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, TaskError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state
 from hf_layerdrop.named import LayerDropBertForSequenceClassification
 from hf_layerdrop.stepping import LayerDropStepCallback
@@ -135,6 +135,12 @@ def test_bad_depths_are_found_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(KeepLayersError, match="9"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("depths", [6, "63", {"encoder": 2}, []])
+def test_depths_that_are_no_list_are_refused(depths: object) -> None:
+    with pytest.raises(TaskError, match=r"depths=\[6, 3\]"):
+        DepthEvaluationCallback(depths)
 
 
 def test_a_schedule_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_inspect_of_a_folder_comes_at_once(model):
     assert seconds < 1
 
 
+TRAIN = ["train", "--model", "MODEL", "--task", "sst2"]
 BAD_INPUT = {
     "depth too large": (["prune", "MODEL", "--keep-layers", "5", "--output", "OUT"], "from 1 to 4"),
     "unknown strategy": (["prune", "MODEL", "--keep-layers", "evry_other", "--output", "OUT"], "every_other"),
@@ -126,6 +127,33 @@ BAD_INPUT = {
     "swept folder": (["sweep", "MODEL", "--task", "sst2", "--output", "MODEL"], "--overwrite"),
     "inspected file": (["inspect", "MODEL/config.json"], "is a file"),
     "broken weights": (["inspect", "BROKEN"], "download it again"),
+    "output below a file": (["prune", "MODEL", "--keep-layers", "2", "--output", "MODEL/vocab.txt/a"], "is a file and"),
+    "swept below a file": (["sweep", "MODEL", "--task", "sst2", "--output", "MODEL/vocab.txt/a/b"], "is a file and"),
+    "found below a file": (
+        ["search", "MODEL", "--depth", "2", "--task", "sst2", "--output", "MODEL/vocab.txt/found.json"],
+        "is a file and",
+    ),
+    "report below a file": (
+        ["sweep", "MODEL", "--task", "sst2", "--output", "OUT", "--report", "MODEL/vocab.txt/report.html"],
+        "is a file and",
+    ),
+    "trained below a file": ([*TRAIN, "--output_dir", "MODEL/vocab.txt/a"], "is a file and"),
+    "demo below a file": (["demo", "--output", "MODEL/vocab.txt/a"], "is a file and"),
+    "seed of the demo": (["demo", "--output", "OUT", "--seed", "-1"], "--seed.*-1"),
+    "steps of the demo": (["demo", "--output", "OUT", "--steps", "0"], r"--steps.*\b0\b"),
+    "no number": (["demo", "--output", "OUT", "--steps", "many"], "--steps.*'many'"),
+    "seed of training": ([*TRAIN, "--output_dir", "OUT", "--seed", "-1"], "--seed is -1; it must be from 0"),
+    "seed of data": ([*TRAIN, "--output_dir", "OUT", "--data_seed", str(2**32)], "it must be from 0 to 4294967295"),
+    "two rates of a stack": ([*TRAIN, "--layerdrop", "encoder=0.1; encoder=0.3"], "'encoder' 2 times"),
+    "no tokenizer to sweep": (["sweep", "BARE", "--task", "sst2", "--output", "OUT"], "has no tokenizer"),
+    "no tokenizer to search": (
+        ["search", "BARE", "--depth", "2", "--task", "sst2", "--output", "OUT"],
+        "has no tokenizer",
+    ),
+    "no tokenizer to train": (
+        ["train", "--model", "BARE", "--task", "sst2", "--output_dir", "OUT"],
+        "has no tokenizer",
+    ),
     "pickle": (["prune", "PICKLE", "--keep-layers", "2", "--output", "OUT"], "--allow-pickle"),
 }
 
@@ -133,18 +161,19 @@ BAD_INPUT = {
 @pytest.fixture
 def places(model, bart, tmp_path):
     """Folders that BAD_INPUT names by a word."""
-    broken, pickle, encoder = (tmp_path / name for name in ("broken", "pickle", "encoder"))
-    for folder in (broken, pickle, encoder):
+    broken, pickle, encoder, bare = (tmp_path / name for name in ("broken", "pickle", "encoder", "bare"))
+    for folder in (broken, pickle, encoder, bare):
         folder.mkdir()
         (folder / "config.json").write_text((model / "config.json").read_text())
     weights = (model / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[:-10])
     (pickle / "pytorch_model.bin").write_bytes(b"PK")
     (encoder / "model.safetensors").write_bytes(weights)
+    (bare / "model.safetensors").write_bytes(weights)
     config = json.loads((encoder / "config.json").read_text())
     (encoder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     named = {"MODEL": model, "BART": bart, "OUT": tmp_path / "out"}
-    return named | {"BROKEN": broken, "PICKLE": pickle, "ENCODER": encoder}
+    return named | {"BROKEN": broken, "PICKLE": pickle, "ENCODER": encoder, "BARE": bare}
 
 
 def in_places(arguments, places):

@@ -27,6 +27,7 @@ from hf_layerdrop.errors import (
     UnsupportedModelError,
 )
 from hf_layerdrop.hub import pipeline, push_pruned_to_hub, save_pruned
+from hf_layerdrop.named import LayerDropBertModel
 from hf_layerdrop.pruning import prune_layers
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
@@ -189,6 +190,48 @@ def test_without_a_tokenizer_nothing_is_written_unless_that_is_wanted(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
     saved = save_pruned(tmp_path / "bare", tmp_path / "small", keep_layers=KEEP, tokenizer=False)
     assert not list(saved.glob("*token*"))
+
+
+def test_folders_above_a_refused_one_are_not_made(source, tmp_path):
+    tiny_classifier().save_pretrained(tmp_path / "bare")
+    (tmp_path / "used").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for model, keep_layers in ((source, "9"), (tmp_path / "bare", "2"), (tmp_path / "none", "2")):
+        for above in ("new/deep", "used/new"):
+            with pytest.raises((KeepLayersError, CheckpointError)):
+                save_pruned(model, tmp_path / above / "small", keep_layers=keep_layers)
+            assert sorted(tmp_path.rglob("*")) == before
+    assert save_pruned(source, tmp_path / "new/deep/small", keep_layers=2).is_dir()
+
+
+def test_a_folder_below_a_file_is_refused_before_the_work(source, tmp_path):
+    with pytest.raises(OutputExistsError, match=r"config\.json' is a file and not a folder"):
+        save_pruned(source, source / "config.json" / "deep/small", keep_layers=9)
+
+
+@pytest.mark.parametrize("name", ["./none", "none/of/these", "/none", "alice/none"])
+def test_what_does_not_exist_is_told_alike_everywhere(name, hub, tmp_path):
+    """By the loader, the saver and the pipeline, with a tokenizer or without; the second form is that of the Hub."""
+    said = (
+        "neither a local folder nor .*HTTP status 404" if name == "alice/none" else f"The checkpoint '{name}' does not"
+    )
+    for call in (
+        lambda: LayerDropBertModel.from_pretrained(name, keep_layers=2),
+        lambda: LayerDropBertModel.from_pretrained(name),
+        lambda: save_pruned(name, tmp_path / "small", keep_layers=2),
+        lambda: save_pruned(name, tmp_path / "small", keep_layers=2, tokenizer=False),
+        lambda: pipeline("text-classification", name, keep_layers=2),
+    ):
+        with pytest.raises(CheckpointError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_model_that_is_not_in_the_cache_is_told_when_offline(hub, source, monkeypatch):
+    hub.add_folder("alice/full", source)
+    with pytest.raises(CheckpointError, match="not in the cache, and downloads are switched off"):
+        LayerDropBertModel.from_pretrained("alice/full", keep_layers=2, local_files_only=True)
 
 
 def test_the_checkpoint_that_is_cut_is_never_overwritten(source, tmp_path):
@@ -493,6 +536,18 @@ def test_pipeline_errors(source):
         pipeline("no-task", source, keep_layers=2)
     with pytest.raises(UnsupportedModelError, match=r"'bert'.*'image-classification'"):
         pipeline("image-classification", source, keep_layers=2)
+
+
+def test_pipeline_without_a_tokenizer_is_refused(source, hub, tmp_path):
+    """Transformers would make an empty one of a BERT's config, and score every sentence alike."""
+    bare = tmp_path / "bare"
+    tiny_classifier().save_pretrained(bare)
+    hub.add_folder("alice/bare", bare)
+    for name in (bare, "alice/bare"):
+        with pytest.raises(CheckpointError, match="has no tokenizer"):
+            pipeline("text-classification", name, keep_layers=KEEP)
+    given = pipeline("text-classification", bare, keep_layers=KEEP, tokenizer=tiny_tokenizer(tmp_path))
+    assert given(SENTENCE) == pipeline("text-classification", source, keep_layers=KEEP)(SENTENCE)
 
 
 # the server itself, which later tests lean on

@@ -80,6 +80,9 @@ def test_progressive_layer_drop_keeps_the_share_of_deepspeeds_formula(time, thet
         ("pld", {"theta": 2}, ["theta=2", "from 0 to 1"]),
         ("pld", {"gamma": -1}, ["gamma=-1", "0 or more"]),
         ("pld", {"gamma": math.inf}, ["gamma=inf"]),
+        ("linear", {"end": "0.5"}, ["end='0.5'", "number from 0 to 1"]),
+        ("step", {"at": True}, ["at=True"]),
+        ("pld", {"gamma": None}, ["gamma=None", "number 0 or more"]),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_in_one_sentence(name, numbers, said):

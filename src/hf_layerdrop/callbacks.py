@@ -17,7 +17,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.evaluation import depth_name, evaluate_depths
+from hf_layerdrop.evaluation import depth_name, evaluate_depths, listed_depths
 from hf_layerdrop.injection import injected_model, layerdrop_state, scale_rates
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.schedules import SCHEDULES, Schedule, make_schedule
@@ -68,10 +68,13 @@ class DepthEvaluationCallback(TrainerCallback):
 
     Args:
         depths: The sub-networks, each in any form of ``keep_layers``.
+
+    Raises:
+        TaskError: If ``depths`` is no list, or empty.
     """
 
     def __init__(self, depths: Sequence[KeepLayers]) -> None:
-        self.depths = list(depths)
+        self.depths = listed_depths(depths)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

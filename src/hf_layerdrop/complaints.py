@@ -7,10 +7,18 @@ from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 
 from hf_layerdrop.errors import CheckpointError, LayerDropError
+from hf_layerdrop.headers import no_folder
 
 
 @contextmanager
@@ -25,7 +33,9 @@ def clear_errors(name_or_path: Any) -> Iterator[None]:
     except LayerDropError:
         raise
     except Exception as error:
-        said = _explanation(error, repr(str(name_or_path)))
+        name = str(name_or_path)
+        cause = error.__cause__
+        said = nothing_found(name, cause) if _finds_nothing(cause) else _explanation(error, repr(name))
         if said is None:
             raise
         raise CheckpointError(said) from error
@@ -56,6 +66,34 @@ def _explanation(error: Exception, checkpoint: str) -> str | None:
             reason += " Pass use_safetensors=False to read a pickle checkpoint that you trust."
         return f"{checkpoint} cannot be loaded: {reason}"
     return None
+
+
+def nothing_found(checkpoint: str, cause: BaseException | None) -> str:
+    """Say that a name is neither a folder nor a model that the Hub could give, and why."""
+    if isinstance(cause, HFValidationError):  # no repository can be called so: a path then
+        return no_folder(checkpoint)
+    return (
+        f"{checkpoint!r} is neither a local folder nor could it be read from the Hub ({failure_reason(cause)}): check "
+        "its name, the revision and the network, and for a private model log in with `hf auth login`."
+    )
+
+
+def failure_reason(error: BaseException | None) -> str:
+    """Say in a few words why the Hub did not answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"HTTP status {status}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on"
+    if "outgoing traffic has been disabled" in str(error):
+        return "it is not in the cache, and downloads are switched off"
+    return "no answer, or not a repository's name"
+
+
+def _finds_nothing(cause: BaseException | None) -> bool:
+    """Tell a name behind which there is nothing; of a gated model, transformers says better what to do."""
+    missing = isinstance(cause, HFValidationError | LocalEntryNotFoundError | RepositoryNotFoundError)
+    return missing and not isinstance(cause, GatedRepoError)
 
 
 def _speaks_of_checkpoint(error: Exception) -> bool:

@@ -25,7 +25,7 @@ from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.keep import evenly_spread
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import Task, TaskData, compute_metrics_for, embedded_sst2, find_task, padding_collator, tokenize
-from hf_layerdrop.training import load_tokenizer
+from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer

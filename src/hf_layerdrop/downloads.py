@@ -29,7 +29,7 @@ from hf_layerdrop.headers import (
     read_index,
     read_tensors,
 )
-from hf_layerdrop.http_ranges import RangesIgnored, RemoteFile, failure_reason
+from hf_layerdrop.http_ranges import RangesIgnored, RemoteFile
 from hf_layerdrop.weight_files import StoredTensor, Stream, read_stored, stream_local, write_weights
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,8 @@ def fetch_kept(model: HubModel, kept: Mapping[str, Sequence[int]], choose: Choos
     """
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HTTPError
+
+    from hf_layerdrop.complaints import failure_reason
 
     folder = _folder(model, kept)
     if not model.force_download and (_is_whole(folder) or _has_all(model)):

@@ -69,13 +69,24 @@ def evaluate_depths(
         KeepLayersError: If one of ``depths`` cannot be read or does not fit the model; nothing was run then.
         TaskError: If there is no data to evaluate on, or the metric is unknown.
     """
-    if isinstance(depths, int | str) or not isinstance(depths, Iterable):
-        raise TaskError(f"depths is {depths!r}; give a list of sub-networks, such as depths=[6, 3].")
+    specs = listed_depths(depths)
     evaluator = Evaluator(model_or_trainer, dataset, metric=metric, batch_size=batch_size, collator=collator)
-    kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in depths]
-    if not kept:
-        raise TaskError("depths is empty; give at least one sub-network, such as depths=[6, 3].")
+    kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in specs]
     return evaluator.measure(kept, progress=progress)
+
+
+def listed_depths(depths: Iterable[KeepLayers]) -> list[KeepLayers]:
+    """Return the specifications of sub-networks as a list; of one alone, such as ``"63"``, no list is made.
+
+    Raises:
+        TaskError: If it is a single one, or empty.
+    """
+    if isinstance(depths, str | Mapping) or not isinstance(depths, Iterable):
+        raise TaskError(f"depths is {depths!r}; give a list of sub-networks, such as depths=[6, 3].")
+    specs = list(depths)
+    if not specs:
+        raise TaskError("depths is empty; give at least one sub-network, such as depths=[6, 3].")
+    return specs
 
 
 def every_sub_network(depths: Mapping[str, int], stack: str | None = None) -> list[dict[str, tuple[int, ...]]]:

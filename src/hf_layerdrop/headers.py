@@ -97,10 +97,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Read config.json of a local folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        what = "is a file, not a checkpoint folder" if folder.exists() else "does not exist"
-        raise CheckpointError(
-            f"The checkpoint {str(folder)!r} {what}: give a folder that holds {CONFIG_NAME}, or a Hub id."
-        )
+        raise CheckpointError(no_folder(folder))
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(
             f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
@@ -109,6 +106,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str | None):
         _refuse(folder / CONFIG_NAME, f"its model_type is {config['model_type']!r} and not a name")
     return config
+
+
+def no_folder(path: str | Path) -> str:
+    """Say what is wrong with a path that leads to no folder."""
+    what = "is a file, not a checkpoint folder" if Path(path).exists() else "does not exist"
+    return f"The checkpoint {str(path)!r} {what}: give a folder that holds {CONFIG_NAME}, or a Hub id."
 
 
 def read_header(file: str | Path) -> dict[str, TensorInfo]:

@@ -140,15 +140,3 @@ def _etag_of(response: Any) -> str | None:
     linked = [answer.headers["X-Linked-ETag"] for answer in answers if "X-Linked-ETag" in answer.headers]
     etag = linked[0] if linked else response.headers.get("ETag")
     return etag.removeprefix("W/").strip('"') if etag else None
-
-
-def failure_reason(error: Exception) -> str:
-    """Say in a few words why the Hub did not answer."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return f"HTTP status {status}"
-    return (
-        "offline mode is on"
-        if type(error).__name__ == "OfflineModeIsEnabled"
-        else "no answer, or not a repository's name"
-    )

@@ -23,7 +23,7 @@ from hf_layerdrop.headers import (
     read_header,
     read_index,
 )
-from hf_layerdrop.http_ranges import RangesIgnored, RemoteFile, failure_reason
+from hf_layerdrop.http_ranges import RangesIgnored, RemoteFile
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
+    from hf_layerdrop.complaints import nothing_found
+
     try:
         # Answers at once where a download would retry for long.
         info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
@@ -63,10 +65,7 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
         config = read_config(Path(model.download(CONFIG_NAME)).parent)
         return CheckpointHeaders(repo_id, config, _read_tensors(model, files))
     except (HTTPError, HFValidationError, OSError) as error:  # OSError: offline, no network
-        raise CheckpointError(
-            f"{repo_id!r} is neither a local folder nor could it be read from the Hub ({failure_reason(error)}): check "
-            "its name, the revision and the network, and for a private model log in with `hf auth login`."
-        ) from error
+        raise CheckpointError(nothing_found(repo_id, error)) from error
 
 
 def _read_tensors(model: HubModel, files: set[str]) -> dict[str, TensorInfo]:

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 
 from hf_layerdrop.errors import LayerDropConfigError
 
@@ -97,9 +98,10 @@ def make_schedule(name: str, **numbers: float) -> Schedule:
         if number not in allowed:
             takes = f"takes {', '.join(allowed)}" if allowed else "takes no numbers"
             raise LayerDropConfigError(f"Schedule {name!r} does not take {number!r}; it {takes}.")
-        if not math.isfinite(value) or value < 0 or (number != "gamma" and value > 1):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value < 0 or (number != "gamma" and value > 1):
             limits = "0 or more" if number == "gamma" else "from 0 to 1"
-            raise LayerDropConfigError(f"Schedule {name!r} got {number}={value}; it must be {limits}.")
+            raise LayerDropConfigError(f"Schedule {name!r} got {number}={value!r}; it must be a number {limits}.")
     if numbers.get("start", 0.0) >= numbers.get("end", 1.0):
         raise LayerDropConfigError(
             f"Schedule {name!r} starts at {numbers.get('start', 0.0)} and ends at "

@@ -20,10 +20,12 @@ from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.headers import read_config
 from hf_layerdrop.keep import KeepLayers, evenly_spread, parse_keep_layers
+from hf_layerdrop.outputs import check_above
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.schedules import Schedule, constant
 from hf_layerdrop.scratch import ModelFromConfig
 from hf_layerdrop.tasks import Task, TaskData, all_texts
+from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -150,6 +152,7 @@ def check_output(output_dir: Path, *, overwrite: bool = False, resume: str | boo
     found = _find_checkpoint(output_dir, wanted, overwrite=overwrite) if wanted else None
     if found is not None:
         return found
+    check_above(output_dir)
     if output_dir.is_file():
         raise OutputExistsError(f"The output folder {str(output_dir)!r} is a file: give another --output_dir.")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
@@ -177,11 +180,12 @@ def _scaled(depths: Mapping[str, int], share: int) -> dict[str, tuple[int, ...]]
 
 
 def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers]:
+    from hf_layerdrop.evaluation import listed_depths
     from hf_layerdrop.stacks import depths_of
 
     depths = depths_of(model)
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
-    specs = halved_depths(depths) if chosen is None else list(chosen)
+    specs = halved_depths(depths) if chosen is None else listed_depths(chosen)
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
@@ -309,24 +313,6 @@ def _check_fits(checkpoint: Path, model: PreTrainedModel) -> None:
                 f"The {name} has {depth} layers in {str(checkpoint)!r}, but {stack.depth} in the model that is to be "
                 "trained: continue with the model that the run began with."
             )
-
-
-def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint; ``where`` is passed to ``from_pretrained``.
-
-    Raises:
-        CheckpointError: If the checkpoint has none.
-    """
-    from transformers import AutoTokenizer
-
-    missing = f"{model!r} has no tokenizer: copy the tokenizer's files into the folder, or give a Hub id."
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **where)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(missing) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
-        raise CheckpointError(missing)
-    return tokenizer
 
 
 def _tokenizer_for(model: str | ModelFromConfig, data: TaskData, checkpoint: Path | None) -> PreTrainedTokenizerBase:

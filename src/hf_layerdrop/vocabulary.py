@@ -1,4 +1,4 @@
-"""Train a tokenizer on the texts that a model is trained on: byte-level BPE, or WordPiece."""
+"""The tokenizer of a checkpoint; or a new one, byte-level BPE or WordPiece, of the texts that a model is trained on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import TaskError
+from hf_layerdrop.errors import CheckpointError, TaskError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,6 +14,28 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE = 8000
 SMALLEST_SIZE = 300  # room for the bytes and special tokens
+
+
+def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint; ``where`` is passed to ``from_pretrained``.
+
+    Raises:
+        CheckpointError: If the checkpoint has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, **where)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(no_tokenizer(model)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
+        raise CheckpointError(no_tokenizer(model))
+    return tokenizer
+
+
+def no_tokenizer(model: str) -> str:
+    """Say that a checkpoint has no tokenizer."""
+    return f"{model!r} has no tokenizer: copy the tokenizer's files into the folder, or give a Hub id."
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_layerdrop.errors import OutputExistsError
+from hf_layerdrop.cli.training_flags import MAX_SEED
+from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.headers import has_only_pickle, read_config
 from hf_layerdrop.keep import parse_keep_layers
+from hf_layerdrop.outputs import check_above
 from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.report.table import read_results
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MORE_TASKS, TASKS
 from hf_layerdrop.training import RESULTS_FILE
+from hf_layerdrop.vocabulary import no_tokenizer
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
 KeepLayersSpec = Annotated[
@@ -82,6 +85,13 @@ NumBeams = Annotated[
 ]
 
 
+Seed = Annotated[
+    int,
+    # what numpy takes; and Python's own generators would draw the same for -1 as for 1
+    typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of everything that is drawn."),
+]
+
+
 def listed(columns: str | None) -> list[str]:
     """Split a list of columns."""
     return [column.strip() for column in columns.split(",")] if columns else []
@@ -115,12 +125,25 @@ def check_tokenizer(model: str, *, none_wanted: bool) -> None:
         check_processors(find_source(model, None, {}), model, False if none_wanted else None)
 
 
+def require_tokenizer(model: str) -> None:
+    """Refuse a local model without a tokenizer where a task is to be measured; one on the Hub is checked later.
+
+    Raises:
+        CheckpointError: There are no files of one.
+    """
+    from hf_layerdrop.hub.source import find_source
+
+    if Path(model).is_dir() and not ((source := find_source(model, None, {})) and source.processor_files()):
+        raise CheckpointError(no_tokenizer(model))
+
+
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that exists, before any work is done for it.
 
     Raises:
-        OutputExistsError: The folder exists, and --overwrite was not given; or it is a file.
+        OutputExistsError: The folder exists, and --overwrite was not given; or it is a file, or lies below one.
     """
+    check_above(folder)
     if folder.is_file():
         raise OutputExistsError(f"The output folder {str(folder)!r} is a file: give another by --output.")
     if folder.exists() and not overwrite:

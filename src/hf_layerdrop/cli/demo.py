@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hf_layerdrop.cli.arguments import check_output, checkpoint_facts
+from hf_layerdrop.cli.arguments import Seed, check_output, checkpoint_facts
 
 SHORT_STEPS = 200
 
@@ -29,7 +29,7 @@ def demo_command(
     ] = None,
     rate: Annotated[float, typer.Option(help="LayerDrop rate of the first model; the second has none.")] = 0.25,
     steps: Annotated[int, typer.Option(min=1, help="Steps without LayerDrop; with it, as many layer forwards.")] = 900,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an output folder that exists.")] = False,
     short: Annotated[bool, typer.Option("--short", help=f"{SHORT_STEPS} steps: quick, and poorer models.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.cli.arguments import Model, check_output, check_tokenizer, checkpoint_facts
+from hf_layerdrop.cli.arguments import Model, check_output, checkpoint_facts, require_tokenizer
 from hf_layerdrop.cli.sweep import choose_task
 from hf_layerdrop.cli.train import DEFAULTS
 from hf_layerdrop.cli.training_flags import Flags, parse_training_arguments, read_flags
@@ -77,7 +77,7 @@ def distill_command(
     chosen = choose_task(task, columns, label_column, config)
     local_files(chosen, train_file, validation_file)
     student_layers(keep_layers, stacks)
-    check_tokenizer(model, none_wanted=False)
+    require_tokenizer(model)
     flags = _training_flags(context, output)
     checkpoints = Path(flags["output_dir"][0])
     resume = flags.get("resume_from_checkpoint", [None])[0]

@@ -44,4 +44,12 @@ def _one_line(error: Exception) -> str:
 def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "hf-layerdrop"
-    return f"{error.format_message().rstrip('.')}; see {command} --help."
+    return f"{error.format_message().rstrip('.')}{_given(error)}; see {command} --help."
+
+
+def _given(error: Any) -> str:
+    """Name the value where typer says only what is allowed, as it does since it leaves the check to pydantic."""
+    try:
+        return f", and not {error.__cause__.errors()[0]['input']!r}"
+    except (AttributeError, TypeError, LookupError):
+        return ""

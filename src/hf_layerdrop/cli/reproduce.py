@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.cli.training_flags import MAX_SEED
 from hf_layerdrop.errors import ReproductionError
 from hf_layerdrop.reproduce.experiment import Experiment
 from hf_layerdrop.reproduce.journal import SHIPPED, read_journal, records_of
@@ -134,10 +135,10 @@ def _words(text: str | None) -> list[str]:
 
 
 def _seeds(text: str | None) -> list[int] | None:
-    try:
-        return [int(word) for word in _words(text)] or None
-    except ValueError:
-        raise ReproductionError(f"--seeds is {text!r}; give whole numbers, such as 0,1,2.") from None
+    words = _words(text)
+    if not all(word.isascii() and word.isdigit() and int(word) <= MAX_SEED for word in words):
+        raise ReproductionError(f"--seeds is {text!r}; give whole numbers from 0 to {MAX_SEED}, such as 0,1,2.")
+    return [int(word) for word in words] or None
 
 
 def _check_source(source: Source, runs: Sequence[Run]) -> None:

@@ -20,15 +20,18 @@ from hf_layerdrop.cli.arguments import (
     Model,
     NumBeams,
     Revision,
+    Seed,
     TaskName,
     TextColumns,
     listed,
     loading_arguments,
+    require_tokenizer,
 )
 from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
+from hf_layerdrop.outputs import check_above
 from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.space import Space, parse_depth
@@ -124,7 +127,7 @@ def search_command(
     max_length: MaxLength = None,
     max_target_length: MaxTargetLength = None,
     num_beams: NumBeams = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    seed: Seed = 0,
     revision: Revision = None,
 ) -> None:
     """Choose which layers of MODEL to keep, at a depth or within a budget, by what sub-networks score."""
@@ -142,11 +145,14 @@ def search_command(
     check_budgets(depth, budgets, headers)
     if depth is not None:
         check_space(name, Space(stacks, parse_depth(depth, stacks)), max_sub_networks or MAX_SETS)
+    for file in (output, *([journal] if journal else [])):
+        check_above(file)
     if output.exists() and not overwrite:
         raise OutputExistsError(f"The selection file {str(output)!r} exists: give another by --output, or --overwrite.")
     check_wanted(report, overwrite=overwrite)
     columns = listed(text_columns)
     chosen = with_dataset(choose_task(task, columns, label_column, headers.config), dataset, dataset_config)
+    require_tokenizer(model)
     for files in (validation_file, *([test_file] if test_file else [])):
         local_files(chosen, None, files, train=False)
     _check_metric(metric, chosen)

@@ -28,6 +28,7 @@ from hf_layerdrop.cli.arguments import (
     checkpoint_facts,
     listed,
     loading_arguments,
+    require_tokenizer,
 )
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
@@ -36,7 +37,8 @@ from hf_layerdrop.report.plot import draw_depth_plot
 from hf_layerdrop.report.table import render_table, write_results
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import Task, TaskData, custom_task, load_task, load_task_data, local_files, with_dataset
-from hf_layerdrop.training import load_tokenizer, measure_depths
+from hf_layerdrop.training import measure_depths
+from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -76,6 +78,7 @@ def sweep_command(
     columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
+    require_tokenizer(model)
     local_files(chosen, None, validation_file, train=False)
     sub_networks = parse_depths(depths, stacks)
 

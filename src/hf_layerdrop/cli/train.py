@@ -23,6 +23,7 @@ from hf_layerdrop.cli.arguments import (
     TextColumns,
     checkpoint_facts,
     listed,
+    require_tokenizer,
 )
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import print_signatures
@@ -296,8 +297,14 @@ def _layerdrop(
 
 def _rate(text: str) -> Any:
     if "=" in text:
-        parts = (part.partition("=") for part in text.split(";") if part.strip())
-        return {stack.strip(): _rate(rate) for stack, _, rate in parts}
+        parts = [part.partition("=") for part in text.split(";") if part.strip()]
+        stacks = [stack.strip() for stack, _, _ in parts]
+        for stack in stacks:
+            if stacks.count(stack) > 1:
+                raise LayerDropConfigError(
+                    f"--layerdrop {text!r} names the stack {stack!r} {stacks.count(stack)} times: give it one rate."
+                )
+        return {stack: _rate(rate) for stack, (_, _, rate) in zip(stacks, parts, strict=True)}
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -334,6 +341,7 @@ def _checked_model(start: str | ModelFromConfig, layerdrop: LayerDropConfig | No
     _, stacks = checkpoint_facts(start, revision=None, allow_pickle=False)
     if layerdrop is not None:
         layerdrop.rates_for(stacks)
+    require_tokenizer(start)
     return None if wanted is None else _depths_of(wanted, stacks)
 
 

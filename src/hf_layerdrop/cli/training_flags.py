@@ -21,6 +21,8 @@ Flags = dict[str, list[str]]  # name of a field -> its values, as words
 
 _VALUE_WHEN_BARE = {"resume_from_checkpoint": ["last"]}
 _NUMBER = re.compile(r"-?\.?\d.*")
+MAX_SEED = 2**32 - 1  # the largest that numpy takes
+_SEEDS = ("seed", "data_seed")
 _WORDS = {
     "bool": ("true or false", re.compile(r"true|false|yes|no|t|f|y|n|1|0", re.IGNORECASE)),
     "int": ("a whole number", re.compile(r"[+-]?\d+")),
@@ -149,6 +151,8 @@ def _check(name: str, values: Sequence[str]) -> None:
     allowed, pattern = _WORDS[kind]
     if not all(pattern.fullmatch(value) for value in values):
         raise typer.BadParameter(f"--{name} is {' '.join(values)!r}; it must be {allowed}")
+    if name in _SEEDS and not all(0 <= int(value) <= MAX_SEED for value in values):
+        raise typer.BadParameter(f"--{name} is {values[0]}; it must be from 0 to {MAX_SEED}")
 
 
 def _spelled(name: str, values: Sequence[str]) -> list[str]:

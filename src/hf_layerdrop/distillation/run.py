@@ -15,7 +15,8 @@ from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
-from hf_layerdrop.training import check_output, load_tokenizer, measure_depths, remove_later
+from hf_layerdrop.training import check_output, measure_depths, remove_later
+from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.hub.source import Source, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.streaming import find_streamed
+from hf_layerdrop.outputs import check_above
 from hf_layerdrop.report.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.report.plot import draw_depth_plot
 from hf_layerdrop.report.table import metric_names
@@ -77,6 +78,7 @@ def save_pruned(
 def whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
     """Give a new folder beside ``output_dir``, and put it in its place when the block ends without an error."""
     check_replaceable(output_dir, overwrite)
+    made = [above for above in output_dir.parents if not above.exists()]
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     folder = output_dir.with_name(f".{output_dir.name}.new-{mark}")
@@ -93,14 +95,18 @@ def whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
         if replaced.exists() and not output_dir.exists():
             replaced.rename(output_dir)
         shutil.rmtree(replaced, ignore_errors=True)
+        with suppress(OSError):  # one that is not empty: all went well, or someone else uses it by now
+            for above in made:
+                above.rmdir()
 
 
 def check_replaceable(output_dir: Path, overwrite: bool) -> None:
     """Refuse a folder that exists, unless it is a checkpoint that may be overwritten.
 
     Raises:
-        OutputExistsError: If it must not be replaced.
+        OutputExistsError: If it must not be replaced, or could not be made.
     """
+    check_above(output_dir)
     if not (output_dir.exists() or output_dir.is_symlink()):
         return
     if not overwrite:

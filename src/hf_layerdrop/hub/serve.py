@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.hub.source import load_pruned
+from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
@@ -29,6 +30,11 @@ def pipeline(
         model: The folder or Hub id of a checkpoint, or a model in memory, which stays as it is.
         keep_layers: The layers to keep, in any form that `hf_layerdrop.keep` reads; None keeps all.
         **kwargs: Passed to ``transformers.pipeline``.
+
+    Raises:
+        TaskError: The task is unknown.
+        UnsupportedModelError: The task is not one of the model's.
+        CheckpointError: The checkpoint is missing or damaged, or has no tokenizer where the task needs one.
     """
     import transformers
 
@@ -68,7 +74,7 @@ def _load_for_task(
     """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
     from transformers.models.auto.auto_factory import _get_model_class
 
-    from hf_layerdrop.loading import load_plain
+    from hf_layerdrop.loading import WHERE, load_plain
     from hf_layerdrop.modeling import find_config
 
     loading = {**kwargs.get("model_kwargs", {}), **{key: kwargs[key] for key in _FOR_LOADING if key in kwargs}}
@@ -78,6 +84,9 @@ def _load_for_task(
     for auto_class in served["pt"]:
         if type(config) in auto_class._model_mapping:
             model_class = _get_model_class(config, auto_class._model_mapping)
+            if _pipeline_class(served)._load_tokenizer and kwargs.get("tokenizer") is None:
+                # Before the weights, and at all: transformers would make an empty one, to which all words are unknown.
+                load_tokenizer(name, **{key: loading[key] for key in WHERE if key in loading})
             return load_plain(model_class, name, keep_layers=keep_layers, **loading)
     raise UnsupportedModelError(
         f"{name!r} is of model type {config.model_type!r}, which transformers does not serve as {task!r}: choose a "
@@ -87,5 +96,10 @@ def _load_for_task(
 
 def _components(served: dict[str, Any], name: str) -> dict[str, str]:
     """Name the source of what goes with the model; transformers knows it only when it loads the model itself."""
-    pipeline_class = pkgutil.resolve_name(served["impl"]) if isinstance(served["impl"], str) else served["impl"]
+    pipeline_class = _pipeline_class(served)
     return {part: name for part in _COMPONENTS if getattr(pipeline_class, f"_load_{part}") is not False}
+
+
+def _pipeline_class(served: dict[str, Any]) -> type[Pipeline]:
+    """Return the class behind a task, which transformers' record names or is."""
+    return pkgutil.resolve_name(served["impl"]) if isinstance(served["impl"], str) else served["impl"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HTTPError
 
-from hf_layerdrop.complaints import check_layers_are_whole
+from hf_layerdrop.complaints import check_layers_are_whole, nothing_found
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Source:
         # absolute, so that a folder is never mistaken for a Hub id; the card shows the last name alone
         self.name = str(Path(name).resolve()) if self.is_folder else name
         self.revision = revision
+        self.failure: Exception | None = None  # why the Hub gave nothing
         self.root = Path(name) if self.is_folder else self._download(hub_kwargs)
         self.folder = self.root / subfolder if self.root else None
 
@@ -59,6 +60,7 @@ class Source:
             root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
         except (HTTPError, OSError, ValueError) as error:
             logger.debug("No files of %s beside its weights: %s", self.name, type(error).__name__)
+            self.failure = error
             return None
         self.revision = root.name  # the cache names a snapshot by its commit
         return root
@@ -100,11 +102,13 @@ def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
     A model in memory need not come from anywhere, so that it only gets a warning.
 
     Raises:
-        CheckpointError: None was given, and none lies beside the weights.
+        CheckpointError: None was given, and none lies beside the weights, or there is no such checkpoint.
     """
     if tokenizer is not None or (source and source.processor_files()):
         return
     if isinstance(model, str | os.PathLike):
+        if source and source.failure:
+            raise CheckpointError(nothing_found(source.name, source.failure)) from source.failure
         raise CheckpointError(
             f"No tokenizer was found beside the weights of {os.fspath(model)!r}: give one (tokenizer=...), or go on "
             "without (tokenizer=False, --no-tokenizer)."

@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropError, OutputExistsError
+from hf_layerdrop.outputs import check_above
 from hf_layerdrop.report.numbers import as_csv, as_json, as_markdown, chosen_series
 from hf_layerdrop.report.points import Checkpoint, finite, selection_points, series_points
 from hf_layerdrop.report.series import LayerScores, Series, as_series, check_metric, find_depths, known_metrics
@@ -95,12 +96,13 @@ def check_report(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         LayerDropConfigError: The path does not end in ``.html``.
-        OutputExistsError: The file exists and ``overwrite`` was not given, or it is a folder.
+        OutputExistsError: The file exists and ``overwrite`` was not given, it is a folder, or it lies below a file.
         LayerDropError: The library that draws the charts is not installed.
     """
     file = Path(path)
     if file.suffix.lower() not in (".html", ".htm"):
         raise LayerDropConfigError(f"The report is one HTML file, not {file.name!r}: name a file that ends in .html.")
+    check_above(file)
     if file.is_dir():
         raise OutputExistsError(f"The report {str(file)!r} is a folder: give another name.")
     if file.exists() and not overwrite:

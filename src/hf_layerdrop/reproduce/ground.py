@@ -62,7 +62,7 @@ class Grounds:
     def _tokenizer(self, run: Run, model: ModelFromConfig, rows: TaskData) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was trained before, or train it; one of another study has to be there."""
         from hf_layerdrop.reproduce.launch import processes
-        from hf_layerdrop.training import load_tokenizer
+        from hf_layerdrop.vocabulary import load_tokenizer
 
         owner = run.size.tokenizer_of or run.study.name
         folder = self._folder / f"tokenizer-{owner}-{run.size_name}{'-short' if run.short else ''}"
