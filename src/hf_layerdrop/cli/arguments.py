@@ -125,15 +125,21 @@ def check_tokenizer(model: str, *, none_wanted: bool) -> None:
         check_processors(find_source(model, None, {}), model, False if none_wanted else None)
 
 
-def require_tokenizer(model: str) -> None:
-    """Refuse a local model without a tokenizer where a task is to be measured; one on the Hub is checked later.
+def require_tokenizer(model: str, config: Mapping[str, Any]) -> None:
+    """Refuse a local model of texts without a tokenizer where a task is to be measured; one on the Hub comes later.
+
+    A model of images or speech does not lack one: that it does not fit the task is found when it is loaded.
 
     Raises:
         CheckpointError: There are no files of one.
     """
     from hf_layerdrop.hub.source import find_source
 
-    if Path(model).is_dir() and not ((source := find_source(model, None, {})) and source.processor_files()):
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    if not Path(model).is_dir() or not any("vocab_size" in part for part in parts):
+        return
+    source = find_source(model, None, {})
+    if source is None or not source.processor_files():
         raise CheckpointError(no_tokenizer(model))
 
 

@@ -77,7 +77,7 @@ def distill_command(
     chosen = choose_task(task, columns, label_column, config)
     local_files(chosen, train_file, validation_file)
     student_layers(keep_layers, stacks)
-    require_tokenizer(model)
+    require_tokenizer(model, config)
     flags = _training_flags(context, output)
     checkpoints = Path(flags["output_dir"][0])
     resume = flags.get("resume_from_checkpoint", [None])[0]

@@ -152,7 +152,7 @@ def search_command(
     check_wanted(report, overwrite=overwrite)
     columns = listed(text_columns)
     chosen = with_dataset(choose_task(task, columns, label_column, headers.config), dataset, dataset_config)
-    require_tokenizer(model)
+    require_tokenizer(model, headers.config)
     for files in (validation_file, *([test_file] if test_file else [])):
         local_files(chosen, None, files, train=False)
     _check_metric(metric, chosen)

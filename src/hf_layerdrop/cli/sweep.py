@@ -78,7 +78,7 @@ def sweep_command(
     columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
-    require_tokenizer(model)
+    require_tokenizer(model, config)
     local_files(chosen, None, validation_file, train=False)
     sub_networks = parse_depths(depths, stacks)
 

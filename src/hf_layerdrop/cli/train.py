@@ -338,10 +338,10 @@ def _checked_model(start: str | ModelFromConfig, layerdrop: LayerDropConfig | No
     wanted = None if eval_depths is None else eval_depths.removesuffix("-depths")
     if isinstance(start, ModelFromConfig):
         return None if wanted is None else partial(_depths_of, wanted)
-    _, stacks = checkpoint_facts(start, revision=None, allow_pickle=False)
+    config, stacks = checkpoint_facts(start, revision=None, allow_pickle=False)
     if layerdrop is not None:
         layerdrop.rates_for(stacks)
-    require_tokenizer(start)
+    require_tokenizer(start, config)
     return None if wanted is None else _depths_of(wanted, stacks)
 
 
