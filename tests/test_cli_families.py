@@ -129,3 +129,17 @@ def test_what_does_not_apply_is_refused_in_one_sentence(name, task, said, comman
     assert len(lines) == 1
     assert re.search(said, lines[0]), lines[0]
     assert not output.exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "clm"])
+def test_training_a_model_of_images_on_texts_is_refused(task, data, tmp_path, capsys):
+    """By its type, and not for the tokenizer that it does not lack."""
+    model = str(save("vit", tmp_path / "vit"))
+    given = data[task]
+    file = given[given.index("--validation-file") + 1]
+    arguments = ["train", "--model", model, *given, "--train-file", file, "--output_dir", str(tmp_path / "output")]
+    capsys.readouterr()
+    assert run(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
+    assert re.search("is of model type 'vit', for which transformers has no AutoModelFor", line), line
+    assert not (tmp_path / "output").exists()

@@ -38,7 +38,7 @@ class _AutoLayerDrop:
         **kwargs: Any,
     ) -> Any:
         """Load a checkpoint of any architecture; see `LayerDropMixin.from_pretrained` for the arguments and errors."""
-        plain = cls._plain_class(find_config(pretrained_model_name_or_path, kwargs), pretrained_model_name_or_path)
+        plain = cls.class_for(find_config(pretrained_model_name_or_path, kwargs), pretrained_model_name_or_path)
         if plain in NAMED:
             return NAMED[plain].from_pretrained(
                 pretrained_model_name_or_path, *args, layerdrop=layerdrop, keep_layers=keep_layers, **kwargs
@@ -50,14 +50,19 @@ class _AutoLayerDrop:
     @classmethod
     def from_config(cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Any) -> Any:
         """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
-        plain = cls._plain_class(config, config.name_or_path or "the config")
+        plain = cls.class_for(config, config.name_or_path or "the config")
         model = NAMED.get(plain, plain)._from_config(copy.deepcopy(config), **kwargs)  # injection notes rates in it
         if layerdrop is not None or plain not in NAMED:
             inject(model, layerdrop)
         return model
 
     @classmethod
-    def _plain_class(cls, config: PreTrainedConfig, source: Any) -> type[PreTrainedModel]:
+    def class_for(cls, config: PreTrainedConfig, source: Any) -> type[PreTrainedModel]:
+        """Return the transformers class for a config; ``source`` is how an error names it.
+
+        Raises:
+            UnsupportedModelError: If transformers has none for this task.
+        """
         mapping = cls.auto_class._model_mapping
         if type(config) not in mapping:
             raise UnsupportedModelError(

@@ -102,10 +102,13 @@ def train(
     """
     from torch import accelerator
 
+    from hf_layerdrop.modeling import find_config
     from hf_layerdrop.trainers import positions_of
 
     output_dir = Path(str(arguments.output_dir))
     checkpoint = check_output(output_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
+    if isinstance(model, str):  # before its tokenizer, which a model of images has not, and does not lack
+        data.task.model_class.class_for(find_config(model, {}), model)
     tokenizer = _tokenizer_for(model, data, checkpoint)
     network = _load_model(data.task, model, tokenizer, _seeded(layerdrop, arguments), arguments.seed)
     _check_model(network, tokenizer, data.task, model)
