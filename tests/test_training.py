@@ -280,6 +280,13 @@ def test_the_printed_rates_follow_the_schedule(command, capsys):
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["encoder", "4", "0 each", "0 0.4 0.4 0", "3.6"]
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_disable_tqdm_hides_every_progress_bar(hidden, command, capsys):
+    flags = ["--max-steps", "1", "--use_cpu", "--report_to", "none", "--eval-depths", "2"]
+    assert run([*command, *flags, *(["--disable_tqdm"] if hidden else [])]) == 0
+    assert ("batch/s]" in capsys.readouterr().err) is not hidden
+
+
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_a_config_file_holds_any_option_and_the_command_line_wins(command, tmp_path, ending):
     values = {

@@ -393,7 +393,8 @@ def measure_depths(trainer: Trainer, data: TaskData, depths: Sequence[KeepLayers
     """Measure on every validation set; the metrics of the second one (MNLI) join the first's under their suffix."""
     from hf_layerdrop.evaluation import evaluate_depths
 
-    sets = [evaluate_depths(trainer, rows, depths=depths) for rows in data.validation.values()]
+    progress = not trainer.args.disable_tqdm
+    sets = [evaluate_depths(trainer, rows, depths=depths, progress=progress) for rows in data.validation.values()]
     return [_joined(same, data.task.metric_suffixes) for same in zip(*sets, strict=True)]
 
 

@@ -68,7 +68,7 @@ def read_flags(words: Sequence[str], *, options: Iterable[str]) -> Flags:
             raise typer.BadParameter(f"{word!r} belongs to no option: options start with --, such as --task sst2")
         else:
             current.append(word)
-    flags = {name: values or _VALUE_WHEN_BARE.get(name, []) for name, values in flags.items()}
+    flags = {name: values or _when_bare(name) for name, values in flags.items()}
     for name, values in flags.items():
         _check(name, values)
     return flags
@@ -119,6 +119,11 @@ def training_help() -> str:
 
     parser = HfArgumentParser(TrainingArguments, prog="hf-layerdrop train", add_help=False, usage=" ")
     return parser.format_help().partition("options:")[2]
+
+
+def _when_bare(name: str) -> list[str]:
+    """Say what a flag means without a value; transformers' own parser wants one where a true-or-false may be None."""
+    return ["true"] if training_fields()[name].startswith("bool") else _VALUE_WHEN_BARE.get(name, [])
 
 
 def _field(written: str, options: Iterable[str]) -> tuple[str, bool]:
