@@ -186,6 +186,25 @@ def test_depths_are_logged_returned_and_can_choose_the_best_model(tmp_path: Path
     assert {"eval_depth_2_accuracy", "eval_depth_1-2_accuracy"} <= set(metrics)
 
 
+@pytest.mark.parametrize("metric", ["eval_depth_3_loss", "depth_1-3_accuracy", "depth_encoder3_loss"])
+def test_the_best_model_is_not_chosen_by_a_depth_that_is_not_evaluated(metric: str, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
+    trainer = trainer_for(build(HEAD), tmp_path, DepthEvaluationCallback([DEPTH, 2]), **settings)
+    with pytest.raises(LayerDropConfigError, match=rf"'{metric}'.*depth_4, depth_2 "):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_second_callback_may_evaluate_the_depth_that_chooses_the_best_model(tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 4, "eval_steps": 4}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "depth_3_loss"}
+    depths = DepthEvaluationCallback([2]), DepthEvaluationCallback([3])
+    trainer = trainer_for(build(HEAD), tmp_path, *depths, **settings)
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
 def test_depths_see_the_set_that_is_evaluated(tmp_path: Path) -> None:
     trainer = trainer_for(build(HEAD), tmp_path, DepthEvaluationCallback([DEPTH]))
     metrics = trainer.evaluate({"first": examples(6), "second": examples(12)})

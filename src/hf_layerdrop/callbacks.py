@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.schedules import SCHEDULES, Schedule, make_schedule
 from hf_layerdrop.stacks import depths_of
 from hf_layerdrop.stepping import calling_trainer
+
+_METRIC_OF_A_DEPTH = re.compile(r"depth_\w*?\d")  # and not a user's own, such as depth_error
 
 
 class LayerDropScheduleCallback(TrainerCallback):
@@ -79,11 +82,12 @@ class DepthEvaluationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the depths, and that their metrics are there when early stopping looks for them."""
+        """Check the depths, and that their metrics are there when Trainer or early stopping looks for them."""
         trainer = calling_trainer()
-        for spec in self.depths:
-            parse_keep_layers(spec, depths_of(trainer.accelerator.unwrap_model(trainer.model)))
         callbacks = trainer.callback_handler.callbacks
+        depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
+        specs = [spec for callback in callbacks if isinstance(callback, type(self)) for spec in callback.depths]
+        _check_best(args.metric_for_best_model, [depth_name(parse_keep_layers(spec, depths), depths) for spec in specs])
         if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks[: callbacks.index(self)]):
             raise LayerDropConfigError(
                 "EarlyStoppingCallback stands before DepthEvaluationCallback, so it would not see the metrics "
@@ -145,6 +149,20 @@ class LayerForwardsCallback(TrainerCallback, ExportableState):
     def _run(self, model: nn.Module) -> int:
         state = layerdrop_state(injected_model(model))
         return sum(max(draw.layer_forwards for draw in state.draws_of(name)) for name in state.depths)
+
+
+def _check_best(metric: str | None, names: Sequence[str]) -> None:
+    """Refuse to choose the best model by a depth that is not evaluated; Trainer finds out after the first epoch.
+
+    Raises:
+        LayerDropConfigError: If ``metric`` looks like that of a depth, but of none of ``names``.
+    """
+    wanted = (metric or "").removeprefix("eval_")
+    if _METRIC_OF_A_DEPTH.match(wanted) and not any(wanted.startswith(f"{name}_") for name in names):
+        raise LayerDropConfigError(
+            f"metric_for_best_model is {metric!r}, but no such depth is evaluated: name one of {', '.join(names)} (as "
+            f"in eval_{names[0]}_loss), or evaluate that depth too."
+        )
 
 
 def depth_metrics(trainer: Trainer, dataloader: Any, depths: Sequence[KeepLayers], prefix: str) -> dict[str, float]:
