@@ -141,6 +141,7 @@ BAD_INPUT = {
     "demo below a file": (["demo", "--output", "MODEL/vocab.txt/a"], "is a file and"),
     "seed of the demo": (["demo", "--output", "OUT", "--seed", "-1"], "--seed.*-1"),
     "steps of the demo": (["demo", "--output", "OUT", "--steps", "0"], r"--steps.*\b0\b"),
+    "rate of the demo": (["demo", "--output", "OUT", "--rate", "1"], "--rate is 1.*less than 1"),
     "no number": (["demo", "--output", "OUT", "--steps", "many"], "--steps.*'many'"),
     "seed of training": ([*TRAIN, "--output_dir", "OUT", "--seed", "-1"], "--seed is -1; it must be from 0"),
     "seed of data": ([*TRAIN, "--output_dir", "OUT", "--data_seed", str(2**32)], "it must be from 0 to 4294967295"),

@@ -509,6 +509,12 @@ def test_pipeline_runs_the_sub_network(source, tmp_path):
     assert shallow(SENTENCE) != pipeline("text-classification", source, keep_layers=[0, 3], top_k=None)(SENTENCE)
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_pipeline_passes_the_dtype_on_by_both_of_its_names(name, source):
+    served = pipeline("text-classification", source, keep_layers=KEEP, **{name: torch.bfloat16})
+    assert served.model.dtype == torch.bfloat16
+
+
 def test_pipeline_takes_the_class_that_fits_the_task(source):
     features = pipeline("feature-extraction", str(source), keep_layers=KEEP)
     assert type(features.model) is BertModel

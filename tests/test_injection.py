@@ -320,6 +320,21 @@ def test_hidden_states_repeat_the_input_of_a_dropped_layer_and_its_attentions_ar
             assert all(torch.equal(*pair) for pair in zip(ran, cut_attentions[name], strict=True)), name
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("structure", ["layer", "attention", "head"])
+def test_as_many_attentions_are_returned_as_at_rate_0(any_head, implementation, structure):
+    """Of the default attention, which returns no weights, transformers records none: then nor may a dropped layer."""
+    model, batch = build(any_head).train(), batch_for(any_head)
+    model.set_attn_implementation(implementation)
+    flags = {"output_attentions": True, "return_dict": True}
+    expected = lengths(per_layer_outputs(model(**batch, **flags))[1])
+    assert any(expected.values()) == (implementation == "eager")
+    inject_layerdrop(model, LayerDropConfig(0.5, structure=structure, seed=3))
+    for step in range(3):
+        set_step(model, step)
+        assert lengths(per_layer_outputs(model(**batch, **flags))[1]) == expected
+
+
 # --- Promise 5: BART's own LayerDrop is taken over ------------------------------------------------
 
 

@@ -39,7 +39,7 @@ from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bia
 from hf_layerdrop.handing import handed_on, hidden_states_of_call
 from hf_layerdrop.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.naming import stack_name
-from hf_layerdrop.recording import recorded_key
+from hf_layerdrop.recording import gives_weights, recorded_key
 from hf_layerdrop.stack_draws import StackDraw
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, find_injected
@@ -391,7 +391,10 @@ def _release_stack(model: nn.Module, stack: Stack) -> None:
 def _record_dropped(
     layer: nn.Module, hidden_states: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
-    """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None."""
+    """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None.
+
+    Where the attention that runs returns no weights, at rate 0 there are none, and so here.
+    """
     collected = _active_collector.get()
     if not collected:
         return
@@ -400,6 +403,8 @@ def _record_dropped(
             hook(layer, (hidden_states,), hidden_states)
     given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
     crosses = given.get("encoder_hidden_states") is not None
+    if not gives_weights(layer):
+        return
     for part in layer.modules():
         for key in map(recorded_key, part._forward_hooks.values()):
             if "attentions" in key and key in collected and (crosses or "cross" not in key):

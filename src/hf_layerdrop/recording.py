@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import _active_collector
 
 # On a model whose modules have the hooks that record.
 _INSTALLED, _HOOK = "_output_capturing_hooks_installed", "output_capturing_hook"
+_IMPLEMENTATION = "_attn_implementation"
 
 
 def recorded_key(hook: Any) -> str:
@@ -46,8 +47,17 @@ def is_recording() -> bool:
     return bool(_active_collector.get())
 
 
+def gives_weights(attention: nn.Module) -> bool:
+    """Tell whether an attention returns its weights; of one that does not, transformers records nothing at all."""
+    configs = (getattr(part, "config", None) for part in attention.modules())
+    implementation = next((found for config in configs if (found := getattr(config, _IMPLEMENTATION, None))), "")
+    return not any(name in implementation for name in ("sdpa", "flash"))
+
+
 def record_no_attentions(attention: nn.Module) -> None:
     """Record None where the weights of an attention that does not run would be recorded."""
+    if not gives_weights(attention):
+        return
     collected = _active_collector.get() or {}
     for key in map(recorded_key, attention._forward_hooks.values()):
         if "attentions" in key and key in collected:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hf_layerdrop.cli.arguments import Seed, check_output, checkpoint_facts
+from hf_layerdrop.errors import LayerDropConfigError
 
 SHORT_STEPS = 200
 
@@ -39,6 +40,8 @@ def demo_command(
     from hf_layerdrop.tasks import find_task, load_task_data
 
     LayerDropConfig(rate)
+    if rate == 1:
+        raise LayerDropConfigError("--rate is 1, at which no layer would ever run in training: give less than 1.")
     check_output(output, overwrite=overwrite)
     if model:
         checkpoint_facts(model, revision=None, allow_pickle=False)

@@ -15,7 +15,7 @@ from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
-from hf_layerdrop.training import check_output, measure_depths, remove_later
+from hf_layerdrop.training import check_output, local_name, measure_depths, remove_later
 from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _save(
     overwrite: bool,
 ) -> None:
     config = task.name if task.hub_name else None
-    measured_on = MeasuredOn(task.hub_name or task.name, config, task.validation_splits[0])
+    measured_on = MeasuredOn(task.hub_name or local_name(task), config, task.validation_splits[0])
     extras = Extras(results, False, tokenizer, measured_on)
     with whole_folder(output_dir, overwrite) as folder:
         write_checkpoint(student, folder, output_dir.resolve().name, find_source(teacher, None, {}), extras)

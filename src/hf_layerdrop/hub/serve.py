@@ -40,6 +40,8 @@ def pipeline(
 
     if not isinstance(model, str | os.PathLike):
         return transformers.pipeline(task, _plain_copy(model, keep_layers), **kwargs)
+    if "torch_dtype" in kwargs:  # the old name, which transformers.pipeline takes too
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     name = os.fspath(model)
     served = _find_task(task)
     pruned = _load_for_task(served, task, name, keep_layers, kwargs)

@@ -90,6 +90,8 @@ def load_task_data(
     if not task.num_labels and task.kind.name_labels is not None:
         task = task.kind.name_labels(raw[first], task, _place(first, files))
     checked = {split: task.kind.check(rows, task, _place(split, files)) for split, rows in raw.items()}
+    if files:  # whatever they hold: a card must not say that it is the data set of the Hub
+        task = replace(task, hub_name=None, hub_config=None)
     return TaskData(task, checked.pop("train", None), checked)
 
 
