@@ -228,7 +228,7 @@ def test_what_does_not_exist_is_told_alike_everywhere(name, hub, tmp_path):
     assert not (tmp_path / "small").exists()
 
 
-def test_a_model_that_is_not_in_the_cache_is_told_when_offline(hub, source, monkeypatch):
+def test_a_model_that_is_not_in_the_cache_is_told_when_offline(hub, source):
     hub.add_folder("alice/full", source)
     with pytest.raises(CheckpointError, match="not in the cache, and downloads are switched off"):
         LayerDropBertModel.from_pretrained("alice/full", keep_layers=2, local_files_only=True)

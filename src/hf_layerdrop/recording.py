@@ -56,9 +56,9 @@ def gives_weights(attention: nn.Module) -> bool:
 
 def record_no_attentions(attention: nn.Module) -> None:
     """Record None where the weights of an attention that does not run would be recorded."""
-    if not gives_weights(attention):
+    collected = _active_collector.get()
+    if not collected or not gives_weights(attention):
         return
-    collected = _active_collector.get() or {}
     for key in map(recorded_key, attention._forward_hooks.values()):
         if "attentions" in key and key in collected:
             collected[key].append(None)

@@ -196,14 +196,15 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
 
 def _note_data(model: PreTrainedModel, task: Task) -> None:
     """Note in the config what the model is measured on: the cards of its sub-networks say so."""
-    named = {"dataset": task.hub_name, "config": task.hub_config} if task.hub_name else {"dataset": local_name(task)}
     saved = getattr(model.config, "hf_layerdrop", None) or {}
-    model.config.hf_layerdrop = {**saved, "measured_on": {**named, "split": task.validation_splits[0]}}
+    model.config.hf_layerdrop = {**saved, "measured_on": measured_on(task)}
 
 
-def local_name(task: Task) -> str:
-    """Name local data of a task in a card, so that nobody takes them for the data set of the Hub."""
-    return f"local-{task.name}"
+def measured_on(task: Task) -> dict[str, Any]:
+    """Name the data of a task as `MeasuredOn` does; nobody shall take local rows for the data set of the Hub."""
+    local = {"dataset": f"local-{task.name}"}
+    named = {"dataset": task.hub_name, "config": task.hub_config} if task.hub_name else local
+    return {**named, "split": task.validation_splits[0]}
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:

@@ -15,7 +15,7 @@ from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
-from hf_layerdrop.training import check_output, local_name, measure_depths, remove_later
+from hf_layerdrop.training import check_output, measure_depths, measured_on, remove_later
 from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
@@ -134,8 +134,6 @@ def _save(
     task: Task,
     overwrite: bool,
 ) -> None:
-    config = task.name if task.hub_name else None
-    measured_on = MeasuredOn(task.hub_name or local_name(task), config, task.validation_splits[0])
-    extras = Extras(results, False, tokenizer, measured_on)
+    extras = Extras(results, False, tokenizer, MeasuredOn(**measured_on(task)))
     with whole_folder(output_dir, overwrite) as folder:
         write_checkpoint(student, folder, output_dir.resolve().name, find_source(teacher, None, {}), extras)
