@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import os
 import re
-import resource
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -236,21 +235,26 @@ def gradients_of(model: PreTrainedModel, *losses: torch.Tensor) -> dict[str, tor
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-def timed_process(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a command; return how it ended and the CPU seconds that it took.
+# What takes a good part of a second to import. How long a command takes is measured by `python -m benchmarks startup`.
+HEAVY = {"accelerate", "datasets", "evaluate", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "sklearn"}
+HEAVY |= {"tokenizers", "torch", "transformers"}
 
-    What comes out above a second is measured again, twice at most, and the least counts: caches that others have just
-    filled, and cores that others share, add to the time, and nothing takes from it.
-    """
-    least = math.inf
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if least < 1 or done.returncode not in (0, 2):
-            break
-    return done, least
+# Runs one command in a process of its own; the exit code is 99 if that imported anything heavy.
+_RUN_LIGHTLY = f"""
+import sys
+from hf_layerdrop.cli import run
+code = run(sys.argv[1:])
+heavy = {HEAVY} & set(sys.modules)
+print(*heavy, file=sys.stderr, end="")
+sys.exit(99 if heavy else code)
+"""
+
+
+def run_lightly(*arguments: object) -> tuple[int, str, str]:
+    """Run a command in a process of its own: its exit code, 99 if that imported anything heavy, and what it wrote."""
+    words = [sys.executable, "-c", _RUN_LIGHTLY, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 def assert_same_tensors(

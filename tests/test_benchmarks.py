@@ -55,6 +55,15 @@ def test_the_step_benchmark_compares_equal_work_and_measures_the_parts_that_are_
     assert "overhead" not in numbers
 
 
+def test_the_startup_benchmark_sets_commands_beside_the_import_of_torch() -> None:
+    done = benchmark("startup", "--json", "--short", "1")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers["seconds"].keys() - numbers["over_import_torch"].keys() == {"import torch"}
+    assert all(seconds > 0 for seconds in numbers["seconds"].values())
+    assert numbers["slowest_seconds"] == max(numbers["seconds"][name] for name in numbers["over_import_torch"])
+
+
 def test_a_part_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
     done = benchmark("step", "--short", "1", "--parts", "bounds,speed")
     assert done.returncode == 1

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from conftest import timed_process
+from conftest import run_lightly
 from hf_layerdrop.cli import run
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import CheckpointError, KeepLayersError, OutputExistsError
@@ -252,16 +251,6 @@ def command(model, files, tmp_path):
     return ["train", "--task", "sst2", "--model", model, *data, *output]
 
 
-def run_apart(*arguments):
-    """Run the command in a process of its own: exit code, stderr, CPU seconds, whether torch was imported."""
-    code = (
-        "import sys; from hf_layerdrop.cli import run; code = run(sys.argv[1:]);"
-        "print('torch' in sys.modules); sys.exit(code)"
-    )
-    done, seconds = timed_process([sys.executable, "-c", code, *arguments])
-    return done.returncode, done.stdout, done.stderr, seconds
-
-
 def test_the_command_trains_prints_rates_and_ends_with_the_table(command, tmp_path, capsys, model):
     flags = ["--max-steps", "4", "--learning_rate=0.01", "--use_cpu", "--report_to", "none"]
     assert run([*command, "--layerdrop", "0,1,1,0", "--eval-depths", "4,1", *flags]) == 0
@@ -338,32 +327,28 @@ def test_a_config_file_holds_any_option_and_the_command_line_wins(command, tmp_p
 def test_wrong_usage_is_one_line_at_once_and_writes_nothing(command, tmp_path, arguments, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    code, output, errors, seconds = run_apart(*command, *arguments)
+    code, output, errors = run_lightly(*command, *arguments)
     assert code == 2, errors
     assert said in errors
     assert len(errors.strip().splitlines()) == 1
-    assert output.strip() == "False"
-    assert seconds < 1
+    assert not output
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_unknown_key_in_the_config_file_names_the_nearest(command, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("learning_rte: 1")
-    code, output, errors, seconds = run_apart(*command, "--config", str(config))
+    code, output, errors = run_lightly(*command, "--config", str(config))
     assert code == 2
     assert "did you mean --learning_rate" in errors
-    assert output.strip() == "False"
-    assert seconds < 1
+    assert not output
 
 
 def test_help_is_quick_and_help_all_adds_the_flags_of_trainer(capsys):
-    code, output, _, seconds = run_apart("train", "--help")
+    code, output, _ = run_lightly("train", "--help")
     assert code == 0
     assert "--eval-depths" in output
     assert "--warmup_steps" not in output
-    assert output.strip().endswith("False")
-    assert seconds < 1
     assert run(["train", "--help-all"]) == 0
     output = capsys.readouterr().out
     assert "--eval-depths" in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import CheckpointError, TaskError
@@ -11,6 +12,24 @@ from hf_layerdrop.errors import CheckpointError, TaskError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+# Copied byte for byte rather than loaded and saved: AutoTokenizer makes an empty tokenizer where there are no files.
+PROCESSOR_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*vocab*.json",
+    "*vocab*.txt",
+    "merges.txt",
+    "normalizer.json",
+    "bpe.codes",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*processor_config.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
 
 DEFAULT_SIZE = 8000
 SMALLEST_SIZE = 300  # room for the bytes and special tokens
@@ -31,6 +50,19 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise CheckpointError(no_tokenizer(model))
     return tokenizer
+
+
+def processor_files(folder: Path) -> list[Path]:
+    """List the files of tokenizer and processors in a folder."""
+    return sorted({path for pattern in PROCESSOR_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def none_beside(model: str) -> str:
+    """Say that there is no tokenizer to save along with a checkpoint."""
+    return (
+        f"No tokenizer was found beside the weights of {model!r}: give one (tokenizer=...), or go on without "
+        "(tokenizer=False, --no-tokenizer)."
+    )
 
 
 def no_tokenizer(model: str) -> str:

@@ -18,7 +18,7 @@ from hf_layerdrop.report.table import read_results
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MORE_TASKS, TASKS
 from hf_layerdrop.training import RESULTS_FILE
-from hf_layerdrop.vocabulary import no_tokenizer
+from hf_layerdrop.vocabulary import no_tokenizer, none_beside, processor_files
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
 KeepLayersSpec = Annotated[
@@ -119,10 +119,8 @@ def found_results(model: str, given: Path | None) -> list[SubNetworkResult] | No
 
 def check_tokenizer(model: str, *, none_wanted: bool) -> None:
     """Refuse a local model without a tokenizer before anything heavy is imported; one on the Hub is checked later."""
-    from hf_layerdrop.hub.source import check_processors, find_source
-
-    if Path(model).is_dir():
-        check_processors(find_source(model, None, {}), model, False if none_wanted else None)
+    if Path(model).is_dir() and not none_wanted and not processor_files(Path(model)):
+        raise CheckpointError(none_beside(model))
 
 
 def require_tokenizer(model: str, config: Mapping[str, Any]) -> None:
@@ -133,13 +131,10 @@ def require_tokenizer(model: str, config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: There are no files of one.
     """
-    from hf_layerdrop.hub.source import find_source
-
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     if not Path(model).is_dir() or not any("vocab_size" in part for part in parts):
         return
-    source = find_source(model, None, {})
-    if source is None or not source.processor_files():
+    if not processor_files(Path(model)):
         raise CheckpointError(no_tokenizer(model))
 
 

@@ -14,29 +14,13 @@ from huggingface_hub.errors import HTTPError
 
 from hf_layerdrop.complaints import check_layers_are_whole, nothing_found
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.vocabulary import PROCESSOR_FILES, none_beside, processor_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-# Copied byte for byte rather than loaded and saved: AutoTokenizer makes an empty tokenizer where there are no files.
-_PROCESSOR_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*vocab*.json",
-    "*vocab*.txt",
-    "merges.txt",
-    "normalizer.json",
-    "bpe.codes",
-    "*.model",
-    "*.spm",
-    "*.tiktoken",
-    "*processor_config.json",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
-)
 _INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 _FROM_SOURCE = ("token", "cache_dir", "local_files_only", "force_download")
 
@@ -55,7 +39,7 @@ class Source:
 
     def _download(self, hub_kwargs: Mapping[str, Any]) -> Path | None:
 
-        patterns = [*_PROCESSOR_FILES, *(f"*/{pattern}" for pattern in _PROCESSOR_FILES), "README.md"]
+        patterns = [*PROCESSOR_FILES, *(f"*/{pattern}" for pattern in PROCESSOR_FILES), "README.md"]
         try:
             root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
         except (HTTPError, OSError, ValueError) as error:
@@ -67,10 +51,7 @@ class Source:
 
     def processor_files(self) -> list[Path]:
         """List the files of tokenizer and processors."""
-        if self.folder is None:
-            return []
-        found = {path for pattern in _PROCESSOR_FILES for path in self.folder.glob(pattern) if path.is_file()}
-        return sorted(found)
+        return [] if self.folder is None else processor_files(self.folder)
 
     def card_metadata(self) -> dict[str, Any]:
         """Read what the source's card says that goes for its sub-networks too."""
@@ -109,10 +90,7 @@ def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
     if isinstance(model, str | os.PathLike):
         if source and source.failure:
             raise CheckpointError(nothing_found(source.name, source.failure)) from source.failure
-        raise CheckpointError(
-            f"No tokenizer was found beside the weights of {os.fspath(model)!r}: give one (tokenizer=...), or go on "
-            "without (tokenizer=False, --no-tokenizer)."
-        )
+        raise CheckpointError(none_beside(os.fspath(model)))
     logger.warning("No tokenizer was found: the checkpoint is saved without one (pass tokenizer=).")
 
 
