@@ -34,7 +34,7 @@ FLOORS = [
         "wrappers",
     },
     {"config", "header_stacks", "results", "recomputation", "distributed", "bias", "borrowing", "scratch", "compiling"},
-    {"headers", "agreement"},
+    {"headers", "agreement", "provenance"},
     {"stack_draws", "complaints"},
     {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache"},
     {
@@ -76,6 +76,7 @@ NO_TORCH = (
     "families",
     "header_stacks",
     "headers",
+    "provenance",
     "remote_headers",
     "borrowing",
     "doctor",

@@ -136,6 +136,11 @@ BAD_INPUT = {
         ["train", "--model", "BARE", "--task", "sst2", "--output_dir", "OUT"],
         "has no tokenizer",
     ),
+    "revision of a folder": (
+        ["prune", "MODEL", "--keep-layers", "2", "--output", "OUT", "--revision", "v2"],
+        "--revision v2 is for a model on the Hub",
+    ),
+    "inspected revision": (["inspect", "MODEL", "--revision", "v2"], "a local folder"),
     "pickle": (["prune", "PICKLE", "--keep-layers", "2", "--output", "OUT"], "--allow-pickle"),
 }
 
@@ -223,15 +228,6 @@ def test_inspect_shows_what_was_saved(model, tmp_path, monkeypatch, capsys):
     assert run(["inspect", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("bert", "encoder", "0.1, 0.2, 0.2, 0.1", "a/b"))
-
-
-@pytest.mark.parametrize("saved", ["mine", {"rates": 3}, [0.1]])
-def test_inspect_ignores_what_others_wrote_under_our_name(model, tmp_path, saved, capsys):
-    config = json.loads((model / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "hf_layerdrop": saved}))
-    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
-    assert run(["inspect", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["hf_layerdrop"] is None
 
 
 def test_prune_writes_the_kept_layers(model, tmp_path, capsys):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from hf_layerdrop.injection import CONFIG_KEY
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.stacks import Stack
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def settle_cache(model: PreTrainedModel, stacks: Mapping[str, Stack], *, quiet: 
 
     A later cut that makes the cache deep enough brings it back.
     """
-    noted = getattr(model.config, CONFIG_KEY, None) or {}
+    noted = saved_provenance(model.config)
     if getattr(model, "generation_config", None) is None:
         return
     if not _is_short(model, stacks):

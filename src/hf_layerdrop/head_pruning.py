@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
 from hf_layerdrop.families import HEAD_WIDTH_FIELD, HEADS_FIELD, KEY_VALUE_HEADS_FIELD, PROJECTIONS
-from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop
+from hf_layerdrop.injection import remove_layerdrop
+from hf_layerdrop.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.stacks import find_stacks
 from hf_layerdrop.state import find_injected
 from hf_layerdrop.structures import Heads, find_heads
@@ -183,6 +184,6 @@ def _write_down(model: PreTrainedModel, config: PreTrainedConfig, kept: Mapping[
     for field in (HEADS_FIELD, KEY_VALUE_HEADS_FIELD, HEAD_WIDTH_FIELD):
         if hasattr(config, field):
             setattr(model.config, field, getattr(config, field))
-    saved = getattr(model.config, CONFIG_KEY, None) or {}
+    saved = saved_provenance(model.config)
     rates = {stack: [0.0] * len(layers) for stack, layers in kept.items()}
     setattr(model.config, CONFIG_KEY, {**saved, "rates": rates, "keep_heads": dict(kept)})

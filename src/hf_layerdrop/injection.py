@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -34,11 +35,12 @@ from hf_layerdrop.compiling import (
 )
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.distributed import refuse_replica, with_zero_gradients
-from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.families import NATIVE_RATE_ATTRIBUTE, NATIVE_RATE_FIELDS, bias_in_first_block, returned_arguments
 from hf_layerdrop.handing import handed_on, hidden_states_of_call
 from hf_layerdrop.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.naming import stack_name
+from hf_layerdrop.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.recording import gives_weights, recorded_key
 from hf_layerdrop.stack_draws import StackDraw
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
@@ -48,7 +50,7 @@ from hf_layerdrop.structure_drop import StructureDrop, release_owner, release_pa
 from hf_layerdrop.wrappers import transformers_model
 from hf_layerdrop.zero3 import clear_stale_gradients
 
-CONFIG_KEY = "hf_layerdrop"
+logger = logging.getLogger(__name__)
 
 _config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
@@ -80,6 +82,7 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
         remove_layerdrop(model)
     _own_config(model)
     state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
+    _replace_damaged(model.config)
     setattr(model, STATE_ATTRIBUTE, state)
     put_in = _mask_stack if config.execution == "mask" else _adopt_stack
     for name, stack in stacks.items():
@@ -90,8 +93,17 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
     register_with_trainer()
     if state.drops:
         write_down(model, trained_with=config.to_dict())
-    elif state.originals[CONFIG_KEY] is not None:
+    elif saved_provenance(model.config):
         write_down(model)
+
+
+def _replace_damaged(config: Any) -> None:
+    """Begin the entry of the config anew if it cannot be read: what is injected now is known without it."""
+    try:
+        saved_provenance(config)
+    except CheckpointError as error:
+        logger.warning("%s It is written anew.", error)
+        delattr(config, CONFIG_KEY)
 
 
 def _lent(config: Mapping[str, Any], depth: int) -> tuple[int, ...]:
@@ -148,7 +160,7 @@ def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, fl
     changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
     _check_lenders(state.lent, state.config, {**state.rates, **changed})
     state.set_rates(changed)
-    saved = getattr(root.config, CONFIG_KEY, None) or {}
+    saved = saved_provenance(root.config)
     write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
 
 
@@ -206,7 +218,7 @@ def injected_model(model: nn.Module) -> nn.Module:
 def write_down(model: nn.Module, **entries: Any) -> None:
     """Write the rates in use, and ``entries``, into ``config.hf_layerdrop``, which ``save_pretrained`` saves."""
     state = getattr(model, STATE_ATTRIBUTE)
-    saved = getattr(model.config, CONFIG_KEY, None) or {}
+    saved = saved_provenance(model.config)
     setattr(model.config, CONFIG_KEY, {**saved, "rates": state.rates, **state.learned(), "seed": state.seed, **entries})
 
 

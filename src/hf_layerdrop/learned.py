@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError
-from hf_layerdrop.injection import CONFIG_KEY, injected_model
+from hf_layerdrop.injection import injected_model
 from hf_layerdrop.keep import parse_keep_layers
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.state import find_injected
 from hf_layerdrop.stepping import learn
 
@@ -83,7 +84,7 @@ def _saved(model: Any) -> dict[str, Any]:
     """Return what the config of a model, or of the model in a wrapper such as DDP, says of LayerDrop."""
     if isinstance(model, nn.Module):
         model = (find_injected(model) or model).config
-    return getattr(model, CONFIG_KEY, None) or {}
+    return saved_provenance(model)
 
 
 def learned_shares(model: Any) -> Mapping[str, list[float]]:

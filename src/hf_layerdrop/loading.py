@@ -31,10 +31,11 @@ from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedMode
 from hf_layerdrop.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.generation_cache import settle_cache
 from hf_layerdrop.headers import CheckpointHeaders, read_checkpoint, read_config
-from hf_layerdrop.injection import CONFIG_KEY, switch_off_native
+from hf_layerdrop.injection import switch_off_native
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.lazy_tensors import LazyTensor, open_tensors
 from hf_layerdrop.page_cache import announce_tensors
+from hf_layerdrop.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.pruning import cut_provenance, prune_layers, pruned_config
 from hf_layerdrop.stacks import Stack, find_stacks
 from hf_layerdrop.weight_files import StoredTensor
@@ -261,7 +262,7 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
             depths = {name: stack.depth for name, stack in stacks.items()}
             for name, stack in stacks.items():
                 _check_depth(config, name, stack)
-            saved = getattr(config, CONFIG_KEY, None)
+            saved = saved_provenance(config)
             setattr(config, CONFIG_KEY, cut_provenance(saved, cut.kept, depths, **cut.provenance))
             pruned_config(config, stacks, cut.kept)
             with no_init_weights():  # on the meta device there is nothing to fill; what is missing is filled later

@@ -10,9 +10,10 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.injection import CONFIG_KEY, inject_layerdrop, native_rates
+from hf_layerdrop.injection import inject_layerdrop, native_rates
 from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.loading import load_plain
+from hf_layerdrop.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.stacks import depths_of
 
 LayerDrop = float | Sequence[float] | Mapping[str, Any] | LayerDropConfig
@@ -90,7 +91,7 @@ def plain_class(cls: type) -> type[PreTrainedModel]:
 def inject(model: PreTrainedModel, layerdrop: LayerDrop | None) -> None:
     """Inject what was asked for, else what the checkpoint was saved with, else the model's own rates, in place."""
     if layerdrop is None:
-        saved = getattr(model.config, CONFIG_KEY, None) or {}
+        saved = saved_provenance(model.config)
         layerdrop = _saved_config(saved, depths_of(model)) if "rates" in saved else LayerDropConfig(native_rates(model))
     inject_layerdrop(model, layerdrop)
 

@@ -20,9 +20,10 @@ from hf_layerdrop.bias import borrowed_attributes, owners_of_bias
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.families import bias_in_first_block, cut_fields
 from hf_layerdrop.generation_cache import settle_cache
-from hf_layerdrop.injection import CONFIG_KEY, remove_layerdrop, switch_off_native
+from hf_layerdrop.injection import remove_layerdrop, switch_off_native
 from hf_layerdrop.keep import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 from hf_layerdrop.numbering import numbered_parts
+from hf_layerdrop.provenance import CONFIG_KEY, root_layers, saved_provenance
 from hf_layerdrop.rebuilding import Rebuilds, built_on_meta, check_lenders, may_differ, remember
 from hf_layerdrop.recording import recording_models, take_back_recording
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
@@ -51,7 +52,8 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance:
     check_adapters(model)
     model = transformers_model(model)
     adapters = cut_adapters(model, partial(cutter.renamed, kept), format_keep_layers(kept))
-    saved = getattr(model.config, CONFIG_KEY, None)
+    saved = saved_provenance(model.config)
+    root_layers(saved, cutter.depths)
     if find_injected(model) is not None:
         remove_layerdrop(model)
     switch_off_native(model, cutter.stacks)
@@ -191,11 +193,12 @@ class Cutter:
     @contextmanager
     def sub_network(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
         """Be the sub-network inside the ``with`` block: it drops nothing, and saves as the pruned model."""
-        saved = getattr(self._model.config, CONFIG_KEY, None)
-        provenance = cut_provenance(saved, kept, self.depths)
+        provenance = cut_provenance(saved_provenance(self._model.config), kept, self.depths)
         self.check(kept)
         recording = recording_models(self._model)
-        undo = [_assign(self._model.config, {CONFIG_KEY: provenance}, absent=saved is None)]
+        undo = [
+            _assign(self._model.config, {CONFIG_KEY: provenance}, absent=not hasattr(self._model.config, CONFIG_KEY))
+        ]
         undo += [_assign(draw, {"paused": True}) for draw in self._draws]
         undo = [*self.cut(kept), *undo]
         if (generation := getattr(self._model, "generation_config", None)) is not None:
@@ -241,13 +244,12 @@ def cut_config(
 
 
 def cut_provenance(
-    saved: Mapping[str, Any] | None, kept: Mapping[str, Sequence[int]], depths: Mapping[str, int], **entries: Any
+    saved: Mapping[str, Any], kept: Mapping[str, Sequence[int]], depths: Mapping[str, int], **entries: Any
 ) -> dict[str, Any]:
     """Return ``config.hf_layerdrop`` after a cut: indices here and in the root checkpoint, rates 0, history kept."""
-    saved = dict(saved or {})
     if any(len(layers) < depths[name] for name, layers in kept.items()):  # an earlier choice is not that of this cut
         saved = {name: value for name, value in saved.items() if name not in _OF_ONE_CUT}
-    roots = saved.get("root_keep_layers") or {name: list(range(depth)) for name, depth in depths.items()}
+    roots = root_layers(saved, depths)
     return {
         **saved,
         "rates": {name: [0.0] * len(layers) for name, layers in kept.items()},

@@ -21,6 +21,7 @@ from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.headers import read_config
 from hf_layerdrop.keep import KeepLayers, evenly_spread, parse_keep_layers
 from hf_layerdrop.outputs import check_above
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.schedules import Schedule, constant
 from hf_layerdrop.scratch import ModelFromConfig
@@ -196,7 +197,7 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
 
 def _note_data(model: PreTrainedModel, task: Task) -> None:
     """Note in the config what the model is measured on: the cards of its sub-networks say so."""
-    saved = getattr(model.config, "hf_layerdrop", None) or {}
+    saved = saved_provenance(model.config)
     model.config.hf_layerdrop = {**saved, "measured_on": measured_on(task)}
 
 

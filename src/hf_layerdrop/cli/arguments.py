@@ -10,9 +10,10 @@ import typer
 
 from hf_layerdrop.cli.training_flags import MAX_SEED
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
-from hf_layerdrop.headers import has_only_pickle, read_config
+from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
 from hf_layerdrop.keep import parse_keep_layers
 from hf_layerdrop.outputs import check_above
+from hf_layerdrop.provenance import root_layers, saved_provenance
 from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.report.table import read_results
 from hf_layerdrop.results import SubNetworkResult
@@ -151,6 +152,28 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"The output folder {str(folder)!r} exists: give another by --output, or --overwrite.")
 
 
+def checked_headers(model: str, *, revision: str | None, token: str | None = None) -> CheckpointHeaders:
+    """Read the headers of a checkpoint that is to be trained, measured or cut.
+
+    Raises:
+        CheckpointError: They cannot be read, or what the config says of LayerDrop is damaged or of another model.
+        typer.BadParameter: A revision of a local folder.
+    """
+    check_revision(model, revision)
+    headers = read_headers(model, revision=revision, token=token)
+    root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
+    return headers
+
+
+def check_revision(model: str, revision: str | None) -> None:
+    """Refuse a revision of a local folder, which transformers would not look at."""
+    if revision is not None and Path(model).is_dir():
+        raise typer.BadParameter(
+            f"--revision {revision} is for a model on the Hub, and {model!r} is a local folder, which has one version: "
+            "leave it out"
+        )
+
+
 def checkpoint_facts(
     model: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
 ) -> tuple[Mapping[str, Any], dict[str, int]]:
@@ -160,8 +183,11 @@ def checkpoint_facts(
     layers is checked when the model is loaded.
     """
     if allow_pickle and has_only_pickle(model):
-        return read_config(model), {}
-    headers = read_headers(model, revision=revision, token=token)
+        check_revision(model, revision)
+        config = read_config(model)
+        saved_provenance(config)
+        return config, {}
+    headers = checked_headers(model, revision=revision, token=token)
     return headers.config, {stack.name: stack.depth for stack in headers.stacks()}
 
 

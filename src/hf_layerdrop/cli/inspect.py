@@ -13,12 +13,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.cli.arguments import Model, Revision
+from hf_layerdrop.cli.arguments import Model, Revision, check_revision
 from hf_layerdrop.doctor import fields_that_change, find_traps, kinds_of, notes_for, possible_structures
 from hf_layerdrop.doctor.fields import config_of
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.header_stacks import StackHeader
 from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
+from hf_layerdrop.provenance import own_provenance
 from hf_layerdrop.remote_headers import read_headers
 
 
@@ -32,6 +33,7 @@ def inspect_command(
     Stacks, depths, saved rates and parameters; the structures that can be dropped or pruned; the config fields that a
     cut changes; the traps that were found; what distributed training and torch.compile need.
     """
+    check_revision(model, revision)
     if has_only_pickle(model):
         facts = describe_pickle(model)
     else:
@@ -65,7 +67,7 @@ def describe_checkpoint(headers: CheckpointHeaders) -> dict[str, Any]:
         "stacks": [_describe_stack(headers, stack, alone=len(stacks) == 1) for stack in stacks],
         "traps": [asdict(trap) for trap in find_traps(headers, stacks)],
         "notes": notes_for(headers.config, stacks, kinds=kinds),
-        "hf_layerdrop": _provenance(headers.config) or None,
+        "hf_layerdrop": own_provenance(headers.config) or None,
     }
 
 
@@ -85,7 +87,7 @@ def describe_pickle(folder: str) -> dict[str, Any]:
         "stacks": [],
         "traps": [{"name": "pickle", "stack": "", "says": says}],
         "notes": {},
-        "hf_layerdrop": _provenance(config) or None,
+        "hf_layerdrop": own_provenance(config) or None,
     }
 
 
@@ -105,18 +107,11 @@ def _describe_stack(headers: CheckpointHeaders, stack: StackHeader, *, alone: bo
         "path": stack.path,
         "depth": stack.depth,
         "config_field": stack.config_field,
-        "rates": _provenance(headers.config).get("rates", {}).get(stack.name),
+        "rates": (own_provenance(headers.config).get("rates") or {}).get(stack.name),
         "parameters_per_layer": list(stack.parameters),
         "structures": [asdict(found) for found in possible_structures(part, stack, headers.tensors, alone=alone)],
         "fields_that_change": fields_that_change(headers.config, stack),
     }
-
-
-def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what hf_layerdrop wrote into the config; something else of that name is not ours to show."""
-    saved = config.get("hf_layerdrop")
-    saved = dict(saved) if isinstance(saved, Mapping) else {}
-    return saved if isinstance(saved.get("rates", {}), Mapping) else {}
 
 
 def _tables(facts: Mapping[str, Any]) -> list[Table]:

@@ -23,6 +23,7 @@ from hf_layerdrop.cli.arguments import (
     Seed,
     TaskName,
     TextColumns,
+    checked_headers,
     listed,
     loading_arguments,
     require_tokenizer,
@@ -32,7 +33,6 @@ from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
 from hf_layerdrop.outputs import check_above
-from hf_layerdrop.remote_headers import read_headers
 from hf_layerdrop.selection.record import Selection
 from hf_layerdrop.selection.space import Space, parse_depth
 from hf_layerdrop.selection.strategies import (
@@ -140,7 +140,7 @@ def search_command(
         "max_parameters": read_count(max_parameters),
         "max_size_mb": max_size_mb,
     }
-    headers = read_headers(model, revision=revision)
+    headers = checked_headers(model, revision=revision)
     stacks = {stack.name: stack.depth for stack in headers.stacks()}
     check_budgets(depth, budgets, headers)
     if depth is not None:

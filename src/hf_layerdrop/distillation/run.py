@@ -12,6 +12,7 @@ from hf_layerdrop.headers import read_config
 from hf_layerdrop.hub.save import Extras, check_replaceable, whole_folder, write_checkpoint
 from hf_layerdrop.hub.source import find_source
 from hf_layerdrop.keep import KeepLayers
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
@@ -116,7 +117,7 @@ def distill(
 
 def _check_same_layers(checkpoint: Path, student: PreTrainedModel) -> None:
     """Refuse a checkpoint of another student: Trainer would load the layers that fit, and warn."""
-    saved = (read_config(checkpoint).get("hf_layerdrop") or {}).get("keep_layers")
+    saved = saved_provenance(read_config(checkpoint)).get("keep_layers")
     wanted = student.config.hf_layerdrop["keep_layers"]
     if saved != wanted:
         raise CheckpointError(

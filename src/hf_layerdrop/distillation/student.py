@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -12,6 +11,7 @@ from hf_layerdrop.distillation.config import student_layers
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.keep import KeepLayers, choice_behind
 from hf_layerdrop.mixin import plain_class
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.pruning import prune_layers
 from hf_layerdrop.stacks import depths_of
 
@@ -72,7 +72,7 @@ def match_states(student: PreTrainedModel, teacher: PreTrainedModel, kept: Mappi
     _check_same(student, teacher, "hidden_size", "set hidden_weight=0 to compare predictions alone")
     depths, wanted = depths_of(teacher), depths_of(student)
     if kept is None:
-        saved: Mapping[str, Any] = getattr(student.config, "hf_layerdrop", None) or {}
+        saved = saved_provenance(student.config)
         same = {stack: tuple(range(depth)) for stack, depth in wanted.items()} if wanted == depths else {}
         kept = saved.get("keep_layers") or same
     fits = all(max(layers, default=0) < depths.get(stack, 0) for stack, layers in kept.items())

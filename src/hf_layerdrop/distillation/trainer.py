@@ -19,6 +19,7 @@ from hf_layerdrop.distillation.positions import predicts, real_tokens, scored, s
 from hf_layerdrop.distillation.student import check_fit, match_states
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.sources import quiet_eval
 from hf_layerdrop.stacks import depths_of
 
@@ -76,7 +77,7 @@ class DistillationMixin:
         self._counter = LayerForwardCounter()
         trainer.add_callback(self._counter)
         self._parts: dict[str, torch.Tensor] = {}
-        if saved := getattr(student.config, "hf_layerdrop", None):
+        if saved := saved_provenance(student.config):
             saved["distilled_with"] = self.distillation.to_dict()
         self.teacher = trainer.accelerator.prepare_model(teacher.eval(), device_placement=True, evaluation_mode=True)
 

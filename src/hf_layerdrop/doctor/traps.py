@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hf_layerdrop.borrowing import lenders
 from hf_layerdrop.doctor.fields import config_of, config_path, said_of_layer
 from hf_layerdrop.draws import shallowest_depth
+from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.families import (
     FEATURE_LAYER_FIELDS,
     KINDS_FIELD,
@@ -20,6 +20,7 @@ from hf_layerdrop.families import (
 from hf_layerdrop.header_stacks import StackHeader
 from hf_layerdrop.headers import CheckpointHeaders, TensorInfo
 from hf_layerdrop.naming import stack_name
+from hf_layerdrop.provenance import own_provenance, root_layers, saved_provenance
 
 Signature = Mapping[str, tuple[int, ...]]
 
@@ -111,17 +112,21 @@ def _native(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
 
 
 def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    saved: Any = headers.config.get("hf_layerdrop")
-    try:
-        rate = max(map(float, saved["rates"][stack.name]))
-        sampler = saved["trained_with"]["sampler"]
-    except (KeyError, TypeError, ValueError, OverflowError):  # of another's making, or none
-        return
+    saved = own_provenance(headers.config)
+    rate = max((saved.get("rates") or {}).get(stack.name, ()), default=0.0)
+    sampler = (saved.get("trained_with") or {}).get("sampler")
     if sampler == "depth" and 0 < rate <= 1 and (least := shallowest_depth(rate, stack.depth)) > 1:
         yield (
             f"trained with the depth sampler at rate {rate:g}, which drew {least} to {stack.depth} layers: a cut to "
             "fewer was never trained and is poor; for a depth of r train at (1 - r / N) / 2 or more"
         )
+
+
+def _damaged(headers: CheckpointHeaders) -> Iterator[str]:
+    try:
+        root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
+    except CheckpointError as error:
+        yield str(error)
 
 
 def _by_number(headers: CheckpointHeaders) -> Iterator[str]:
@@ -149,7 +154,12 @@ _OF_A_STACK = {
     "native LayerDrop": _native,
     "depths never drawn": _never_drawn,
 }
-_OF_A_MODEL = {"hidden states by number": _by_number, "tied weights": _tied, "own code": _own_code}
+_OF_A_MODEL = {
+    "hidden states by number": _by_number,
+    "tied weights": _tied,
+    "own code": _own_code,
+    "damaged entry": _damaged,
+}
 
 
 def _layers(tensors: Mapping[str, TensorInfo], stack: StackHeader, spared: set[str]) -> Sequence[Signature]:

@@ -15,6 +15,7 @@ from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedM
 from hf_layerdrop.hub.source import Source, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.streaming import find_streamed
 from hf_layerdrop.outputs import check_above
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.report.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.report.plot import draw_depth_plot
 from hf_layerdrop.report.table import metric_names
@@ -179,7 +180,7 @@ def _card_info(name: str, config: Mapping[str, Any], source: Source | None, give
     # the last match, as in transformers' own card: BART's generation head is listed as a masked language model too
     tags = [tag for tag, mapping in TASK_MAPPING.items() if mapping.get(config.get("model_type")) == architecture]
     tag = tags[-1] if tags else None
-    provenance: Mapping[str, Any] = config.get("hf_layerdrop") or {}
+    provenance = saved_provenance(config)
     return CardInfo(
         name=name,
         source=source.name if source else provenance.get("source"),
@@ -187,7 +188,7 @@ def _card_info(name: str, config: Mapping[str, Any], source: Source | None, give
         pipeline_tag=tag,
         served=tag in PIPELINE_REGISTRY.get_supported_tasks(),
         inherited=source.card_metadata() if source else {},
-        measured_on=given or MeasuredOn(**provenance.get("measured_on", {})),
+        measured_on=given or MeasuredOn.of(provenance.get("measured_on") or {}),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.report.table import format_kept, format_parameters, metric_names, render_markdown
 from hf_layerdrop.results import SubNetworkResult
 
@@ -33,6 +34,11 @@ class MeasuredOn:
     dataset: str = "unspecified"
     config: str | None = None
     split: str | None = None
+
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> MeasuredOn:
+        """Read what training noted in a checkpoint's config."""
+        return cls(**{one.name: noted[one.name] for one in fields(cls) if noted.get(one.name) is not None})
 
     def __str__(self) -> str:
         """Name the data in a sentence."""
@@ -81,7 +87,7 @@ def render_card(
             become the ``model-index``.
         plot: File name of the plot beside the card.
     """
-    provenance: Mapping[str, Any] = config.get("hf_layerdrop") or {}
+    provenance = saved_provenance(config)
     own = _find_own(results, provenance)
     base_model = info.source if info.source and _is_repo_id(info.source) else info.inherited.get("base_model")
     return ModelCard.from_template(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.provenance import own_provenance
 from hf_layerdrop.report.table import metric_names
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.selection.record import Selection
@@ -70,11 +71,8 @@ def find_depths(series: Sequence[Series], selections: Sequence[Selection]) -> di
 
 def learned_rates(config: Mapping[str, Any], depths: Mapping[str, int]) -> list[LayerScores]:
     """Return the drop rates that a checkpoint's config says were learned, where they are those of its own layers."""
-    saved = config.get("hf_layerdrop")
-    rates = saved.get("learned_rates") if isinstance(saved, Mapping) else None
-    if not isinstance(rates, Mapping):
-        return []
-    known = {stack: values for stack, values in rates.items() if _are_numbers(values, depths.get(stack))}
+    rates = own_provenance(config).get("learned_rates") or {}
+    known = {stack: values for stack, values in rates.items() if len(values) == depths.get(stack)}
     return [LayerScores("Learned drop rates", known, unit="rate")] if known else []
 
 
@@ -89,7 +87,3 @@ def check_metric(metric: str, series: Sequence[Series], selections: Sequence[Sel
         raise LayerDropConfigError("There is nothing to report: give at least one record that has a metric.")
     if metric not in known:
         raise LayerDropConfigError(f"No result has the metric {metric!r}: choose {' or '.join(known)}.")
-
-
-def _are_numbers(values: Any, count: int | None) -> bool:
-    return isinstance(values, list) and len(values) == count and all(isinstance(value, int | float) for value in values)
