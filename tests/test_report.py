@@ -221,6 +221,22 @@ def test_model_index_is_the_record_of_this_checkpoint():
     assert metadata_of(card)["model-index"][0]["name"] == "small"
 
 
+def test_each_of_the_two_sets_of_mnli_has_its_own_entry_in_the_model_index():
+    sets = MeasuredOn("nyu-mll/glue", "mnli", "validation_matched", {"_mm": "validation_mismatched"})
+    metrics = {"accuracy": 0.8, "loss": 0.4, "accuracy_mm": 0.75, "loss_mm": 0.5}
+    own = SubNetworkResult({"encoder": (0, 3)}, 1, metrics, None, 1)
+    card = render_card(CONFIG, CardInfo("small", measured_on=sets), parameters=1, results=[own])
+    found = {
+        entry["dataset"]["split"]: {metric["type"]: metric["value"] for metric in entry["metrics"]}
+        for entry in metadata_of(card)["model-index"][0]["results"]
+    }
+    assert found == {
+        "validation_matched": {"accuracy": 0.8, "loss": 0.4},
+        "validation_mismatched": {"accuracy": 0.75, "loss": 0.5},
+    }
+    assert "nyu-mll/glue mnli validation_matched and validation_mismatched (_mm)" in str(card)
+
+
 def test_nothing_is_claimed_that_was_not_measured():
     card = render_card(CONFIG, CardInfo("small"), parameters=1, results=[result((0, 1))])
     assert "model-index" not in metadata_of(card)

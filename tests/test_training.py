@@ -362,3 +362,20 @@ def test_the_card_of_a_sub_network_names_the_data_that_it_was_measured_on(tmp_pa
     # rows of a file, whatever they hold, are not the data set of the Hub
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("local-sst2", None, "validation")
     assert result.metric_type == "accuracy"
+
+
+@pytest.mark.parametrize("files", [("matched.csv", "mismatched.csv"), ("matched.csv",)])
+def test_the_card_of_a_model_of_mnli_tells_its_two_sets_apart(files, tmp_path, model):
+    for name in ("matched.csv", "mismatched.csv"):
+        (tmp_path / name).write_text(
+            "premise,hypothesis,label\n" + "a film,a film,entailment\na,not,contradiction\n" * 4
+        )
+    data = [part for name in files for part in ("--validation-file", str(tmp_path / name))]
+    flags = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval-depths", "2", "--output_dir"]
+    words = ["train", "--task", "mnli", "--model", model, "--train-file", str(tmp_path / "matched.csv"), *data]
+    assert run([*words, *flags, str(tmp_path / "run")]) == 0
+    assert run(["prune", str(tmp_path / "run"), "--keep-layers", "2", "--output", str(tmp_path / "small")]) == 0
+    results = ModelCard.load(tmp_path / "small" / "README.md").data.eval_results
+    found = {(result.metric_type, result.dataset_split) for result in results}
+    splits = ["validation_matched", "validation_mismatched"][: len(files)]
+    assert found == {(metric, split) for metric in ("accuracy", "loss") for split in splits}

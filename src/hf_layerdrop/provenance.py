@@ -124,8 +124,10 @@ def _training(value: Any) -> bool:
 
 
 def _measured(value: Any) -> bool:
-    return _map_of(_anything)(value) and all(
-        value.get(name) is None or _text(value[name]) for name in ("dataset", "config", "split")
+    return (
+        _map_of(_anything)(value)
+        and all(value.get(name) is None or _text(value[name]) for name in ("dataset", "config", "split"))
+        and _map_of(_text)(value.get("more_splits") or {})
     )
 
 
@@ -139,7 +141,7 @@ _FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "keep_heads": ("head indices a layer, by stack", _map_of(_list_of(_list_of(_index)))),
     "trained_with": ("the settings of a LayerDropConfig", _training),
     "distilled_with": ("numbers by name", _map_of(_number)),
-    "measured_on": ("the name of a data set, its config and its split", _measured),
+    "measured_on": ("the name of a data set, its config and its splits", _measured),
     "seed": ("a whole number, 0 or more", _index),
     "source": ("a name", _text),
     "revision": ("a name", _text),

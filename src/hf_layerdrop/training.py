@@ -133,7 +133,7 @@ def train(
         on_start(trainer, encoded)
     if trainer.is_world_process_zero():
         remove_later(output_dir, checkpoint)
-    _note_data(network, data.task)
+    _note_data(network, data)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     trainer.save_state()
@@ -195,17 +195,20 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
     return specs
 
 
-def _note_data(model: PreTrainedModel, task: Task) -> None:
+def _note_data(model: PreTrainedModel, data: TaskData) -> None:
     """Note in the config what the model is measured on: the cards of its sub-networks say so."""
     saved = saved_provenance(model.config)
-    model.config.hf_layerdrop = {**saved, "measured_on": measured_on(task)}
+    model.config.hf_layerdrop = {**saved, "measured_on": measured_on(data)}
 
 
-def measured_on(task: Task) -> dict[str, Any]:
-    """Name the data of a task as `MeasuredOn` does; nobody shall take local rows for the data set of the Hub."""
+def measured_on(data: TaskData) -> dict[str, Any]:
+    """Name validation data as `MeasuredOn` does; nobody shall take local rows for the data set of the Hub."""
+    task = data.task
     local = {"dataset": f"local-{task.name}"}
     named = {"dataset": task.hub_name, "config": task.hub_config} if task.hub_name else local
-    return {**named, "split": task.validation_splits[0]}
+    split, *more = data.validation
+    marked = dict(zip(task.metric_suffixes[1:], more, strict=False))
+    return {**named, "split": split, **({"more_splits": marked} if marked else {})}
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:

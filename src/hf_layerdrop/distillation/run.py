@@ -15,7 +15,7 @@ from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
-from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, compute_metrics_for, padding_collator, tokenize
+from hf_layerdrop.tasks import MAX_LENGTH, TaskData, compute_metrics_for, padding_collator, tokenize
 from hf_layerdrop.training import check_output, measure_depths, measured_on, remove_later
 from hf_layerdrop.vocabulary import load_tokenizer
 
@@ -111,7 +111,7 @@ def distill(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     learned = replace(measure_depths(trainer, encoded, ["all"])[0], keep_layers=kept)
     if trainer.is_world_process_zero():
-        _save(student, output_dir, teacher, tokenizer, [whole, learned], data.task, overwrite)
+        _save(student, output_dir, teacher, tokenizer, [whole, learned], data, overwrite)
     return DistillationRun(trainer, whole, cut, learned, trainer.layer_forwards, output_dir)
 
 
@@ -132,9 +132,9 @@ def _save(
     teacher: str,
     tokenizer: PreTrainedTokenizerBase,
     results: list[SubNetworkResult],
-    task: Task,
+    data: TaskData,
     overwrite: bool,
 ) -> None:
-    extras = Extras(results, False, tokenizer, MeasuredOn(**measured_on(task)))
+    extras = Extras(results, False, tokenizer, MeasuredOn(**measured_on(data)))
     with whole_folder(output_dir, overwrite) as folder:
         write_checkpoint(student, folder, output_dir.resolve().name, find_source(teacher, None, {}), extras)

@@ -29,11 +29,13 @@ class MeasuredOn:
         dataset: Dataset id on the Hub, or any name for local data.
         config: Configuration (subset) of the dataset, e.g. ``sst2``.
         split: Split that was measured.
+        more_splits: Further splits, by what is added to the names of their metrics: MNLI's mismatched set by ``_mm``.
     """
 
     dataset: str = "unspecified"
     config: str | None = None
     split: str | None = None
+    more_splits: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of(cls, noted: Mapping[str, Any]) -> MeasuredOn:
@@ -43,7 +45,16 @@ class MeasuredOn:
     def __str__(self) -> str:
         """Name the data in a sentence."""
         name = " ".join(part for part in (_last_name(self.dataset), self.config, self.split) if part)
-        return "an evaluation set that its publisher did not name" if name == "unspecified" else name
+        if name == "unspecified":
+            return "an evaluation set that its publisher did not name"
+        return "".join([name, *(f" and {split} ({suffix})" for suffix, split in self.more_splits.items())])
+
+    def split_of(self, metric: str) -> tuple[str, str | None]:
+        """Return the plain name of a metric, and the split that it was measured on."""
+        for suffix, split in self.more_splits.items():
+            if metric.endswith(suffix):
+                return metric.removesuffix(suffix), split
+        return metric, self.split
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,14 @@ def _metadata(
 def _eval_result(metric: str, value: float, info: CardInfo) -> EvalResult:
     task = info.pipeline_tag or "feature-extraction"
     dataset = _last_name(info.measured_on.dataset)
+    metric, split = info.measured_on.split_of(metric)
     return EvalResult(
         task_type=task,
         task_name=task.replace("-", " ").capitalize(),
         dataset_type=dataset,
         dataset_name=" ".join(part for part in (dataset, info.measured_on.config) if part),
         dataset_config=info.measured_on.config,
-        dataset_split=info.measured_on.split,
+        dataset_split=split,
         metric_type=metric,
         metric_name=metric.replace("_", " ").capitalize(),
         metric_value=round(float(value), 6),
