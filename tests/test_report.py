@@ -27,8 +27,8 @@ ALL_OF_FOUR = [
 EVEN = [result(kept) for kept in ((0,), (0, 3), (0, 1, 3), (0, 1, 2, 3))]
 
 
-def text_of(table):
-    console = Console(width=200, no_color=True)
+def text_of(table, width=200):
+    console = Console(width=width, no_color=True)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -39,6 +39,47 @@ def test_table_has_every_number_of_every_row():
     assert "SST-2" in shown
     row = next(line.split() for line in shown.splitlines() if "0, 3" in line)
     assert row == ["2", "0,", "3", "2M", "0.8125", "0.5000", "20.0", "2.00x"]
+
+
+GLUE_METRICS = [
+    ("accuracy", "loss"),
+    ("accuracy", "f1", "loss"),
+    ("matthews_correlation", "loss"),
+    ("pearson", "spearmanr", "loss"),
+    ("accuracy", "loss", "accuracy_mm", "loss_mm"),
+]
+
+
+@pytest.mark.parametrize("depth", [6, 24])
+@pytest.mark.parametrize("names", GLUE_METRICS, ids="+".join)
+def test_kept_layers_and_metrics_keep_their_room_in_eighty_columns(names, depth):
+    kept = tuple(range(depth))
+    results = [
+        SubNetworkResult({"encoder": kept[:count]}, 10**8, dict.fromkeys(names, 0.1234), 0.1, 1)
+        for count in (depth, depth // 2, 1)
+    ]
+    shown = text_of(render_table(results, title="a title"), width=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    head = next(line for line in shown.splitlines() if "depth" in line)
+    assert all(name in head.split() for name in names if "loss" not in name)
+    assert "0, 1, 2, 3, 4" in shown
+    assert shown.count("0.1234") >= 3 * sum("loss" not in name for name in names)
+    left_out = [name for name in (*names, "ms/batch", "speed-up", "parameters") if name not in head.split()]
+    assert ("No room for" in shown) is bool(left_out)
+    assert all(name in shown.replace("\n", " ").partition("No room for")[2] for name in left_out)
+    wide = text_of(render_table(results), width=200)
+    assert "No room" not in wide
+    assert all(name in wide for name in names)
+
+
+def test_in_a_very_narrow_terminal_the_least_columns_go_first():
+    head = {}
+    for width in (80, 50, 34):
+        head[width] = text_of(render_table([result(range(6))]), width=width)
+    assert "loss" in head[80]
+    assert "No room for loss, speed-up, ms/batch: " in head[50].replace("\n", " ")
+    assert "accuracy" in head[34]
+    assert "0, 1, 2" in head[34]
 
 
 def test_speed_up_compares_with_the_deepest_in_any_order():

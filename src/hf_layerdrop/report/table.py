@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
 from hf_layerdrop.keep import format_keep_layers
+from hf_layerdrop.report.fitting import FittingTable
 from hf_layerdrop.results import SubNetworkResult
 
 _METRIC_COLUMN = "metric."
@@ -28,7 +28,8 @@ def render_table(
 ) -> Table:
     """Render one row a sub-network, in the given order.
 
-    The speed-up compares with the deepest sub-network that was timed.
+    The speed-up compares with the deepest sub-network that was timed. In a narrow terminal losses, times and parameters
+    are left out, in this order, before the kept layers or another metric lose their room; a line says so.
 
     Args:
         results: The records to show.
@@ -36,15 +37,10 @@ def render_table(
         root: Root checkpoint's index of every layer of the measured model, by stack. Adds a column when the measured
             model was itself cut out of another one.
     """
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in _columns(results, root):
-        if name in _LEFT_ALIGNED:
-            table.add_column(name, min_width=max(map(len, name.split())))
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
-    for row in _rows(results, root):
-        table.add_row(*row)
-    return table
+    names = metric_names(results)
+    losses = [name for name in names[::-1] if name.startswith("loss") and name != names[0]]
+    spare = [*losses, "speed-up", "ms/batch", "parameters"]
+    return FittingTable(_columns(results, root), _rows(results, root), texts=_LEFT_ALIGNED, spare=spare, title=title)
 
 
 def render_markdown(
