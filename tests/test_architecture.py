@@ -34,7 +34,7 @@ FLOORS = [
         "wrappers",
     },
     {"config", "header_stacks", "results", "recomputation", "distributed", "bias", "borrowing", "scratch", "compiling"},
-    {"headers", "agreement", "provenance"},
+    {"headers", "agreement", "provenance", "model_types"},
     {"stack_draws", "complaints"},
     {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache"},
     {
@@ -77,6 +77,7 @@ NO_TORCH = (
     "header_stacks",
     "headers",
     "provenance",
+    "model_types",
     "remote_headers",
     "borrowing",
     "doctor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -19,6 +20,10 @@ from safetensors import SafetensorError
 
 from hf_layerdrop.errors import CheckpointError, LayerDropError
 from hf_layerdrop.headers import no_folder
+from hf_layerdrop.model_types import says_unknown
+
+# transformers' complaint about a type that it does not know, or that is missing
+_UNKNOWN = re.compile(r"has model type `(?P<type>[^`]*)` but|Unrecognized model in ")
 
 
 @contextmanager
@@ -35,7 +40,7 @@ def clear_errors(name_or_path: Any) -> Iterator[None]:
     except Exception as error:
         name = str(name_or_path)
         cause = error.__cause__
-        said = nothing_found(name, cause) if _finds_nothing(cause) else _explanation(error, repr(name))
+        said = nothing_found(name, cause) if _finds_nothing(cause) else _explanation(error, name)
         if said is None:
             raise
         raise CheckpointError(said) from error
@@ -45,26 +50,28 @@ def _explanation(error: Exception, checkpoint: str) -> str | None:
     """Say what an error tells of a checkpoint; None for one that is about something else."""
     reason = " ".join(str(error).split())
     if isinstance(error, SafetensorError):
-        return f"The weights of {checkpoint} cannot be read ({reason}); the file is damaged, so download it again."
+        return f"The weights of {checkpoint!r} cannot be read ({reason}); the file is damaged, so download it again."
     if isinstance(error, StrictDataclassError):
         return (
-            f"The config of {checkpoint}, with the arguments given, is wrong: {reason}; correct the argument or the "
+            f"The config of {checkpoint!r}, with the arguments given, is wrong: {reason}; correct the argument or the "
             "config, or download it again."
         )
     if isinstance(error, UnpicklingError):
         return (
-            f"The pickle of {checkpoint} is damaged, or holds more than tensors, which is never read: have it saved "
+            f"The pickle of {checkpoint!r} is damaged, or holds more than tensors, which is never read: have it saved "
             "again as safetensors by whoever made it."
         )
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in reason:
         return (
-            f"Weights of {checkpoint} have other shapes than its config says, as the report above lists: use the "
+            f"Weights of {checkpoint!r} have other shapes than its config says, as the report above lists: use the "
             "config that belongs to them, or pass ignore_mismatched_sizes=True to begin such weights anew."
         )
-    if _speaks_of_checkpoint(error):
+    if isinstance(error, ValueError) and (found := _UNKNOWN.search(reason)):
+        return says_unknown(found["type"], checkpoint)
+    if isinstance(error, OSError):
         if "safetensors" in reason and "use_safetensors" not in reason:
             reason += " Pass use_safetensors=False to read a pickle checkpoint that you trust."
-        return f"{checkpoint} cannot be loaded: {reason}"
+        return f"{checkpoint!r} cannot be loaded: {reason}"
     return None
 
 
@@ -94,12 +101,6 @@ def _finds_nothing(cause: BaseException | None) -> bool:
     """Tell a name behind which there is nothing; of a gated model, transformers says better what to do."""
     missing = isinstance(cause, HFValidationError | LocalEntryNotFoundError | RepositoryNotFoundError)
     return missing and not isinstance(cause, GatedRepoError)
-
-
-def _speaks_of_checkpoint(error: Exception) -> bool:
-    """Tell transformers' complaint about an unknown model type, a bare ValueError, from one about an argument."""
-    about_types = "model type" in str(error) or "Unrecognized model" in str(error)
-    return isinstance(error, OSError) or (isinstance(error, ValueError) and about_types)
 
 
 def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:

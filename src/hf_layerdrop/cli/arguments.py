@@ -12,6 +12,7 @@ from hf_layerdrop.cli.training_flags import MAX_SEED
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
 from hf_layerdrop.keep import parse_keep_layers
+from hf_layerdrop.model_types import unknown_type
 from hf_layerdrop.outputs import check_above
 from hf_layerdrop.provenance import root_layers, saved_provenance
 from hf_layerdrop.remote_headers import read_headers
@@ -161,6 +162,8 @@ def checked_headers(model: str, *, revision: str | None, token: str | None = Non
     """
     check_revision(model, revision)
     headers = read_headers(model, revision=revision, token=token)
+    if said := unknown_type(headers.config, model):
+        raise CheckpointError(said)
     root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
     return headers
 

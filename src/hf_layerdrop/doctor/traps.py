@@ -19,6 +19,7 @@ from hf_layerdrop.families import (
 )
 from hf_layerdrop.header_stacks import StackHeader
 from hf_layerdrop.headers import CheckpointHeaders, TensorInfo
+from hf_layerdrop.model_types import unknown_type
 from hf_layerdrop.naming import stack_name
 from hf_layerdrop.provenance import own_provenance, root_layers, saved_provenance
 
@@ -122,6 +123,11 @@ def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str
         )
 
 
+def _unknown(headers: CheckpointHeaders) -> Iterator[str]:
+    if said := unknown_type(headers.config, headers.source):
+        yield said
+
+
 def _damaged(headers: CheckpointHeaders) -> Iterator[str]:
     try:
         root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
@@ -158,6 +164,7 @@ _OF_A_MODEL = {
     "hidden states by number": _by_number,
     "tied weights": _tied,
     "own code": _own_code,
+    "unknown type": _unknown,
     "damaged entry": _damaged,
 }
 
