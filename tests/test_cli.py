@@ -123,6 +123,7 @@ BAD_INPUT = {
     "seed of the demo": (["demo", "--output", "OUT", "--seed", "-1"], "--seed.*-1"),
     "steps of the demo": (["demo", "--output", "OUT", "--steps", "0"], r"--steps.*\b0\b"),
     "rate of the demo": (["demo", "--output", "OUT", "--rate", "1"], "--rate is 1.*less than 1"),
+    "task of the demo": (["demo", "--output", "OUT", "--task", "mlm"], "rte, wnli, or leave --task out for the sample"),
     "no number": (["demo", "--output", "OUT", "--steps", "many"], "--steps.*'many'"),
     "seed of training": ([*TRAIN, "--output_dir", "OUT", "--seed", "-1"], "--seed is -1; it must be from 0"),
     "seed of data": ([*TRAIN, "--output_dir", "OUT", "--data_seed", str(2**32)], "it must be from 0 to 4294967295"),
@@ -180,6 +181,29 @@ def test_wrong_input_is_answered_at_once_by_one_line(case, places, tmp_path):
     assert err.startswith("Error: ")
     assert re.search(said, err), err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demo", "--task", "rte", "--output", "OUT"], "leave --task out for the sample of SST-2"),
+        (["sweep", "MODEL", "--task", "sst2", "--output", "OUT"], "pass --validation-file."),
+        ([*TRAIN, "--output_dir", "OUT"], "pass --train-file and --validation-file."),
+    ],
+)
+def test_without_the_hub_a_command_names_an_option_that_it_has(words, said, places, capsys):
+    assert run(in_places(words, places)) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "offline mode is on" in err
+    assert said in err
+    assert all(option in help_of(words[0], capsys) for option in re.findall(r"--[a-z-]+", err))
+    assert not places["OUT"].exists()
+
+
+def help_of(command, capsys):
+    assert run([command, "--help"]) == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "inspect", "/none"], ["inspect", "/none", "--debug"]])

@@ -67,7 +67,7 @@ def _explanation(error: Exception, checkpoint: str) -> str | None:
             "config that belongs to them, or pass ignore_mismatched_sizes=True to begin such weights anew."
         )
     if isinstance(error, ValueError) and (found := _UNKNOWN.search(reason)):
-        return says_unknown(found["type"], checkpoint)
+        return says_unknown(found["type"] if found["type"] != "None" else None, checkpoint)
     if isinstance(error, OSError):
         if "safetensors" in reason and "use_safetensors" not in reason:
             reason += " Pass use_safetensors=False to read a pickle checkpoint that you trust."

@@ -65,6 +65,7 @@ def load_task_data(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     train: bool = True,
+    otherwise: str | None = None,
 ) -> TaskData:
     """Load and check the data of a task.
 
@@ -76,12 +77,14 @@ def load_task_data(
         text_columns: The text columns, if the files call them otherwise than the task.
         label_column: The label column, if the files call it otherwise than the task.
         train: Whether the training rows are needed; if not, only the validation sets are read.
+        otherwise: What can be done where the Hub cannot be reached, for the error; by default, to give files.
 
     Raises:
         TaskError: If the data cannot be had, lacks a column, has no rows, or has labels that do not fit the task.
     """
     files = local_files(task, train_file, validation_file, train=train)
-    raw = {split: _read_file(path) for split, path in files.items()} if files else _read_hub(task, train=train)
+    raw = {split: _read_file(path) for split, path in files.items()} if files else {}
+    raw = raw or _read_hub(task, train=train, otherwise=otherwise or f"pass {_options(train)}")
     first = next(iter(raw))
     raw = {split: _flat(rows) for split, rows in raw.items()}
     task = _with_columns(task, text_columns, label_column, raw[first])
@@ -132,7 +135,7 @@ def local_files(
     named = [validation_file] if isinstance(validation_file, str | os.PathLike) else list(validation_file or ())
     if train_file is None and not named:
         if task.hub_name is None:
-            needed = "--train-file and --validation-file" if train else "--validation-file"
+            needed = _options(train)
             if task.name in MORE_TASKS:
                 raise TaskError(f"Task {task.name} has no data of its own; give {needed}, or a --dataset of the Hub.")
             raise TaskError(f"No task and no data was given; name a --task, or give {needed}.")
@@ -151,6 +154,10 @@ def local_files(
     for path in files.values():
         _check_file(path, [*READERS, *([LINES] if task.kind.has_plain_text else [])])
     return files
+
+
+def _options(train: bool) -> str:
+    return "--train-file and --validation-file" if train else "--validation-file"
 
 
 def _check_file(path: Path, endings: Sequence[str]) -> None:
@@ -177,7 +184,7 @@ def _read_file(path: Path) -> Dataset:
         raise TaskError(f"Data file {str(path)!r} cannot be read as {kind} ({reason}); check its contents.") from error
 
 
-def _read_hub(task: Task, *, train: bool) -> dict[str, Dataset]:
+def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
     import datasets
     import huggingface_hub
 
@@ -190,9 +197,19 @@ def _read_hub(task: Task, *, train: bool) -> dict[str, Dataset]:
     except Exception as error:
         # No network shows as one of a dozen kinds of error, by what fails first: the client, the cache or `datasets`.
         raise TaskError(
-            f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {_first_line(error)}); "
-            "check the network, or pass --train-file and --validation-file."
+            f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {_cause(error)}); check the "
+            f"network, or {otherwise}."
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    from hf_layerdrop.complaints import failure_reason
+
+    if isinstance(error, HfHubHTTPError | OfflineModeIsEnabled):
+        return failure_reason(error)
+    return _first_line(error)
 
 
 def _is_cached(task: Task) -> bool:

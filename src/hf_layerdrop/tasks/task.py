@@ -6,7 +6,7 @@ What differs between kinds of tasks, but not between the tasks of one kind, stan
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -224,29 +224,33 @@ MORE_TASKS: dict[str, Task] = {
     )
 }
 
+OWN_FILES = "leave it out and give your own files by --train-file and --validation-file"
+
 
 def task_names() -> tuple[str, ...]:
     """Return the names of all tasks."""
     return (*TASKS, *MORE_TASKS)
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: str = OWN_FILES) -> Task:
     """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"`` or ``"translation"``.
+
+    Args:
+        name: The name.
+        more: The tasks that there are beside those of GLUE.
+        otherwise: What can be done instead of naming one, for the error.
 
     Raises:
         TaskError: If there is none of that name.
     """
     wanted = name.lower().strip()
-    if wanted in MORE_TASKS:
-        return MORE_TASKS[wanted]
+    if wanted in more:
+        return more[wanted]
     known = wanted.removeprefix("glue/").replace("-", "")
     if known not in TASKS:
-        nearest = difflib.get_close_matches(known, TASKS, n=1) or difflib.get_close_matches(wanted, MORE_TASKS, n=1)
+        nearest = difflib.get_close_matches(known, TASKS, n=1) or difflib.get_close_matches(wanted, more, n=1)
         hint = f" (nearest: {nearest[0]})" if nearest else ""
-        raise TaskError(
-            f"Task {name!r} is unknown{hint}; choose one of {', '.join(task_names())}, or leave it out and give your "
-            "own files by --train-file and --validation-file."
-        )
+        raise TaskError(f"Task {name!r} is unknown{hint}; choose one of {', '.join([*TASKS, *more])}, or {otherwise}.")
     return TASKS[known]
 
 
