@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import DEPTH, build
 from hf_layerdrop.callbacks import DepthEvaluationCallback, LayerDropScheduleCallback
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, TaskError
+from hf_layerdrop.evaluation import evaluate_depths
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state
 from hf_layerdrop.named import LayerDropBertForSequenceClassification
 from hf_layerdrop.stepping import LayerDropStepCallback
@@ -194,6 +196,25 @@ def test_the_best_model_is_not_chosen_by_a_depth_that_is_not_evaluated(metric: s
     with pytest.raises(LayerDropConfigError, match=rf"'{metric}'.*depth_4, depth_2 "):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+UNFIT = [{"batch_eval_metrics": True}, {"include_for_metrics": ["inputs"]}, {"eval_do_concat_batches": False}]
+
+
+@pytest.mark.parametrize("unfit", UNFIT, ids=lambda unfit: next(iter(unfit)))
+def test_what_changes_compute_metrics_is_refused_before_the_first_step(unfit: dict[str, Any], tmp_path: Path) -> None:
+    ((name, value),) = unfit.items()
+    trainer = trainer_for(build(HEAD), tmp_path, DepthEvaluationCallback([2]), eval_strategy="steps")
+    trainer.compute_metrics = lambda prediction, compute_result=True: {"mean": float(prediction.predictions.mean())}
+    setattr(trainer.args, name, value)
+    with pytest.raises(TaskError, match=name):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    with pytest.raises(TaskError, match=name):
+        evaluate_depths(trainer, depths=[2])
+    trainer.compute_metrics = None  # of the loss alone there is but one kind
+    trainer.train()
+    assert trainer.state.global_step > 0
 
 
 def test_a_second_callback_may_evaluate_the_depth_that_chooses_the_best_model(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hf_layerdrop.evaluation import depth_name, evaluate_depths, listed_depths
 from hf_layerdrop.injection import injected_model, layerdrop_state, scale_rates
 from hf_layerdrop.keep import KeepLayers, parse_keep_layers
 from hf_layerdrop.schedules import SCHEDULES, Schedule, make_schedule
+from hf_layerdrop.sources import check_compute_metrics
 from hf_layerdrop.stacks import depths_of
 from hf_layerdrop.stepping import calling_trainer
 
@@ -84,6 +85,7 @@ class DepthEvaluationCallback(TrainerCallback):
     ) -> None:
         """Check the depths, and that their metrics are there when Trainer or early stopping looks for them."""
         trainer = calling_trainer()
+        check_compute_metrics(trainer)
         callbacks = trainer.callback_handler.callbacks
         depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
         specs = [spec for callback in callbacks if isinstance(callback, type(self)) for spec in callback.depths]

@@ -66,11 +66,8 @@ class TrainerSource:
         self._metric = trainer.compute_metrics
         if metric is not None:
             self._metric = as_metric(metric) if metric != "loss" else None
-        if metric is None and (trainer.args.batch_eval_metrics or trainer.args.include_for_metrics):
-            raise TaskError(
-                "Sub-networks are measured with a metric of predictions and labels, so batch_eval_metrics and "
-                "include_for_metrics cannot be used; leave them out, or pass metric= to evaluate_depths."
-            )
+        if metric is None:
+            check_compute_metrics(trainer)
         # `generate` calls the decoder many times a batch, so there is no one path of layers to remember.
         self.shares_prefixes = not getattr(trainer.args, "predict_with_generate", False)
         if not self.shares_prefixes:
@@ -107,6 +104,26 @@ class TrainerSource:
 
 
 Source = ModelSource | TrainerSource
+
+
+def check_compute_metrics(trainer: Trainer) -> None:
+    """Refuse what makes ``compute_metrics`` expect something else than all predictions and labels in one piece.
+
+    Raises:
+        TaskError: If it would get batch after batch, a list of batches, or inputs and losses besides.
+    """
+    args = trainer.args
+    given = {
+        "batch_eval_metrics=True": args.batch_eval_metrics,
+        f"include_for_metrics={args.include_for_metrics}": bool(args.include_for_metrics),
+        "eval_do_concat_batches=False": not args.eval_do_concat_batches,
+    }
+    if trainer.compute_metrics is not None and (unfit := [name for name, is_given in given.items() if is_given]):
+        raise TaskError(
+            "Sub-networks are measured by all predictions and labels at once, which "
+            f"{' and '.join(unfit)} would change for compute_metrics: leave it out of the TrainingArguments, or pass "
+            "metric= to evaluate_depths."
+        )
 
 
 @contextmanager
