@@ -36,7 +36,7 @@ FLOORS = [
     {"config", "header_stacks", "results", "recomputation", "distributed", "bias", "borrowing", "scratch", "compiling"},
     {"headers", "agreement", "provenance", "model_types"},
     {"stack_draws", "complaints"},
-    {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache"},
+    {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache", "starting"},
     {
         "stepping",
         "rebuilding",

@@ -114,6 +114,23 @@ class DepthEvaluationCallback(TrainerCallback):
         metrics.update(found)
 
 
+class StartCallback(TrainerCallback):
+    """Know whether Trainer is done with getting ready.
+
+    Attributes:
+        begun: Whether training has begun, or was told to have.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note it: optimizer, schedule and data loaders are made."""
+        self.begun = True
+
+
 class LayerForwardsCallback(TrainerCallback, ExportableState):
     """Count the layers that run in training forwards, a batch each: by this number, runs are compared at equal cost.
 

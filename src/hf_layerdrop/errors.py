@@ -25,6 +25,10 @@ class TaskError(LayerDropError, ValueError):
     """A task, its data or its metric does not fit: a missing column, an unknown name, labels out of range."""
 
 
+class TrainingArgumentsError(LayerDropError, ValueError):
+    """Trainer refuses its arguments before it takes a step; the message says which."""
+
+
 class DistillationError(LayerDropError, ValueError):
     """A teacher and a student do not fit each other, or a setting of distillation is not allowed."""
 

@@ -25,13 +25,12 @@ from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.results import SubNetworkResult
 from hf_layerdrop.schedules import Schedule, constant
 from hf_layerdrop.scratch import ModelFromConfig
+from hf_layerdrop.starting import before_first_step, check_best_metric
 from hf_layerdrop.tasks import Task, TaskData, all_texts
 from hf_layerdrop.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-
-    from hf_layerdrop.callbacks import LayerForwardsCallback
 
 RESULTS_FILE = "depth_results.json"
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
@@ -103,11 +102,18 @@ def train(
     """
     from torch import accelerator
 
+    from hf_layerdrop.callbacks import (
+        DepthEvaluationCallback,
+        LayerDropScheduleCallback,
+        LayerForwardsCallback,
+        StartCallback,
+    )
     from hf_layerdrop.modeling import find_config
-    from hf_layerdrop.trainers import positions_of
+    from hf_layerdrop.trainers import build_trainer, positions_of
 
     output_dir = Path(str(arguments.output_dir))
     checkpoint = check_output(output_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
+    check_best_metric(arguments.metric_for_best_model, data.task.metrics, data.task.name)
     if isinstance(model, str):  # before its tokenizer, which a model of images has not, and does not lack
         data.task.model_class.class_for(find_config(model, {}), model)
     tokenizer = _tokenizer_for(model, data, checkpoint)
@@ -128,13 +134,16 @@ def train(
     depths = _checked_depths(eval_depths, network)
     if not accelerator.is_available():
         arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
-    trainer, count = _build_trainer(encoded, network, tokenizer, arguments, schedule, depths)
-    if on_start is not None:
-        on_start(trainer, encoded)
-    if trainer.is_world_process_zero():
-        remove_later(output_dir, checkpoint)
-    _note_data(network, data)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    start, count = StartCallback(), LayerForwardsCallback()
+    callbacks = [LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths), count, start]
+    with before_first_step(output_dir, lambda: start.begun):
+        trainer = build_trainer(encoded, network, tokenizer, arguments, callbacks=callbacks)
+        if on_start is not None:
+            on_start(trainer, encoded)
+        if trainer.is_world_process_zero():
+            remove_later(output_dir, checkpoint)
+        _note_data(network, data)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     trainer.save_state()
     results = measure_depths(trainer, encoded, depths)
@@ -381,22 +390,6 @@ def _seeded(layerdrop: LayerDropConfig | None, arguments: TrainingArguments) -> 
     if layerdrop is None or layerdrop.seed is not None:
         return layerdrop
     return replace(layerdrop, seed=arguments.seed)
-
-
-def _build_trainer(
-    data: TaskData,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
-    schedule: Schedule,
-    depths: Sequence[KeepLayers],
-) -> tuple[Trainer, LayerForwardsCallback]:
-    from hf_layerdrop.callbacks import DepthEvaluationCallback, LayerDropScheduleCallback, LayerForwardsCallback
-    from hf_layerdrop.trainers import build_trainer
-
-    count = LayerForwardsCallback()
-    callbacks = [LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths), count]
-    return build_trainer(data, model, tokenizer, arguments, callbacks=callbacks), count
 
 
 def measure_depths(trainer: Trainer, data: TaskData, depths: Sequence[KeepLayers]) -> list[SubNetworkResult]:

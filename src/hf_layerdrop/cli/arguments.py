@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_layerdrop.cli.training_flags import MAX_SEED
+from hf_layerdrop.cli.training_values import MAX_SEED
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
 from hf_layerdrop.keep import parse_keep_layers

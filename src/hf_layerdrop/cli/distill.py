@@ -16,6 +16,7 @@ from hf_layerdrop.cli.train import DEFAULTS
 from hf_layerdrop.cli.training_flags import Flags, parse_training_arguments, read_flags
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
 from hf_layerdrop.report.table import format_kept, format_parameters, metric_names
+from hf_layerdrop.starting import check_best_metric
 from hf_layerdrop.tasks import MAX_LENGTH, TASKS, load_task_data, local_files
 from hf_layerdrop.training import check_output as check_checkpoints
 
@@ -80,6 +81,7 @@ def distill_command(
     require_tokenizer(model, config)
     flags = _training_flags(context, output)
     checkpoints = Path(flags["output_dir"][0])
+    check_best_metric(flags.get("metric_for_best_model", [None])[0], chosen.metrics, chosen.name)
     resume = flags.get("resume_from_checkpoint", [None])[0]
     check_checkpoints(checkpoints, overwrite=overwrite, resume=resume)
 

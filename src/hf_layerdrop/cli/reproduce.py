@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.cli.training_flags import MAX_SEED
+from hf_layerdrop.cli.training_values import MAX_SEED
 from hf_layerdrop.errors import ReproductionError
 from hf_layerdrop.reproduce.experiment import Experiment
 from hf_layerdrop.reproduce.journal import SHIPPED, read_journal, records_of

@@ -39,6 +39,7 @@ from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.keep import KeepLayers, evenly_spread
 from hf_layerdrop.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
 from hf_layerdrop.scratch import POSITIONS, ModelFromConfig, describe_model, names_model
+from hf_layerdrop.starting import check_best_metric
 from hf_layerdrop.tasks import Task, TaskData, custom_task, load_task, local_files, with_dataset
 from hf_layerdrop.training import TrainingRun, check_output
 from hf_layerdrop.vocabulary import DEFAULT_SIZE
@@ -207,6 +208,7 @@ def train_command(
     depths = _checked_model(start, drop, eval_depths)
     name = _name(start)
     flags = _training_flags(context, f"runs/{chosen.name}-{name}", FROM_SCRATCH if model is None else {})
+    check_best_metric(flags.get("metric_for_best_model", [None])[0], chosen.metrics, chosen.name)
     resume = flags.get("resume_from_checkpoint", [None])[0]
     check_output(Path(flags["output_dir"][0]), overwrite=overwrite, resume=resume)
 

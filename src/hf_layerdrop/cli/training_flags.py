@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+
+from hf_layerdrop.cli.training_values import check_values, source_of
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -21,22 +21,12 @@ Flags = dict[str, list[str]]  # name of a field -> its values, as words
 
 _VALUE_WHEN_BARE = {"resume_from_checkpoint": ["last"]}
 _NUMBER = re.compile(r"-?\.?\d.*")
-MAX_SEED = 2**32 - 1  # the largest that numpy takes
-_SEEDS = ("seed", "data_seed")
-_WORDS = {
-    "bool": ("true or false", re.compile(r"true|false|yes|no|t|f|y|n|1|0", re.IGNORECASE)),
-    "int": ("a whole number", re.compile(r"[+-]?\d+")),
-    "float": ("a number", re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)),
-}
 
 
 @cache
 def training_fields() -> dict[str, str]:
     """Return the annotation of every field of TrainingArguments, as its source writes it."""
-    package = importlib.util.find_spec("transformers")
-    assert package is not None
-    assert package.origin is not None
-    source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    source = source_of("training_args")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     body = next(node.body for node in classes if node.name == "TrainingArguments")
     return {
@@ -54,7 +44,7 @@ def read_flags(words: Sequence[str], *, options: Iterable[str]) -> Flags:
         options: Names of our own options, to name the nearest of both.
 
     Raises:
-        typer.BadParameter: If a flag is unknown, or its value is not of its kind.
+        typer.BadParameter: If a flag is unknown, or its value is none that it takes; see `check_values`.
     """
     flags: Flags = {}
     current: list[str] | None = None
@@ -70,7 +60,7 @@ def read_flags(words: Sequence[str], *, options: Iterable[str]) -> Flags:
             current.append(word)
     flags = {name: values or _when_bare(name) for name, values in flags.items()}
     for name, values in flags.items():
-        _check(name, values)
+        check_values(name, values, training_fields()[name])
     return flags
 
 
@@ -78,7 +68,7 @@ def config_flags(values: Mapping[str, Any], *, options: Iterable[str]) -> Flags:
     """Turn the entries of a config file for TrainingArguments into the flags that say the same, and check them.
 
     Raises:
-        typer.BadParameter: If a key is neither a field nor one of our options, or its value is not of its kind.
+        typer.BadParameter: If a key is neither a field nor one of our options, or its value is none that it takes.
     """
     known = training_fields()
     flags = {}
@@ -88,7 +78,7 @@ def config_flags(values: Mapping[str, Any], *, options: Iterable[str]) -> Flags:
             _unknown(f"Unknown key {key!r} in the config file", name, options)
         if value is not None:
             flags[name] = [_as_word(item) for item in (value if isinstance(value, list) else [value])]
-            _check(name, flags[name])
+            check_values(name, flags[name], known[name])
     return flags
 
 
@@ -108,8 +98,8 @@ def parse_training_arguments(flags: Mapping[str, Sequence[str]], *, generates: b
     try:
         kind = Seq2SeqTrainingArguments if generates else TrainingArguments
         (arguments,) = Parser(kind).parse_args_into_dataclasses(words, look_for_args_file=False)
-    except (ValueError, ImportError) as error:
-        raise typer.BadParameter(f"TrainingArguments refuses its values: {error}") from error
+    except (ValueError, ImportError, OSError) as error:
+        raise typer.BadParameter(f"TrainingArguments refuses its values: {' '.join(str(error).split())}") from error
     return arguments
 
 
@@ -143,21 +133,6 @@ def _unknown(what: str, name: str, options: Iterable[str]) -> NoReturn:
     nearest = difflib.get_close_matches(name, spelled, n=1, cutoff=0.5)
     hint = f"did you mean {spelled[nearest[0]]}" if nearest else "--help-all lists all that there are"
     raise typer.BadParameter(f"{what}; {hint}")
-
-
-def _check(name: str, values: Sequence[str]) -> None:
-    kind = training_fields()[name].removesuffix(" | None")
-    if len(values) > 1 and "list" not in kind:
-        raise typer.BadParameter(f"{values[1]!r} belongs to no option: --{name} takes one value")
-    if not values and kind != "bool":
-        raise typer.BadParameter(f"--{name} needs a value")
-    if kind not in _WORDS:
-        return
-    allowed, pattern = _WORDS[kind]
-    if not all(pattern.fullmatch(value) for value in values):
-        raise typer.BadParameter(f"--{name} is {' '.join(values)!r}; it must be {allowed}")
-    if name in _SEEDS and not all(0 <= int(value) <= MAX_SEED for value in values):
-        raise typer.BadParameter(f"--{name} is {values[0]}; it must be from 0 to {MAX_SEED}")
 
 
 def _spelled(name: str, values: Sequence[str]) -> list[str]:

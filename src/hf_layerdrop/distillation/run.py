@@ -15,6 +15,7 @@ from hf_layerdrop.keep import KeepLayers
 from hf_layerdrop.provenance import saved_provenance
 from hf_layerdrop.report.card import MeasuredOn
 from hf_layerdrop.results import SubNetworkResult
+from hf_layerdrop.starting import before_first_step, check_best_metric
 from hf_layerdrop.tasks import MAX_LENGTH, TaskData, compute_metrics_for, padding_collator, tokenize
 from hf_layerdrop.training import check_output, measure_depths, measured_on, remove_later
 from hf_layerdrop.vocabulary import load_tokenizer
@@ -77,6 +78,7 @@ def distill(
     from torch import accelerator
     from transformers import Trainer
 
+    from hf_layerdrop.callbacks import StartCallback
     from hf_layerdrop.distillation.student import student_of
     from hf_layerdrop.distillation.trainer import DistillationTrainer
     from hf_layerdrop.modeling import load_checkpoint
@@ -84,9 +86,9 @@ def distill(
 
     output_dir = Path(output_dir)
     check_replaceable(output_dir, overwrite)
-    checkpoint = check_output(
-        Path(str(arguments.output_dir)), overwrite=overwrite, resume=arguments.resume_from_checkpoint
-    )
+    run_dir = Path(str(arguments.output_dir))
+    checkpoint = check_output(run_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
+    check_best_metric(arguments.metric_for_best_model, data.task.metrics, data.task.name)
     tokenizer = load_tokenizer(teacher)
     encoded = tokenize(data, tokenizer, max_length=max_length)
     network = load_checkpoint(teacher)
@@ -104,11 +106,17 @@ def distill(
     student = student_of(network, keep_layers)
     if checkpoint is not None:
         _check_same_layers(checkpoint, student)
-    whole, cut = measure_depths(Trainer(network, **settings), encoded, ["all", kept])
-    trainer = DistillationTrainer(student, teacher=network, distillation=distillation, **settings)
-    if trainer.is_world_process_zero():
-        remove_later(Path(str(arguments.output_dir)), checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    start = StartCallback()
+    with before_first_step(run_dir, lambda: start.begun):
+        measuring = Trainer(network, **settings)
+        start.begun = True  # the model runs: what goes wrong is told as it is
+        whole, cut = measure_depths(measuring, encoded, ["all", kept])
+        start.begun = False
+        trainer = DistillationTrainer(student, teacher=network, distillation=distillation, **settings)
+        trainer.add_callback(start)
+        if trainer.is_world_process_zero():
+            remove_later(run_dir, checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     learned = replace(measure_depths(trainer, encoded, ["all"])[0], keep_layers=kept)
     if trainer.is_world_process_zero():
         _save(student, output_dir, teacher, tokenizer, [whole, learned], data, overwrite)
