@@ -24,6 +24,7 @@ FLOORS = [
         "adoption",
         "adapters",
         "forwards",
+        "frozen",
         "handing",
         "learning",
         "naming",

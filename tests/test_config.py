@@ -1,8 +1,11 @@
 """LayerDropConfig: what it accepts, what it refuses and how it says so, and JSON in and out."""
 
+import copy
 import dataclasses
+import itertools
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -53,11 +56,32 @@ def test_a_config_is_frozen_and_all_settings_count():
     assert config == LayerDropConfig(rate=0.2)
 
 
+def test_rates_by_stack_are_frozen_too_and_a_config_has_a_hash():
+    config = LayerDropConfig({"encoder": 0.1}, never_drop={"encoder": [0]})
+    changes = (lambda d: d.update(encoder=1), lambda d: d.__setitem__("encoder", 1), lambda d: d.pop("encoder"))
+    for change, entries in itertools.product(changes, (config.rate, config.never_drop)):
+        with pytest.raises(TypeError, match="frozen record"):
+            change(entries)
+    read = LayerDropConfig.from_dict(config.to_dict())
+    for again in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), read):
+        assert again == config
+        assert hash(again) == hash(config)
+    assert type(config.to_dict()["rate"]) is dict
+    assert config.rate == {"encoder": 0.1}
+
+
+@pytest.mark.parametrize("values", [None, 0.2, [("rate", 0.2)], "rate"])
+def test_what_is_no_dict_of_settings_is_refused(values):
+    with pytest.raises(LayerDropConfigError, match="give one, such as"):
+        LayerDropConfig.from_dict(values)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"rate": -0.1}, ["-0.1", "from 0"]),
         ({"rate": 1.01}, ["1.01", "from 0"]),
+        ({"rate": 10**400}, ["1000", "from 0"]),
         ({"rate": math.nan}, ["nan"]),
         ({"rate": math.inf}, ["inf"]),
         ({"rate": "0.2"}, ["'0.2'", "number"]),

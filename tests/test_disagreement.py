@@ -133,8 +133,8 @@ def test_what_was_wrapped_before_is_refused_with_the_wrapper_s_name(one_rank: No
     assert not hasattr(model.config, "hf_layerdrop")
 
 
-@pytest.mark.parametrize("factor", [-0.1, 1.01, float("nan")])
-def test_a_schedule_below_above_or_beside_the_range_ends_before_the_step(factor: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", [-0.1, 1.01, float("nan"), None, "half"])
+def test_a_schedule_below_above_or_beside_the_range_ends_before_the_step(factor: object, tmp_path: Path) -> None:
     trainer = trainer_for(new_injected(), tmp_path, 1)
     trainer.add_callback(LayerDropScheduleCallback(lambda progress: factor))
     with pytest.raises(LayerDropConfigError, match="from 0 to 1"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AlbertConfig, AlbertModel, DynamicCache, TrainingArguments
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, DynamicCache, TrainingArguments
 
 from conftest import (
     CACHE,
@@ -32,7 +32,17 @@ from conftest import (
     output_of,
     recorded_runs,
 )
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, remove_layerdrop, set_rates, set_step
+from hf_layerdrop import (
+    LayerDropConfig,
+    evaluate_depths,
+    inject_layerdrop,
+    layerdrop_state,
+    prune_layers,
+    remove_layerdrop,
+    set_rates,
+    set_step,
+    sub_network,
+)
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection import scale_rates
 
@@ -730,3 +740,18 @@ def test_trainer_leaves_models_without_layerdrop_alone(tmp_path):
     trainer.train()
     assert not any("layerdrop_rate" in entry for entry in trainer.state.log_history)
     assert getattr(model.config, "hf_layerdrop", None) is None
+
+
+@pytest.mark.parametrize("given", [None, "google-bert/bert-base-uncased", BertConfig(), BertModel], ids=type)
+def test_what_is_no_model_in_memory_is_refused_in_words(given):
+    for call in (
+        lambda: inject_layerdrop(given, 0.2),
+        lambda: prune_layers(given, 2),
+        lambda: sub_network(given, 2).__enter__(),
+        lambda: evaluate_depths(given, [], depths=[1]),
+    ):
+        with pytest.raises(UnsupportedModelError, match=f"Got a {type(given).__name__}, but LayerDrop is for models"):
+            call()
+    for call in (lambda: remove_layerdrop(given), lambda: set_rates(given, 0.1), lambda: layerdrop_state(given)):
+        with pytest.raises(LayerDropStateError, match="not injected"):
+            call()

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from packaging.version import Version
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForSequenceClassification, BertTokenizer, Trainer
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from conftest import assert_same_tensors, batch_for, build, gradients_of, loss_of, recorded_runs
@@ -17,11 +17,12 @@ from hf_layerdrop import (
     evaluate_depths,
     inject_layerdrop,
     layerdrop_state,
+    pipeline,
     prune_layers,
     save_pruned,
     sub_network,
 )
-from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, KeepLayersError, UnsupportedModelError
 from integrations import ROWS, needed, training_arguments
 
 peft = needed("peft")
@@ -191,6 +192,25 @@ def test_keep_layers_cuts_an_adapter_folder_with_its_base(adapter_folder):
     assert torch.equal(logits(shallow), expected)
     assert not torch.allclose(expected, logits(whole), atol=1e-3)
     assert layerdrop_state(shallow).rates == {"encoder": [0.25, 0.25]}
+
+
+@pytest.mark.parametrize("beside", ["base", "adapter"])
+def test_a_pipeline_takes_the_tokenizer_beside_the_adapter_or_its_base(beside, adapter_folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film"]
+    home = adapter_folder.parent / beside
+    (home / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(vocab=str(home / "vocab.txt")).save_pretrained(home)
+    served = pipeline("text-classification", adapter_folder, keep_layers=KEPT)
+    assert served.tokenizer.get_vocab() == {word: number for number, word in enumerate(words)}
+    assert served.model.config.num_hidden_layers == len(KEPT)
+    assert served("a film")[0]["label"].startswith("LABEL_")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_names_no_base_is_refused_in_words(text, adapter_folder):
+    (adapter_folder / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="names no base_model_name_or_path"):
+        AutoLayerDropModelForSequenceClassification.from_pretrained(adapter_folder, keep_layers=KEPT)
 
 
 def test_a_pruned_adapter_is_not_put_on_the_whole_base_by_mistake(adapter_folder, tmp_path):

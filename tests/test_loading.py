@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AlbertConfig, AlbertModel, AutoConfig
+from transformers import AlbertConfig, AlbertModel, AutoConfig, BertModel
 
 import hf_layerdrop
 from conftest import assert_same_tensors, batch_for, build, cut_by_hand, keep_all_stacks, layers_of, output_of
@@ -398,3 +398,34 @@ def test_the_source_folder_is_not_touched(tmp_path):
     model.train()(**batch_for("BertForMaskedLM"))
     files = {path.name: path.read_bytes() for path in source.iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+
+
+# --- Layers that a checkpoint does not hold whole -------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [[1, 3], [3], 4])
+def test_a_kept_layer_that_lacks_a_weight_is_refused_and_never_made_up(kept, tmp_path):
+    saved(build("BertForSequenceClassification"), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["bert.encoder.layer.3.attention.self.query.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks .*query.weight' of layer 3 of the encoder"):
+        named("BertForSequenceClassification").from_pretrained(tmp_path, keep_layers=kept)
+    whole = named("BertForSequenceClassification").from_pretrained(tmp_path, keep_layers=[0, 2])
+    assert len(whole.bert.encoder.layer) == 2
+
+
+def test_what_every_layer_lacks_is_new_by_design(tmp_path):
+    saved(build("BertModel"), tmp_path)
+    settings = {"is_decoder": True, "add_cross_attention": True, "keep_layers": KEPT}
+    model, info = named("BertLMHeadModel").from_pretrained(tmp_path, output_loading_info=True, **settings)
+    assert any("layer.1.crossattention" in name for name in info["missing_keys"])
+    assert model.config.num_hidden_layers == 2
+
+
+def test_loading_info_comes_where_it_is_asked_for_alone(tmp_path):
+    saved(build("BertModel"), tmp_path)
+    assert isinstance(named("BertModel").from_pretrained(tmp_path, keep_layers=2), BertModel)
+    model, info = named("BertModel").from_pretrained(tmp_path, keep_layers=2, output_loading_info=True)
+    assert isinstance(model, BertModel)
+    assert not info["missing_keys"]

@@ -1,6 +1,8 @@
+import copy
 import itertools
 import json
 import math
+import pickle
 
 import pytest
 import yaml
@@ -312,3 +314,20 @@ def test_a_hub_source_is_the_base_model_and_a_folder_is_not(tmp_path):
 def test_card_shows_every_form_of_rate(rate, shown):
     config = {"hf_layerdrop": {"trained_with": {"rate": rate}}}
     assert shown in str(render_card(config, CardInfo("a"), parameters=1))
+
+
+def test_a_record_and_all_that_it_holds_is_frozen():
+    record, metrics = result((0, 3)), {"accuracy": 0.5}
+    with pytest.raises(TypeError, match="frozen record"):
+        record.metrics["accuracy"] = 1.0
+    with pytest.raises(TypeError, match="frozen record"):
+        record.keep_layers.update(encoder=(1,))
+    own = SubNetworkResult({"encoder": [0, 3]}, 1, metrics, None, 1)
+    metrics["accuracy"] = 1.0
+    assert own.metrics == {"accuracy": 0.5}
+    assert own.keep_layers == {"encoder": (0, 3)}
+    for again in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own), SubNetworkResult.from_dict(own.to_dict())):
+        assert again == own
+        assert hash(again) == hash(own)
+    assert {type(value) for value in own.to_dict().values()} <= {dict, int, type(None)}
+    assert len({own, record}) == 2

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.frozen import FrozenDict
 from hf_layerdrop.learning.shares import HIGHEST_RATE
 from hf_layerdrop.schedules import SHAPES
 
@@ -83,7 +84,7 @@ class LayerDropConfig:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number of 64 bits, or None.")
         if isinstance(rate, Mapping):
-            checked: Any = {_name(stack): _rate(value, stack) for stack, value in rate.items()}
+            checked: Any = FrozenDict({_name(stack): _rate(value, stack) for stack, value in rate.items()})
         else:
             checked = _rate(rate)
         for value in checked.values() if isinstance(checked, dict) else [checked]:
@@ -208,8 +209,10 @@ class LayerDropConfig:
         """Read what `to_dict` wrote.
 
         Raises:
-            LayerDropConfigError: If a key is not a setting.
+            LayerDropConfigError: If it is no dict, or a key is not a setting.
         """
+        if not isinstance(values, Mapping):
+            raise LayerDropConfigError(f"Got {values!r}, but to_dict wrote a dict: give one, such as {{'rate': 0.2}}.")
         allowed = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(allowed)):
             raise LayerDropConfigError(
@@ -275,7 +278,7 @@ def _rate(value: Any, stack: str | None = None) -> Rate:
 def _number(value: Any, where: str) -> float:
     try:
         number = float(value) if not isinstance(value, bool | str | bytes) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number <= 1:
         raise LayerDropConfigError(f"{where} is {value!r}; it must be a number from 0 (never skip) to 1 (always skip).")
@@ -284,7 +287,7 @@ def _number(value: Any, where: str) -> float:
 
 def _never_drop(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {_name(stack): _indices(indices) for stack, indices in value.items()}
+        return FrozenDict({_name(stack): _indices(indices) for stack, indices in value.items()})
     return _indices(value)
 
 

@@ -31,6 +31,7 @@ from hf_layerdrop.sources import (
     quiet_eval,
     trainer_loaders,
 )
+from hf_layerdrop.wrappers import check_module
 
 Layers = Mapping[str, tuple[int, ...]]
 
@@ -130,6 +131,7 @@ class Evaluator:
             self.source: Source = TrainerSource(model_or_trainer, metric)
             self.loaders: Mapping[str, Batches] = trainer_loaders(model_or_trainer, dataset)
         else:
+            check_module(model_or_trainer)
             self.source = ModelSource(model_or_trainer, metric)
             self.loaders = {"": as_batches(dataset, batch_size, collator)}
         self.cutter = Cutter(self.source.model)

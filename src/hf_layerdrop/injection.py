@@ -47,7 +47,7 @@ from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, find_injected
 from hf_layerdrop.stepping import register_with_trainer
 from hf_layerdrop.structure_drop import StructureDrop, release_owner, release_parts
-from hf_layerdrop.wrappers import transformers_model
+from hf_layerdrop.wrappers import check_module, transformers_model
 from hf_layerdrop.zero3 import clear_stale_gradients
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
         UnsupportedModelError: If no stack of layers is found, or the structure is not found in its layers.
     """
     config = LayerDropConfig.of(config)
+    check_module(model)
     refuse_compiled(model)
     model = transformers_model(model)
     stacks = find_stacks(model)
@@ -172,7 +173,11 @@ def scale_rates(model: nn.Module, factor: float) -> None:
     Raises:
         LayerDropConfigError: If ``factor`` is outside of [0, 1].
     """
-    if not 0 <= factor <= 1:
+    try:
+        fits = 0 <= factor <= 1
+    except TypeError:  # a schedule without a return gives None
+        fits = False
+    if not fits:
         raise LayerDropConfigError(
             f"A schedule gave the factor {factor!r}; it must be from 0 to 1, at every share of training."
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -76,9 +77,21 @@ def load_plain(
             prune_layers(_model_of(loaded), keep_layers, source=_shown_source(name_or_path))
             return loaded
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
-        loaded = _load_cut(cut, name_or_path, args, kwargs)
-        _settle(_model_of(loaded))
-        return loaded
+        loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
+        if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
+            check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
+        _settle(loaded)
+        return (loaded, info) if kwargs.get("output_loading_info") else loaded
+
+
+def _unevenly_missing(cut: Cut, missing: Iterable[str]) -> list[tuple[str, int, str]]:
+    """Return the places of the missing weights that other kept layers have: of a damaged file.
+
+    What all of them lack is new by design, such as the cross-attention of an encoder that becomes a decoder.
+    """
+    places = [place for place in map(cut.place_of, missing) if place is not None]
+    lacking = Counter((stack, rest) for stack, _, rest in places)
+    return [place for place in places if lacking[place[0], place[2]] < max(len(cut.kept[place[0]]), 2)]
 
 
 @dataclass(frozen=True)
@@ -217,7 +230,18 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
 def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
     """Return the base model that the config of a PEFT adapter in a folder names; None for any other checkpoint."""
     config = Path(name_or_path or "", kwargs.get("subfolder") or "", "adapter_config.json")
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    if not config.is_file():
+        return None
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{str(config)!r} names no base_model_name_or_path: have the adapter saved again, or write the folder "
+            "or the Hub id of its base model there."
+        )
+    return base
 
 
 def _announce_kept(headers: CheckpointHeaders, keep_layers: KeepLayers) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from hf_layerdrop.frozen import FrozenDict
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class SubNetworkResult:
     seconds_per_batch: float | None
     layer_forwards: int
 
+    def __post_init__(self) -> None:
+        """Freeze what the record holds, too."""
+        kept = {stack: tuple(layers) for stack, layers in self.keep_layers.items()}
+        object.__setattr__(self, "keep_layers", FrozenDict(kept))
+        object.__setattr__(self, "metrics", FrozenDict(self.metrics))
+
     @property
     def depth(self) -> int:
         """Number of kept layers, over all stacks."""
@@ -33,7 +41,7 @@ class SubNetworkResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["keep_layers"] = {stack: list(kept) for stack, kept in self.keep_layers.items()}
         values["metrics"] = dict(self.metrics)
         return values
@@ -41,5 +49,4 @@ class SubNetworkResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SubNetworkResult:
         """Read what `to_dict` wrote."""
-        keep_layers = {stack: tuple(kept) for stack, kept in values["keep_layers"].items()}
-        return cls(**{**values, "keep_layers": keep_layers})
+        return cls(**values)

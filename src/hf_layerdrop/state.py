@@ -204,4 +204,5 @@ def _draws_of(
 
 def find_injected(model: nn.Module) -> nn.Module | None:
     """Return the injected model: ``model``, or the one that a wrapper (DDP, PEFT) holds; None if there is none."""
-    return next((module for module in model.modules() if STATE_ATTRIBUTE in module.__dict__), None)
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((module for module in modules if STATE_ATTRIBUTE in module.__dict__), None)

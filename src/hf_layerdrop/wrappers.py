@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -17,12 +18,26 @@ from hf_layerdrop.errors import UnsupportedModelError
 _TOO_LATE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel, OptimizedModule)
 
 
+def check_module(module: Any) -> None:
+    """Refuse what is no model in memory: None, a name, a config.
+
+    Raises:
+        UnsupportedModelError: If it is none.
+    """
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(
+            f"Got a {type(module).__name__}, but LayerDrop is for models in memory: pass a transformers model "
+            "(PreTrainedModel), such as from_pretrained returns."
+        )
+
+
 def transformers_model(module: nn.Module) -> PreTrainedModel:
     """Return ``module`` if it is a transformers model, else the only one that it holds.
 
     Raises:
         UnsupportedModelError: If it holds none or several, or wraps it so that a change would come too late.
     """
+    check_module(module)
     if isinstance(module, PreTrainedModel):
         _refuse_wrapped_layers(module)
         return module

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.hub.source import load_pruned
-from hf_layerdrop.vocabulary import load_tokenizer
+from hf_layerdrop.vocabulary import load_tokenizer, processor_files
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
@@ -45,7 +47,7 @@ def pipeline(
     name = os.fspath(model)
     served = _find_task(task)
     pruned = _load_for_task(served, task, name, keep_layers, kwargs)
-    return transformers.pipeline(task, pruned, **{**_components(served, name), **kwargs})
+    return transformers.pipeline(task, pruned, **{**_components(served, _home(name, kwargs)), **kwargs})
 
 
 def _plain_copy(model: PreTrainedModel, keep_layers: Any) -> PreTrainedModel:
@@ -88,12 +90,20 @@ def _load_for_task(
             model_class = _get_model_class(config, auto_class._model_mapping)
             if _pipeline_class(served)._load_tokenizer and kwargs.get("tokenizer") is None:
                 # Before the weights, and at all: transformers would make an empty one, to which all words are unknown.
-                load_tokenizer(name, **{key: loading[key] for key in WHERE if key in loading})
+                load_tokenizer(_home(name, loading), **{key: loading[key] for key in WHERE if key in loading})
             return load_plain(model_class, name, keep_layers=keep_layers, **loading)
     raise UnsupportedModelError(
         f"{name!r} is of model type {config.model_type!r}, which transformers does not serve as {task!r}: choose a "
         "task that its class has."
     )
+
+
+def _home(name: str, loading: Mapping[str, Any]) -> str:
+    """Return where tokenizer and processors lie: with an adapter that has none of its own, beside its base model."""
+    from hf_layerdrop.loading import adapted_base
+
+    base = adapted_base(name, loading)
+    return name if base is None or processor_files(Path(name)) else base
 
 
 def _components(served: dict[str, Any], name: str) -> dict[str, str]:
