@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.resources
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,18 @@ def test_no_model_family_is_named_outside_of_its_table() -> None:
         if home(path) != "families":
             text = path.read_text(encoding="utf-8")
             assert not [word for word in words if f"== {word}" in text or f"in ({word}" in text], path
+
+
+def test_the_source_distribution_holds_what_its_tests_need(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "demo-output", "runs")
+    shutil.copytree(root, tmp_path / "copy", ignore=left_out)
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "copy", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / done.stdout.split()[-1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("tests", "benchmarks", "examples", "docs", "src/hf_layerdrop"):
+        files = {path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy" / folder).rglob("*.*")}
+        assert {str(path) for path in files if (tmp_path / "copy" / path).is_file()} <= held, folder
+    assert {"Makefile", "MANIFEST.in", "tests/conftest.py", "src/hf_layerdrop/py.typed"} <= held
