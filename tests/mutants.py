@@ -926,6 +926,34 @@ MUTANTS = [
         "if False:",
         ("test_agreement.py::test_a_model_at_rate_0_is_asked_too_since_the_others_may_have_another_rate[mask]",),
     ),
+    Mutant(
+        "a damaged entry of the config is believed",
+        "provenance.py",
+        "if value is not None and not fits(value):",
+        "if False:",
+        ("test_provenance.py::test_a_damaged_entry_is_refused_by_one_sentence",),
+    ),
+    Mutant(
+        "a kept layer that lacks a weight is made up",
+        "loading.py",
+        "check_layers_are_whole(_unevenly_missing(",
+        "list(_unevenly_missing(",
+        ("test_loading.py::test_a_kept_layer_that_lacks_a_weight_is_refused_and_never_made_up",),
+    ),
+    Mutant(
+        "no value of a training flag is out of range",
+        "cli/training_values.py",
+        "if not fits(number):",
+        "if False:",
+        ("test_starting.py::test_a_config_file_has_the_same_ranges",),
+    ),
+    Mutant(
+        "Trainer's empty output folder stays",
+        "starting.py",
+        "            folder.rmdir()",
+        "            break",
+        ("test_starting.py::test_from_python_too_nothing_is_left_and_the_cause_is_kept",),
+    ),
 ]
 
 

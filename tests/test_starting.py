@@ -10,7 +10,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from conftest import run_lightly
 from hf_layerdrop import LayerDropConfig
 from hf_layerdrop.cli import run
-from hf_layerdrop.cli.training_flags import read_flags, training_fields
+from hf_layerdrop.cli.training_flags import config_flags, read_flags, training_fields
 from hf_layerdrop.cli.training_values import _choices, _reporters
 from hf_layerdrop.distillation.run import distill
 from hf_layerdrop.errors import TaskError, TrainingArgumentsError
@@ -88,6 +88,13 @@ def test_what_trainer_refuses_is_one_sentence_and_leaves_no_folder(flags, said, 
     assert said in line
     assert "--debug" not in line
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_steps", "num_train_epochs", "adam_beta1", "eval_steps"])
+def test_a_config_file_has_the_same_ranges(name):
+    for value in (-0.5, float("nan")) if name != "max_steps" else (0, -2):
+        with pytest.raises(typer.BadParameter, match=f"--{name} is .*; it must be"):
+            config_flags({name: value}, options=[])
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "max_steps", "num_train_epochs", "adam_beta1", "eval_steps"])
