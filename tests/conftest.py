@@ -6,8 +6,6 @@ import copy
 import gc
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -233,28 +231,6 @@ def gradients_of(model: PreTrainedModel, *losses: torch.Tensor) -> dict[str, tor
     model.zero_grad(set_to_none=True)
     sum(losses).backward()
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-
-
-# What takes a good part of a second to import. How long a command takes is measured by `python -m benchmarks startup`.
-HEAVY = {"accelerate", "datasets", "evaluate", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "sklearn"}
-HEAVY |= {"tokenizers", "torch", "transformers"}
-
-# Runs one command in a process of its own; the exit code is 99 if that imported anything heavy.
-_RUN_LIGHTLY = f"""
-import sys
-from hf_layerdrop.cli import run
-code = run(sys.argv[1:])
-heavy = {HEAVY} & set(sys.modules)
-print(*heavy, file=sys.stderr, end="")
-sys.exit(99 if heavy else code)
-"""
-
-
-def run_lightly(*arguments: object) -> tuple[int, str, str]:
-    """Run a command in a process of its own: its exit code, 99 if that imported anything heavy, and what it wrote."""
-    words = [sys.executable, "-c", _RUN_LIGHTLY, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
 
 
 def assert_same_tensors(

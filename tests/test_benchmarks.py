@@ -123,21 +123,8 @@ def test_names_and_options_are_listed() -> None:
 
 @pytest.mark.slow
 def test_every_strategy_chooses_layers_of_a_model_trained_on_real_data_and_beam_is_near_the_best() -> None:
-    options = [
-        "--layers",
-        "6",
-        "--hidden",
-        "32",
-        "--seeds",
-        "1",
-        "--steps",
-        "300",
-        "--depths",
-        "3",
-        "--search-rows",
-        "200",
-        "--json",
-    ]
+    size = ["--layers", "6", "--hidden", "32", "--depths", "3", "--search-rows", "100"]
+    options = [*size, "--seeds", "1", "--steps", "120", "--json"]
     done = benchmark("strategies", *options)
     assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout.splitlines()[-1])

@@ -14,12 +14,12 @@ from transformers import (
     BertTokenizer,
 )
 
-from conftest import run_lightly
 from hf_layerdrop.cli import app, run
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.errors import KeepLayersError
 from hf_layerdrop.report.table import read_results
 from hub_server import READ_TOKEN, HubServer
+from light import run_lightly
 
 COMMANDS = [command.name for command in app.registered_commands]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "not"]

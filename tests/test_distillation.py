@@ -29,7 +29,6 @@ from conftest import (
     build,
     cut_by_hand,
     output_of,
-    run_lightly,
     tiny_config,
 )
 from hf_layerdrop.arms import ARMS, model_for_arm
@@ -43,6 +42,7 @@ from hf_layerdrop.errors import DistillationError, KeepLayersError, LayerDropCon
 from hf_layerdrop.injection import inject_layerdrop
 from hf_layerdrop.pruning import prune_layers
 from hf_layerdrop.stacks import depths_of
+from light import run_lightly
 from test_cli import bart, model, rows, save_classifier  # noqa: F401 - fixtures
 
 CLASSIFIER, CAUSAL, SEQ2SEQ = "BertForSequenceClassification", "GPT2LMHeadModel", "BartForConditionalGeneration"

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from architectures.tiny import build_tiny
-from conftest import build, run_lightly
+from conftest import build
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers
 from hf_layerdrop.cli import run
 from hf_layerdrop.doctor.notes import NOTES
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.stacks import find_stacks
+from light import run_lightly
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3", "mixtral", "bart", "t5", "whisper", "wav2vec2", "clip", "llava",
             "granitemoehybrid", "mistral_large4_text", "longformer", "vjepa2")  # fmt: skip

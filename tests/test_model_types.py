@@ -7,11 +7,11 @@ import json
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from conftest import run_lightly
 from hf_layerdrop import AutoLayerDropModel, save_pruned
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.model_types import known_types, unknown_type
+from light import run_lightly
 from test_cli import model, rows, save_classifier  # noqa: F401 - fixtures
 
 CASES = [

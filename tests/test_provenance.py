@@ -8,7 +8,6 @@ import json
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from conftest import run_lightly
 from hf_layerdrop import (
     LayerDropBertForSequenceClassification,
     LayerDropConfig,
@@ -22,6 +21,7 @@ from hf_layerdrop.cli import run
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.provenance import own_provenance, root_layers, saved_provenance
 from hf_layerdrop.report.card import MeasuredOn
+from light import run_lightly
 from test_cli import model, rows, save_classifier  # noqa: F401 - fixtures
 
 DAMAGED = [

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import run_lightly
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import ReproductionError
 from hf_layerdrop.reproduce.engine import Engine
@@ -29,6 +28,7 @@ from hf_layerdrop.reproduce.summary import (
     read_claim,
     read_experiment_claims,
 )
+from light import run_lightly
 
 PAPER = [f"table-{n}" for n in (1, 2, 3, 4, 7, 8)] + [f"figure-{n}" for n in range(2, 9)]
 TINY = {"max_steps": 4, "save_steps": 2, "use_cpu": True, "per_device_eval_batch_size": 2}

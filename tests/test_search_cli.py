@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from conftest import run_lightly
 from hf_layerdrop.cli import run
 from hf_layerdrop.evaluation import evaluate_depths
 from hf_layerdrop.selection import STRATEGIES, Selection
+from light import run_lightly
 from test_cli import bart, model, rows, save_classifier  # noqa: F401 - fixtures
 
 COLUMNS = ("--text-columns", "sentence", "--label-column", "label")

@@ -7,7 +7,6 @@ import typer
 from transformers import TrainingArguments, trainer_utils, training_args
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from conftest import run_lightly
 from hf_layerdrop import LayerDropConfig
 from hf_layerdrop.cli import run
 from hf_layerdrop.cli.training_flags import config_flags, read_flags, training_fields
@@ -17,6 +16,7 @@ from hf_layerdrop.errors import TaskError, TrainingArgumentsError
 from hf_layerdrop.starting import check_best_metric
 from hf_layerdrop.tasks import TASKS, load_task_data
 from hf_layerdrop.training import train
+from light import run_lightly
 from test_cli import model, rows, save_classifier  # noqa: F401 - fixtures
 
 AT_ONCE = [

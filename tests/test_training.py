@@ -13,7 +13,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from conftest import run_lightly
 from hf_layerdrop.cli import run
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import CheckpointError, KeepLayersError, OutputExistsError
@@ -21,6 +20,7 @@ from hf_layerdrop.report.table import read_results
 from hf_layerdrop.schedules import make_schedule
 from hf_layerdrop.tasks import TASKS, embedded_sst2, load_task_data
 from hf_layerdrop.training import check_output, halved_depths, train
+from light import run_lightly
 
 LAYERS = 4
 INNER = LayerDropConfig((0.0, 1.0, 1.0, 0.0))  # drops layers 1 and 2 in every step
