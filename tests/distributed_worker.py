@@ -28,11 +28,12 @@ from conftest import build
 from hf_layerdrop.config import LayerDropConfig
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state, set_rates, set_step
-from hf_layerdrop.stepping import calling_trainer, register_with_trainer
+from hf_layerdrop.step_callback import register_with_trainer
+from hf_layerdrop.stepping import calling_trainer
 from hf_layerdrop.trainers import TaskTrainer
 from ranks import run_cases
 
-STEPS, MICRO_STEPS, ROWS = 20, 2, 4
+STEPS, MICRO_STEPS, ROWS = 10, 2, 4
 HEAD = "BertForSequenceClassification"
 
 
@@ -62,11 +63,12 @@ def train(
     accumulate: bool = True,
     on_step: Callable[[], None] = lambda: None,
     loss_of: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor] = lambda model, batch: model(**batch).loss,
+    steps: int = STEPS,
 ) -> None:
     """Train with gradient accumulation, on this rank's share of the rows."""
     model.train()
     micro_steps = MICRO_STEPS if accumulate else 1
-    for step in range(STEPS):
+    for step in range(steps):
         for micro_step in range(micro_steps):
             set_step(model, step, micro_step)
             last = micro_step == micro_steps - 1

@@ -245,7 +245,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run goes on with a checkpoint of another depth",
-        "stepping.py",
+        "step_callback.py",
         "    if saved != depths:",
         "    if saved != depths and False:",
         ("test_disagreement.py::test_a_checkpoint_of_another_depth_is_refused_also_where_it_holds_no_optimizer",),
@@ -350,7 +350,7 @@ MUTANTS = [
     ),
     Mutant(
         "Trainer's steps are not followed",
-        "stepping.py",
+        "step_callback.py",
         "begin_step(state.global_step)",
         "begin_step(0)",
         ("test_injection.py::test_trainer_counts_steps_and_micro_steps_and_keeps_a_seed_that_was_given",),

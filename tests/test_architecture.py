@@ -49,6 +49,7 @@ FLOORS = [
         "weight_names",
         "masking",
     },
+    {"step_callback"},
     {"injection", "downloads"},
     {"generation_cache"},
     {"pruning", "learned", "lightning", "structure_networks", "head_pruning", "remote_headers"},
@@ -126,6 +127,15 @@ def test_imports_only_from_lower_floors(path: Path) -> None:
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_the_lower_floors_start_without_torch(name: str) -> None:
     code = f"import sys, hf_layerdrop.{name}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_cutting_and_serving_do_not_import_trainer() -> None:
+    """It imports PEFT and bitsandbytes where they are installed, which takes seconds."""
+    code = (
+        "import sys, hf_layerdrop.modeling, hf_layerdrop.hub.save, hf_layerdrop.hub.serve; "
+        "sys.exit('transformers.trainer_utils' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

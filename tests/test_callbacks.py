@@ -18,7 +18,7 @@ from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDrop
 from hf_layerdrop.evaluation import evaluate_depths
 from hf_layerdrop.injection import inject_layerdrop, layerdrop_state
 from hf_layerdrop.named import LayerDropBertForSequenceClassification
-from hf_layerdrop.stepping import LayerDropStepCallback
+from hf_layerdrop.step_callback import LayerDropStepCallback
 from test_evaluation import accuracy, arguments, examples
 
 HEAD = "BertForSequenceClassification"

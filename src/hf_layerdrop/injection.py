@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -45,7 +46,6 @@ from hf_layerdrop.recording import gives_weights, recorded_key
 from hf_layerdrop.stack_draws import StackDraw
 from hf_layerdrop.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.state import STATE_ATTRIBUTE, LayerDropState, find_injected
-from hf_layerdrop.stepping import register_with_trainer
 from hf_layerdrop.structure_drop import StructureDrop, release_owner, release_parts
 from hf_layerdrop.wrappers import check_module, transformers_model
 from hf_layerdrop.zero3 import clear_stale_gradients
@@ -91,11 +91,17 @@ def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequenc
         if name in state.draws:
             put_in(model, stack, state.draws[name])
         parts[name].adopt_parts()
-    register_with_trainer()
+    _register_with_trainer()
     if state.drops:
         write_down(model, trained_with=config.to_dict())
     elif saved_provenance(model.config):
         write_down(model)
+
+
+def _register_with_trainer() -> None:
+    from hf_layerdrop.step_callback import register_with_trainer  # imports Trainer, which only training needs
+
+    register_with_trainer()
 
 
 def _replace_damaged(config: Any) -> None:
@@ -426,3 +432,7 @@ def _record_dropped(
         for key in map(recorded_key, part._forward_hooks.values()):
             if "attentions" in key and key in collected and (crosses or "cross" not in key):
                 collected[key].append(None)
+
+
+if "transformers.trainer" in sys.modules:  # an injected model may also come from a pickle
+    _register_with_trainer()

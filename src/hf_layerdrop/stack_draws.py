@@ -233,7 +233,7 @@ class StackDraw:
         if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
             raise LayerDropStateError(
                 "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
-                "injected; build it afterwards, or add hf_layerdrop.stepping.LayerDropStepCallback to its "
+                "injected; build it afterwards, or add hf_layerdrop.step_callback.LayerDropStepCallback to its "
                 "callbacks."
             )
         self._agreement.seek(owner)
