@@ -128,6 +128,11 @@ BAD_INPUT = {
     "seed of training": ([*TRAIN, "--output_dir", "OUT", "--seed", "-1"], "--seed is -1; it must be from 0"),
     "seed of data": ([*TRAIN, "--output_dir", "OUT", "--data_seed", str(2**32)], "it must be from 0 to 4294967295"),
     "two rates of a stack": ([*TRAIN, "--layerdrop", "encoder=0.1; encoder=0.3"], "'encoder' 2 times"),
+    "rates of stacks by comma": (
+        [*TRAIN, "--layerdrop", "encoder=0.2,decoder=0.1"],
+        "is 'encoder=0.2,decoder=0.1'; give .*'encoder=0.2;decoder=0.1'",
+    ),
+    "a stack without a rate": ([*TRAIN, "--layerdrop", "encoder="], "is 'encoder='; give"),
     "no tokenizer to sweep": (["sweep", "BARE", "--task", "sst2", "--output", "OUT"], "has no tokenizer"),
     "no tokenizer to search": (
         ["search", "BARE", "--depth", "2", "--task", "sst2", "--output", "OUT"],

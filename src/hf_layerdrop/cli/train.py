@@ -297,8 +297,9 @@ def _layerdrop(
     )
 
 
-def _rate(text: str) -> Any:
-    if "=" in text:
+def _rate(text: str, whole: str | None = None) -> Any:
+    """Read a rate, or those of several stacks; ``whole`` is the text that the rate of one stack is a part of."""
+    if "=" in text and whole is None:
         parts = [part.partition("=") for part in text.split(";") if part.strip()]
         stacks = [stack.strip() for stack, _, _ in parts]
         for stack in stacks:
@@ -306,12 +307,12 @@ def _rate(text: str) -> Any:
                 raise LayerDropConfigError(
                     f"--layerdrop {text!r} names the stack {stack!r} {stacks.count(stack)} times: give it one rate."
                 )
-        return {stack: _rate(rate) for stack, (_, _, rate) in zip(stacks, parts, strict=True)}
+        return {stack: _rate(rate, text) for stack, (_, _, rate) in zip(stacks, parts, strict=True)}
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise LayerDropConfigError(
-            f"--layerdrop is {text!r}; give a number such as 0.2, one a layer (0,0.1,0.2), or both by stack "
+            f"--layerdrop is {(whole or text)!r}; give a number such as 0.2, one a layer (0,0.1,0.2), or both by stack "
             "('encoder=0.2;decoder=0.1')."
         ) from None
     return numbers if "," in text else numbers[0]
