@@ -10,8 +10,8 @@ TORCH ?= torch==2.13.0
 # The virtual environment holds the newest transformers that is allowed. `make oldest` tries the oldest, for which these
 # tests are enough: all that reads of transformers more than its public interface.
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-CORE := $(patsubst %,tests/test_%.py,injection stacks families pruning loading modeling recomputation evaluation training \
-	integration_peft)
+CORE := $(addprefix tests/,architectures injection/test_inject.py injection/test_recomputation.py pruning models \
+	evaluation/test_evaluate.py training/test_train.py integration/test_peft.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 # pip would compile every module in one process. Most of them are never imported: the others are compiled by all cores,
@@ -47,16 +47,16 @@ oldest: $(VENV)/.installed-oldest
 
 # The claim of the README's demo, in minutes of real training; `LONG=1 make claim` takes all of the demo's steps.
 claim: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/test_demo.py -m alone $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/cli/test_demo.py -m alone $(PYTEST_ARGS)
 
 readme: $(VENV)/.installed-dev
-	$(BIN)/python tests/readme_blocks.py README.md
-	$(BIN)/python tests/readme_blocks.py docs/integrations.md
+	$(BIN)/python tests/support/readme_blocks.py README.md
+	$(BIN)/python tests/support/readme_blocks.py docs/integrations.md
 
 # A part of `unit` and `readme`: what other libraries are needed for.
 integrations: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/test_integration_*.py tests/test_precision.py $(PYTEST_ARGS)
-	$(BIN)/python tests/readme_blocks.py docs/integrations.md
+	$(BIN)/python -m pytest tests/integration tests/injection/test_precision.py $(PYTEST_ARGS)
+	$(BIN)/python tests/support/readme_blocks.py docs/integrations.md
 
 notebooks: $(VENV)/.installed-dev
 	SHORT=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks

@@ -73,7 +73,7 @@ def _rank(
     from torch import distributed
 
     from benchmarks._step_table import Report
-    from hf_layerdrop.distributed import leave_ranks
+    from hf_layerdrop.injection.ranks.ddp import leave_ranks
 
     torch.set_num_threads(threads)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)

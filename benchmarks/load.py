@@ -93,7 +93,7 @@ class Load:
 
     def prepare(self, _step: int) -> None:
         """Take the weight files out of the page cache, and forget what is known of their model."""
-        from hf_layerdrop import cuts
+        from hf_layerdrop.pruning import plan as cuts
 
         gc.collect()
         if self._first:
@@ -157,7 +157,7 @@ def _cost(load: Load) -> Cost:
 @contextmanager
 def _recorded() -> Iterator[list[Any]]:
     """Note which tensors are asked for while ``keep_layers`` loads; they are mapped, and no read call shows them."""
-    from hf_layerdrop.lazy_tensors import LazyTensor
+    from hf_layerdrop.checkpoints.lazy_tensors import LazyTensor
 
     asked: list[Any] = []
     read = LazyTensor.__getitem__
@@ -185,7 +185,7 @@ def _memory_mb(name: str) -> float:
 
 
 def _weight_bytes(folder: Path) -> int:
-    from hf_layerdrop.headers import read_checkpoint
+    from hf_layerdrop.checkpoints.headers import read_checkpoint
 
     return sum(tensor.nbytes for tensor in read_checkpoint(folder).tensors.values())
 

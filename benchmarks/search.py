@@ -25,7 +25,7 @@ def run(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Time both, and compare what they give."""
-    from hf_layerdrop.selection.space import Space
+    from hf_layerdrop.search.space import Space
 
     model, data = _model(layers, hidden, seed), _data(batches, rows, length, seed)
     space = Space({"encoder": layers}, {"encoder": keep})
@@ -55,7 +55,7 @@ def run(
 
 
 def _search_shared(model: Any, data: list[Any], sets: list[Any], memory_limit_mb: float) -> dict[str, Any]:
-    from hf_layerdrop.evaluation import Evaluator
+    from hf_layerdrop.evaluation.evaluate import Evaluator
 
     results: list[Any] = []
     before = _start_of_peak()
@@ -75,8 +75,8 @@ def _score_alone(model: Any, data: list[Any], sets: list[Any]) -> dict[Any, Any]
     """Score each sub-network by itself: cut in place, run all batches, take the metric."""
     import torch
 
-    from hf_layerdrop.metrics import load_metric
-    from hf_layerdrop.pruning import Cutter
+    from hf_layerdrop.evaluation.metrics import load_metric
+    from hf_layerdrop.pruning.prune import Cutter
 
     cutter, metric, scores = Cutter(model), load_metric("accuracy"), {}
     for kept in sets:

@@ -40,7 +40,7 @@ def run(
     ``depths`` are N/4, N/2 and 3N/4 if empty, ``exhaustive_at`` too; "0" is never. ``beam:2`` and ``beam:4`` are beams
     of these widths without swaps.
     """
-    from hf_layerdrop.selection import STRATEGIES
+    from hf_layerdrop.search.strategies import STRATEGIES
 
     wanted = [int(depth) for depth in depths.split(",")] if depths else [layers // 4, layers // 2, 3 * layers // 4]
     thorough = [int(depth) for depth in exhaustive_at.split(",")] if exhaustive_at else wanted
@@ -159,7 +159,9 @@ def _trained(
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
     from hf_layerdrop import LayerDropConfig, inject_layerdrop
-    from hf_layerdrop.tasks import compute_metrics_for, find_task, padding_collator
+    from hf_layerdrop.tasks.classification import padding_collator
+    from hf_layerdrop.tasks.metrics import compute_metrics_for
+    from hf_layerdrop.tasks.registry import find_task
 
     tokenizer, encoded = _encoded(folder)
     searched = encoded["train"].select(range(search_rows))
@@ -207,7 +209,7 @@ def _trained(
 @cache
 def _encoded(folder: Path) -> tuple[Any, Any]:
     """Return a tokenizer and the rows, which all models of a run share."""
-    from hf_layerdrop.tasks import embedded_sst2
+    from hf_layerdrop.tasks.embedded import embedded_sst2
 
     data = embedded_sst2()
     tokenizer = _tokenizer(data["train"]["sentence"], folder)

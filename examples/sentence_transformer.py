@@ -21,7 +21,7 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import BatchAllTripletLoss
 
 from hf_layerdrop import inject_layerdrop, prune_layers, sub_network
-from hf_layerdrop.tasks import embedded_sst2
+from hf_layerdrop.tasks.embedded import embedded_sst2
 
 KEPT = 3  # of 6 layers, spread evenly: 0, 2 and 5
 

@@ -143,7 +143,7 @@ def output_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], **kwargs: 
 
 def keep_all_stacks(model: PreTrainedModel, layers: list[int]) -> dict[str, list[int]]:
     """Return the ``keep_layers`` that cuts every stack of a model to the same layers."""
-    from hf_layerdrop.stacks import depths_of
+    from hf_layerdrop.architectures.stacks import depths_of
 
     return {name: list(layers) for name in depths_of(model)}
 
@@ -162,7 +162,7 @@ def any_head(request: pytest.FixtureRequest) -> str:
 
 def layers_of(model: PreTrainedModel) -> dict[str, list[torch.nn.Module]]:
     """Return the layers of each stack, found by their names."""
-    from hf_layerdrop.stacks import find_stacks
+    from hf_layerdrop.architectures.stacks import find_stacks
 
     return {name: list(stack.layers(model)) for name, stack in find_stacks(model).items()}
 

@@ -1,4 +1,4 @@
-"""The floors of the package: a module imports only from floors below its own."""
+"""The folders of the package, from bottom to top, and what else its shape promises."""
 
 from __future__ import annotations
 
@@ -15,89 +15,34 @@ import pytest
 import hf_layerdrop
 
 ROOT = Path(hf_layerdrop.__file__).parent
-FLOORS = [
-    {"errors", "frames", "fingerprints"},
-    {
-        "schedules",
-        "keep",
-        "draws",
-        "families",
-        "accumulation",
-        "adoption",
-        "adapters",
-        "forwards",
-        "frozen",
-        "handing",
-        "learning",
-        "naming",
-        "numbering",
-        "outputs",
-        "recording",
-        "vocabulary",
-        "wrappers",
-    },
-    {"config", "header_stacks", "results", "recomputation", "distributed", "bias", "borrowing", "scratch", "compiling"},
-    {"headers", "agreement", "provenance", "model_types"},
-    {"stack_draws", "complaints"},
-    {"stacks", "state", "structures", "doctor", "zero3", "weight_files", "page_cache", "starting"},
-    {
-        "stepping",
-        "rebuilding",
-        "structure_drop",
-        "http_ranges",
-        "lazy_tensors",
-        "weight_names",
-        "masking",
-    },
-    {"step_callback"},
-    {"injection", "downloads"},
-    {"generation_cache"},
-    {"pruning", "learned", "lightning", "structure_networks", "head_pruning", "remote_headers"},
-    {"cuts"},
-    {"loading", "metrics", "prefixes", "encoders", "sharing"},
-    {"sources"},
-    {"mixin", "evaluation"},
-    {"named", "callbacks"},
-    {"modeling"},
-    {"tasks"},
-    {"trainers"},
-    {"selection"},
-    {"report"},
-    {"hub", "training"},
-    {"demo", "distillation"},
-    {"arms"},
-    {"reproduce"},
-    {"cli"},
-    {"__main__"},
-]
-FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-NO_TORCH = (
+# From bottom to top: a folder imports only from folders before it. docs/architecture.md says what each is for.
+FOLDERS = (
     "errors",
-    "schedules",
-    "keep",
-    "draws",
-    "config",
-    "families",
-    "header_stacks",
-    "headers",
-    "provenance",
-    "model_types",
-    "remote_headers",
-    "borrowing",
-    "doctor",
-    "weight_files",
-    "page_cache",
-    "http_ranges",
-    "downloads",
-    "results",
-    "report",
+    "compat",
+    "architectures",
+    "checkpoints",
+    "samplers",
+    "injection",
+    "pruning",
+    "models",
+    "evaluation",
     "tasks",
+    "search",
+    "reports",
+    "training",
+    "hub",
+    "distillation",
     "cli",
 )
+EXEMPT = ("__init__", "__main__")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
 
 
 def modules() -> list[Path]:
-    return [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+    return [path for path in MODULES.values() if path.stem not in EXEMPT or path.parent != ROOT]
 
 
 def home(path: Path) -> str:
@@ -105,35 +50,50 @@ def home(path: Path) -> str:
 
 
 def imported_by(path: Path) -> set[str]:
-    """Return the parts of the package that a module imports, wherever in the file."""
-    names: set[str] = set()
+    """Return the modules of the package that a module imports, wherever in the file."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_layerdrop"):
-            parts = node.module.split(".")[1:]
-            names |= {parts[0]} if parts else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_layerdrop":
+            module = (node.module or "").removeprefix("hf_layerdrop").removeprefix(".")
+            whole = {f"{module}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= {name if name in MODULES else module for name in whole}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("hf_layerdrop.")}
-    return names
+            names = [alias.name for alias in node.names if alias.name.startswith("hf_layerdrop.")]
+            found |= {name.removeprefix("hf_layerdrop.") for name in names}
+    return found
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_only_from_lower_floors(path: Path) -> None:
+def test_a_folder_imports_only_from_folders_below_it(path: Path) -> None:
     own = home(path)
-    siblings = imported_by(path) - {own, "__version__"}
-    assert own in FLOOR_OF, f"give {own} a floor"
-    assert not {name for name in siblings if FLOOR_OF[name] >= FLOOR_OF[own]}
+    assert own in FOLDERS, f"give {own} its place"
+    others = {name.split(".")[0] for name in imported_by(path)} - {own}
+    assert others <= set(FOLDERS[: FOLDERS.index(own)]), "an import goes upwards, or of the package itself"
 
 
-@pytest.mark.parametrize("name", NO_TORCH)
-def test_the_lower_floors_start_without_torch(name: str) -> None:
-    code = f"import sys, hf_layerdrop.{name}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = {name: imported_by(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    imports = {name: others for name, others in imports.items() if name}
+    while leaves := [name for name, others in imports.items() if not others & set(imports)]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, "each of these is in a circle, or imports one that is"
+
+
+def test_the_root_holds_few_modules() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 7
+    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()} <= set(FOLDERS)
+
+
+def test_the_tests_have_the_same_folders() -> None:
+    folders = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir() and path.name[0] not in "._"}
+    assert set(FOLDERS) - {"errors", "compat"} <= folders
 
 
 def test_cutting_and_serving_do_not_import_trainer() -> None:
     """It imports PEFT and bitsandbytes where they are installed, which takes seconds."""
     code = (
-        "import sys, hf_layerdrop.modeling, hf_layerdrop.hub.save, hf_layerdrop.hub.serve; "
+        "import sys, hf_layerdrop.models.auto, hf_layerdrop.hub.save, hf_layerdrop.hub.serve; "
         "sys.exit('transformers.trainer_utils' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -155,7 +115,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 def test_no_model_family_is_named_outside_of_its_table() -> None:
     words = ('"bert"', '"roberta"', '"bart"', '"t5"', '"albert"', "'bert'", "'bart'")
     for path in modules():
-        if home(path) != "families":
+        if path.name != "families.py":
             text = path.read_text(encoding="utf-8")
             assert not [word for word in words if f"== {word}" in text or f"in ({word}" in text], path
 
@@ -169,7 +129,7 @@ def test_the_source_distribution_holds_what_its_tests_need(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / done.stdout.split()[-1]) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("tests", "benchmarks", "examples", "docs", "src/hf_layerdrop"):
+    for folder in ("tests", "benchmarks", "examples", "docs", "reproduction", "src/hf_layerdrop"):
         files = {path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy" / folder).rglob("*.*")}
         assert {str(path) for path in files if (tmp_path / "copy" / path).is_file()} <= held, folder
     assert {"Makefile", "MANIFEST.in", "tests/conftest.py", "src/hf_layerdrop/py.typed"} <= held

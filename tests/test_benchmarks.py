@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_layerdrop.selection import STRATEGIES
+from hf_layerdrop.search.strategies import STRATEGIES
 from warm import Done, run_python
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,8 @@ from torch.distributed.run import get_args_parser
 from transformers import AutoModelForSequenceClassification
 
 from hf_layerdrop.cli.training_flags import parse_training_arguments, read_flags
-from hf_layerdrop.injection import inject_layerdrop
-from hf_layerdrop.tasks import TASKS
+from hf_layerdrop.injection.inject import inject_layerdrop
+from hf_layerdrop.tasks.registry import TASKS
 from ranks import TORCHRUN, launch_two_ranks
 
 ROOT = Path(__file__).parent.parent

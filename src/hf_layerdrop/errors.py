@@ -33,10 +33,6 @@ class DistillationError(LayerDropError, ValueError):
     """A teacher and a student do not fit each other, or a setting of distillation is not allowed."""
 
 
-class ReproductionError(LayerDropError, ValueError):
-    """An experiment of the paper, one of its arms, its data or its journal is not what it should be."""
-
-
 class OutputExistsError(LayerDropError, ValueError):
     """The output folder exists already and nothing allows overwriting it."""
 

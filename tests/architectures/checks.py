@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers, remove_layerdrop
+from hf_layerdrop.architectures.families import bias_in_first_block
+from hf_layerdrop.architectures.stacks import Stack, find_stacks
+from hf_layerdrop.checkpoints.headers import read_checkpoint
 from hf_layerdrop.errors import LayerDropError
-from hf_layerdrop.families import bias_in_first_block
-from hf_layerdrop.headers import read_checkpoint
-from hf_layerdrop.loading import load_plain
-from hf_layerdrop.pruning import sub_network
-from hf_layerdrop.stacks import Stack, find_stacks
+from hf_layerdrop.pruning.loading import load_plain
+from hf_layerdrop.pruning.prune import sub_network
 
 from .tiny import CannotBuildError, PlainFailsError, Tiny, in_short
 

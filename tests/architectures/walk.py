@@ -83,9 +83,9 @@ def examine(model_type: str) -> Entry:
     """Build a type tiny, run all checks, and tell how it went."""
     import warnings
 
+    from hf_layerdrop.architectures.families import refusal
+    from hf_layerdrop.architectures.stacks import find_stacks
     from hf_layerdrop.errors import UnsupportedModelError
-    from hf_layerdrop.families import refusal
-    from hf_layerdrop.stacks import find_stacks
 
     from .checks import CheckFailedError, headers_agree, run_checks
     from .tiny import CannotBuildError, PlainFailsError, build_tiny, in_short

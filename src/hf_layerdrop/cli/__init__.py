@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, reproduce, search, sweep, train
-from hf_layerdrop.cli.errors import DONE, run_reporting_errors
+from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, search, sweep, train
+from hf_layerdrop.cli.errors import run_app
+from hf_layerdrop.errors import LayerDropError
 
 app = typer.Typer(name="hf-layerdrop", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.command("demo")(demo.demo_command)
@@ -28,10 +29,6 @@ app.command("prune")(prune.prune_command)
 app.command("push")(push.push_command)
 app.command("inspect")(inspect.inspect_command)
 app.command("run")(recipe.run_command)
-app.command("reproduce")(reproduce.reproduce_command)
-
-# Values of the flag --debug of TrainingArguments, which `train` passes through.
-_DEBUG_OF_TRAINER = {"underspecified_overflow", "tpu_metrics_debug"}
 
 
 def main() -> None:
@@ -41,12 +38,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong usage or input, 1 anything else."""
-    arguments, debug = _split_debug(arguments)
-    code = run_reporting_errors(lambda: app(arguments, prog_name="hf-layerdrop", standalone_mode=False), debug=debug)
-    ranks = sys.modules.get("hf_layerdrop.distributed")  # importing it takes seconds, which no other command needs
-    if code == DONE and ranks is not None:
-        ranks.leave_ranks()
-    return code
+    return run_app(app, arguments, name="hf-layerdrop")
 
 
 @app.callback(invoke_without_command=True)
@@ -63,12 +55,10 @@ def hf_layerdrop(
         typer.echo(context.get_help())
 
 
-def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Take our --debug out of the arguments, wherever it stands."""
-    followers = [*arguments, ""][1:]
-    rest = [
-        argument
-        for argument, follower in zip(arguments, followers, strict=True)
-        if argument != "--debug" or follower in _DEBUG_OF_TRAINER
-    ]
-    return rest, len(rest) < len(arguments)
+@app.command("reproduce", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def reproduce_command() -> None:
+    """Say where the reproduction of the paper went."""
+    raise LayerDropError(
+        "hf-layerdrop reproduce is python -m reproduction now, which is not installed: run it in a clone of the "
+        "repository."
+    )

@@ -8,19 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
+from hf_layerdrop.checkpoints.model_types import unknown_type
+from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
+from hf_layerdrop.checkpoints.remote_headers import read_headers
+from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, none_beside, processor_files
 from hf_layerdrop.cli.training_values import MAX_SEED
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
-from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
-from hf_layerdrop.keep import parse_keep_layers
-from hf_layerdrop.model_types import unknown_type
-from hf_layerdrop.outputs import check_above
-from hf_layerdrop.provenance import root_layers, saved_provenance
-from hf_layerdrop.remote_headers import read_headers
-from hf_layerdrop.report.table import read_results
-from hf_layerdrop.results import SubNetworkResult
-from hf_layerdrop.tasks import MORE_TASKS, TASKS
-from hf_layerdrop.training import RESULTS_FILE
-from hf_layerdrop.vocabulary import no_tokenizer, none_beside, processor_files
+from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.samplers.keep_layers import parse_keep_layers
+from hf_layerdrop.tasks.registry import MORE_TASKS, TASKS
+from hf_layerdrop.training.train import RESULTS_FILE
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
 KeepLayersSpec = Annotated[

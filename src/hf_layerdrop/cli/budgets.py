@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from hf_layerdrop.checkpoints.header_stacks import StackHeader
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.header_stacks import StackHeader
-from hf_layerdrop.headers import CheckpointHeaders
 
 _COUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kKmMbBgG]?)")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}

@@ -36,9 +36,10 @@ def demo_command(
     short: Annotated[bool, typer.Option("--short", help=f"{SHORT_STEPS} steps: quick, and poorer models.")] = False,
 ) -> None:
     """Train with and without LayerDrop, cut both to every depth, compare, and serve three layers."""
-    from hf_layerdrop.config import LayerDropConfig
-    from hf_layerdrop.demo import DemoSettings, demo_data, find_weights, run_demo
-    from hf_layerdrop.tasks import load_task, load_task_data
+    from hf_layerdrop.cli.demo_run import DemoSettings, demo_data, find_weights, run_demo
+    from hf_layerdrop.samplers.config import LayerDropConfig
+    from hf_layerdrop.tasks.data import load_task_data
+    from hf_layerdrop.tasks.registry import load_task
 
     # tasks of GLUE alone: the story ends with two sentences that are classified
     chosen = load_task(task, more={}, otherwise=_SAMPLE) if task else None
@@ -63,8 +64,8 @@ def demo_command(
 
 def show(console: Console, result: object, output: Path, title: str) -> None:
     """Print the comparison and write it: Markdown, JSON, and the plot."""
-    from hf_layerdrop.report.comparison import as_markdown, as_table, comparison_rows, extreme_rows
-    from hf_layerdrop.report.plot import draw_depth_plot
+    from hf_layerdrop.reports.comparison import as_markdown, as_table, comparison_rows, extreme_rows
+    from hf_layerdrop.reports.plot import draw_depth_plot
 
     series, metric, costs = result.series, result.metric, result.costs  # type: ignore[attr-defined]
     for name, cost in costs.items():
@@ -85,7 +86,7 @@ def classify(console: Console, folder: Path) -> None:
     """Classify two sentences with the shallow model: a plain checkpoint in transformers' own pipeline."""
     from transformers import pipeline
 
-    from hf_layerdrop.demo import SENTENCES
+    from hf_layerdrop.cli.demo_run import SENTENCES
 
     console.print(f"The shallow model is a plain checkpoint: transformers.pipeline('text-classification', '{folder}')")
     for sentence, answer in zip(SENTENCES, pipeline("text-classification", str(folder))(list(SENTENCES)), strict=True):

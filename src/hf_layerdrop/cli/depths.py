@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.keep import parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 
 KeptByStack = dict[str, tuple[int, ...]]
 

@@ -15,10 +15,12 @@ from hf_layerdrop.cli.sweep import choose_task
 from hf_layerdrop.cli.train import DEFAULTS
 from hf_layerdrop.cli.training_flags import Flags, parse_training_arguments, read_flags
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
-from hf_layerdrop.report.table import format_kept, format_parameters, metric_names
-from hf_layerdrop.starting import check_best_metric
-from hf_layerdrop.tasks import MAX_LENGTH, TASKS, load_task_data, local_files
-from hf_layerdrop.training import check_output as check_checkpoints
+from hf_layerdrop.reports.table import format_kept, format_parameters, metric_names
+from hf_layerdrop.tasks.data import load_task_data, local_files
+from hf_layerdrop.tasks.registry import TASKS
+from hf_layerdrop.tasks.task import MAX_LENGTH
+from hf_layerdrop.training.preflight import check_best_metric
+from hf_layerdrop.training.train import check_output as check_checkpoints
 
 if TYPE_CHECKING:
     from hf_layerdrop.distillation.run import DistillationRun

@@ -1,9 +1,10 @@
-"""What a failing command says, and how it ends: one line on stderr, and a traceback only on request."""
+"""Run commands: what a failing one says, and how it ends: one line on stderr, and a traceback only on request."""
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -14,6 +15,23 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 # Base of all that typer says of wrong arguments. Newer releases bring a copy of click, so it has no public name.
 UsageError: type[Any] = typer.BadParameter.__mro__[2]
+
+# Values of the flag --debug of TrainingArguments, which `train` passes through.
+_DEBUG_OF_TRAINER = {"underspecified_overflow", "tpu_metrics_debug"}
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str], *, name: str) -> int:
+    """Run one command of an application and return its exit code: 0 done, 2 wrong usage or input, 1 anything else."""
+    words, debug = _split_debug(arguments)
+
+    def again(more: Sequence[str]) -> int:  # for a command that runs others
+        return run_app(app, more, name=name)
+
+    code = run_reporting_errors(lambda: app(words, prog_name=name, standalone_mode=False, obj=again), debug=debug)
+    ranks = sys.modules.get("hf_layerdrop.injection.ranks.ddp")  # importing it takes seconds, which most do without
+    if code == DONE and ranks is not None:
+        ranks.leave_ranks()
+    return code
 
 
 def run_reporting_errors(command: Callable[[], Any], *, debug: bool) -> int:
@@ -53,3 +71,14 @@ def _given(error: Any) -> str:
         return f", and not {error.__cause__.errors()[0]['input']!r}"
     except (AttributeError, TypeError, LookupError):
         return ""
+
+
+def _split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Take our --debug out of the arguments, wherever it stands."""
+    followers = [*arguments, ""][1:]
+    rest = [
+        argument
+        for argument, follower in zip(arguments, followers, strict=True)
+        if argument != "--debug" or follower in _DEBUG_OF_TRAINER
+    ]
+    return rest, len(rest) < len(arguments)

@@ -13,14 +13,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.header_stacks import StackHeader
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
+from hf_layerdrop.checkpoints.provenance import own_provenance
+from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.cli.arguments import Model, Revision, check_revision
-from hf_layerdrop.doctor import fields_that_change, find_traps, kinds_of, notes_for, possible_structures
-from hf_layerdrop.doctor.fields import config_of
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.header_stacks import StackHeader
-from hf_layerdrop.headers import CheckpointHeaders, has_only_pickle, read_config
-from hf_layerdrop.provenance import own_provenance
-from hf_layerdrop.remote_headers import read_headers
+from hf_layerdrop.hub.doctor.fields import config_of, fields_that_change
+from hf_layerdrop.hub.doctor.notes import notes_for
+from hf_layerdrop.hub.doctor.possible import possible_structures
+from hf_layerdrop.hub.doctor.traps import find_traps, kinds_of
 
 
 def inspect_command(

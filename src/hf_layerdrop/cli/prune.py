@@ -39,7 +39,7 @@ def prune_command(
     check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle)
     check_tokenizer(model, none_wanted=no_tokenizer)
 
-    from hf_layerdrop.hub import save_pruned
+    from hf_layerdrop.hub.save import save_pruned
 
     loading = loading_arguments(model, revision=revision, allow_pickle=allow_pickle)
     tokenizer = False if no_tokenizer else None

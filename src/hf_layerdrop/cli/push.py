@@ -43,7 +43,7 @@ def push_command(
     check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle, token=token)
     check_tokenizer(model, none_wanted=no_tokenizer)
 
-    from hf_layerdrop.hub import push_pruned_to_hub
+    from hf_layerdrop.hub.push import push_pruned_to_hub
 
     commit = push_pruned_to_hub(
         model,

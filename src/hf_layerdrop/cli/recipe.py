@@ -27,6 +27,7 @@ Step = list[str]
 
 
 def run_command(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The steps; see the documentation of tasks.")],
     again: Annotated[bool, typer.Option("--again", help="Run all steps anew, also those that are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the commands.")] = False,
@@ -47,16 +48,10 @@ def run_command(
         if state == DONE or dry_run:
             continue
         journal.note(steps, number - 1, BEGUN)
-        code = _run(words)
+        code = context.obj(words)
         if code:
             raise typer.Exit(code)
         journal.note(steps, number - 1, DONE)
-
-
-def _run(words: Sequence[str]) -> int:
-    from hf_layerdrop.cli import run  # it has this command too
-
-    return run(words)
 
 
 def read_recipe(path: Path) -> list[Step]:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hf_layerdrop.results import SubNetworkResult
-from hf_layerdrop.selection.record import Selection
-from hf_layerdrop.tasks import Task
+from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.search.record import Selection
+from hf_layerdrop.tasks.task import Task
 
 Report = Annotated[
     Path | None,
@@ -27,7 +27,7 @@ Report = Annotated[
 def check_wanted(report: Path | None, *, overwrite: bool) -> None:
     """Check what can be known of a wanted report before anything is measured."""
     if report is not None:
-        from hf_layerdrop.report.html import check_report
+        from hf_layerdrop.reports.html import check_report
 
         check_report(report, overwrite=overwrite)
 
@@ -46,8 +46,8 @@ def write_wanted(
     """Write the report, if one is wanted, and return its path; `check_wanted` allowed to overwrite."""
     if report is None:
         return []
-    from hf_layerdrop.report.html import write_report
-    from hf_layerdrop.report.series import learned_rates
+    from hf_layerdrop.reports.html import write_report
+    from hf_layerdrop.reports.series import learned_rates
 
     path = write_report(
         report,

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.output_folders import check_above
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
     DatasetName,
@@ -32,10 +33,9 @@ from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
-from hf_layerdrop.outputs import check_above
-from hf_layerdrop.selection.record import Selection
-from hf_layerdrop.selection.space import Space, parse_depth
-from hf_layerdrop.selection.strategies import (
+from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.space import Space, parse_depth
+from hf_layerdrop.search.strategies import (
     MANY_SETS,
     MAX_SETS,
     STRATEGIES,
@@ -44,7 +44,9 @@ from hf_layerdrop.selection.strategies import (
     check_space,
     find_strategy,
 )
-from hf_layerdrop.tasks import MAX_LENGTH, Task, TaskData, load_task_data, local_files, with_dataset
+from hf_layerdrop.tasks.data import load_task_data, local_files
+from hf_layerdrop.tasks.registry import with_dataset
+from hf_layerdrop.tasks.task import MAX_LENGTH, Task, TaskData
 
 TEST = "test"
 
@@ -163,7 +165,7 @@ def search_command(
     loading = loading_arguments(model, revision=revision, allow_pickle=False)
     sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
     with evaluating_trainer(model, _together(rows), sizes, loading) as (trainer, encoded):
-        from hf_layerdrop.selection.search import search_layers
+        from hf_layerdrop.search.search import search_layers
 
         selection = search_layers(
             trainer,

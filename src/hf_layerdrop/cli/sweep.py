@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
     DatasetName,
@@ -33,12 +34,13 @@ from hf_layerdrop.cli.arguments import (
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.report.plot import draw_depth_plot
-from hf_layerdrop.report.table import render_table, write_results
-from hf_layerdrop.results import SubNetworkResult
-from hf_layerdrop.tasks import Task, TaskData, custom_task, load_task, load_task_data, local_files, with_dataset
-from hf_layerdrop.training import measure_depths
-from hf_layerdrop.vocabulary import load_tokenizer
+from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.plot import draw_depth_plot
+from hf_layerdrop.reports.table import render_table, write_results
+from hf_layerdrop.tasks.data import load_task_data, local_files
+from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
+from hf_layerdrop.tasks.task import Task, TaskData
+from hf_layerdrop.training.train import measure_depths
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -116,8 +118,14 @@ def evaluating_trainer(
     from torch import accelerator
     from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-    from hf_layerdrop.modeling import load_checkpoint
-    from hf_layerdrop.trainers import build_trainer, check_head, check_vocabulary, generation_flags, positions_of
+    from hf_layerdrop.models.auto import load_checkpoint
+    from hf_layerdrop.training.trainers import (
+        build_trainer,
+        check_head,
+        check_vocabulary,
+        generation_flags,
+        positions_of,
+    )
 
     network = load_checkpoint(model, **loading)
     check_head(network, data.task, model)  # before the tokenizer, which a model of images has not, and does not lack

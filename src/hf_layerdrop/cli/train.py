@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.tokenizers import DEFAULT_SIZE
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
     DatasetName,
@@ -34,15 +35,16 @@ from hf_layerdrop.cli.training_flags import (
     read_flags,
     training_help,
 )
-from hf_layerdrop.config import SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.keep import KeepLayers, evenly_spread
-from hf_layerdrop.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
-from hf_layerdrop.scratch import POSITIONS, ModelFromConfig, describe_model, names_model
-from hf_layerdrop.starting import check_best_metric
-from hf_layerdrop.tasks import Task, TaskData, custom_task, load_task, local_files, with_dataset
-from hf_layerdrop.training import TrainingRun, check_output
-from hf_layerdrop.vocabulary import DEFAULT_SIZE
+from hf_layerdrop.samplers.config import SAMPLERS, STRUCTURES, LayerDropConfig
+from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
+from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
+from hf_layerdrop.tasks.data import local_files
+from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
+from hf_layerdrop.tasks.task import Task, TaskData
+from hf_layerdrop.training.from_config import POSITIONS, ModelFromConfig, describe_model, names_model
+from hf_layerdrop.training.preflight import check_best_metric
+from hf_layerdrop.training.train import TrainingRun, check_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -214,10 +216,10 @@ def train_command(
 
     arguments = parse_training_arguments(flags, generates=chosen.generation is not None)
 
-    from hf_layerdrop.report.table import render_table
-    from hf_layerdrop.tasks import load_task_data
-    from hf_layerdrop.trainers import generation_flags
-    from hf_layerdrop.training import train
+    from hf_layerdrop.reports.table import render_table
+    from hf_layerdrop.tasks.data import load_task_data
+    from hf_layerdrop.training.train import train
+    from hf_layerdrop.training.trainers import generation_flags
 
     for field, value in generation_flags(chosen, max_target_length, num_beams).items():
         setattr(arguments, field, value)
@@ -394,10 +396,10 @@ def _print_cost(console: Console, run: TrainingRun) -> None:
 
 def _write_learned(console: Console, run: TrainingRun) -> None:
     """Write learned rates as a picture, and for each measured depth the layers that they keep; nothing for others."""
-    from hf_layerdrop.evaluation import depth_name
-    from hf_layerdrop.injection import layerdrop_state
-    from hf_layerdrop.learned import write_learned_selection
-    from hf_layerdrop.report.plot import draw_rates_plot
+    from hf_layerdrop.evaluation.evaluate import depth_name
+    from hf_layerdrop.injection.inject import layerdrop_state
+    from hf_layerdrop.reports.plot import draw_rates_plot
+    from hf_layerdrop.search.learned_rates import write_learned_selection
 
     model = run.trainer.model
     rates = layerdrop_state(model).learned().get("learned_rates")
@@ -422,7 +424,7 @@ def _write_learned(console: Console, run: TrainingRun) -> None:
 
 def _rates_table(model: PreTrainedModel, schedule: Schedule, *, title: str) -> Table:
     """Show the rate of each layer, and how many layers a training step runs on average over the training."""
-    from hf_layerdrop.injection import layerdrop_state
+    from hf_layerdrop.injection.inject import layerdrop_state
 
     table = Table(title=title, title_justify="left")
     for column in ("stack", "layers", "rates at the start", "rates at the end", "layers used on average"):

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hf_layerdrop.stack_draws import StackDraw
-from hf_layerdrop.state import STATE_ATTRIBUTE, find_injected
+from hf_layerdrop.injection.stack_draw import StackDraw
+from hf_layerdrop.injection.state import STATE_ATTRIBUTE, find_injected
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_layerdrop.errors import DistillationError
-from hf_layerdrop.keep import KeepLayers, evenly_spread, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
 
 _WEIGHTS = ("soft_weight", "hidden_weight", "hard_weight")
 

@@ -6,19 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_layerdrop.checkpoints.headers import read_config
+from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.headers import read_config
+from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.save import Extras, check_replaceable, whole_folder, write_checkpoint
 from hf_layerdrop.hub.source import find_source
-from hf_layerdrop.keep import KeepLayers
-from hf_layerdrop.provenance import saved_provenance
-from hf_layerdrop.report.card import MeasuredOn
-from hf_layerdrop.results import SubNetworkResult
-from hf_layerdrop.starting import before_first_step, check_best_metric
-from hf_layerdrop.tasks import MAX_LENGTH, TaskData, compute_metrics_for, padding_collator, tokenize
-from hf_layerdrop.training import check_output, measure_depths, measured_on, remove_later
-from hf_layerdrop.vocabulary import load_tokenizer
+from hf_layerdrop.reports.card import MeasuredOn
+from hf_layerdrop.samplers.keep_layers import KeepLayers
+from hf_layerdrop.tasks.classification import padding_collator
+from hf_layerdrop.tasks.metrics import compute_metrics_for
+from hf_layerdrop.tasks.task import MAX_LENGTH, TaskData, tokenize
+from hf_layerdrop.training.preflight import before_first_step, check_best_metric
+from hf_layerdrop.training.train import check_output, measure_depths, measured_on, remove_later
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -78,11 +80,11 @@ def distill(
     from torch import accelerator
     from transformers import Trainer
 
-    from hf_layerdrop.callbacks import StartCallback
+    from hf_layerdrop.architectures.stacks import depths_of
     from hf_layerdrop.distillation.student import student_of
     from hf_layerdrop.distillation.trainer import DistillationTrainer
-    from hf_layerdrop.modeling import load_checkpoint
-    from hf_layerdrop.stacks import depths_of
+    from hf_layerdrop.models.auto import load_checkpoint
+    from hf_layerdrop.training.callbacks import StartCallback
 
     output_dir = Path(output_dir)
     check_replaceable(output_dir, overwrite)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel
 
+from hf_layerdrop.architectures.stacks import depths_of
+from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.distillation.config import student_layers
 from hf_layerdrop.errors import DistillationError
-from hf_layerdrop.keep import KeepLayers, choice_behind
-from hf_layerdrop.mixin import plain_class
-from hf_layerdrop.provenance import saved_provenance
-from hf_layerdrop.pruning import prune_layers
-from hf_layerdrop.stacks import depths_of
+from hf_layerdrop.models.mixin import plain_class
+from hf_layerdrop.pruning.prune import prune_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind
 
 Pairs = dict[str, list[tuple[int, int]]]  # by stack: numbers of the student's and the teacher's hidden states
 
@@ -23,7 +23,7 @@ def student_of(teacher: PreTrainedModel, keep_layers: KeepLayers | None = None) 
 
     Args:
         teacher: The model to learn from, with its head.
-        keep_layers: Any form of `hf_layerdrop.keep`; by default every other layer of each stack, spread evenly.
+        keep_layers: Any form that ``keep_layers`` takes; by default every other layer of each stack, spread evenly.
 
     Raises:
         DistillationError: If all layers are kept.

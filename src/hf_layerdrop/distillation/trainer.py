@@ -12,16 +12,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
+from hf_layerdrop.architectures.stacks import depths_of
+from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.distillation.budget import LayerForwardCounter, LayerForwards, layers_since, layers_so_far
 from hf_layerdrop.distillation.config import DistillationConfig
 from hf_layerdrop.distillation.losses import cosine_loss, soft_loss
 from hf_layerdrop.distillation.positions import predicts, real_tokens, scored, shifts_labels
 from hf_layerdrop.distillation.student import check_fit, match_states
 from hf_layerdrop.errors import DistillationError
-from hf_layerdrop.keep import KeepLayers, parse_keep_layers
-from hf_layerdrop.provenance import saved_provenance
-from hf_layerdrop.sources import quiet_eval
-from hf_layerdrop.stacks import depths_of
+from hf_layerdrop.evaluation.sources import quiet_eval
+from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 
 _LOGITS = (("logits",), ("start_logits", "end_logits"))  # of one prediction, or of the two of a span
 

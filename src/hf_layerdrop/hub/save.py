@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
+from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.source import Source, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.streaming import find_streamed
-from hf_layerdrop.outputs import check_above
-from hf_layerdrop.provenance import saved_provenance
-from hf_layerdrop.report.card import CardInfo, MeasuredOn, render_card
-from hf_layerdrop.report.plot import draw_depth_plot
-from hf_layerdrop.report.table import metric_names
-from hf_layerdrop.results import SubNetworkResult
+from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
+from hf_layerdrop.reports.plot import draw_depth_plot
+from hf_layerdrop.reports.table import metric_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def save_pruned(
     Args:
         model: A model in memory, which stays as it is, or the folder or Hub id of a checkpoint.
         output_dir: The folder to make.
-        keep_layers: The layers to keep, in any form that `hf_layerdrop.keep` reads; None keeps all.
+        keep_layers: The layers to keep, in any form that `hf_layerdrop.samplers.keep_layers` reads; None keeps all.
         results: What `evaluate_depths` measured, for the card. The record of this very sub-network becomes its
             ``model-index``.
         plot: A picture for the card (an SVG or PNG of the same name beside it comes along). Left out, it is drawn from

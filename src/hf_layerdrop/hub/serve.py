@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop.checkpoints.tokenizers import load_tokenizer, processor_files
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.hub.source import load_pruned
-from hf_layerdrop.vocabulary import load_tokenizer, processor_files
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
@@ -30,7 +30,7 @@ def pipeline(
     Args:
         task: Name of a task of transformers.
         model: The folder or Hub id of a checkpoint, or a model in memory, which stays as it is.
-        keep_layers: The layers to keep, in any form that `hf_layerdrop.keep` reads; None keeps all.
+        keep_layers: The layers to keep, in any form that `hf_layerdrop.samplers.keep_layers` reads; None keeps all.
         **kwargs: Passed to ``transformers.pipeline``.
 
     Raises:
@@ -52,7 +52,7 @@ def pipeline(
 
 def _plain_copy(model: PreTrainedModel, keep_layers: Any) -> PreTrainedModel:
     """Return a pruned copy of a model in memory, or the model itself, as the class that pipelines know by its name."""
-    from hf_layerdrop.mixin import plain_class
+    from hf_layerdrop.models.mixin import plain_class
 
     if keep_layers is None and type(model) is plain_class(type(model)):
         return model
@@ -78,8 +78,8 @@ def _load_for_task(
     """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
     from transformers.models.auto.auto_factory import _get_model_class
 
-    from hf_layerdrop.loading import WHERE, load_plain
-    from hf_layerdrop.modeling import find_config
+    from hf_layerdrop.models.auto import find_config
+    from hf_layerdrop.pruning.loading import WHERE, load_plain
 
     loading = {**kwargs.get("model_kwargs", {}), **{key: kwargs[key] for key in _FOR_LOADING if key in kwargs}}
     if "device_map" in kwargs:
@@ -100,7 +100,7 @@ def _load_for_task(
 
 def _home(name: str, loading: Mapping[str, Any]) -> str:
     """Return where tokenizer and processors lie: with an adapter that has none of its own, beside its base model."""
-    from hf_layerdrop.loading import adapted_base
+    from hf_layerdrop.pruning.loading import adapted_base
 
     base = adapted_base(name, loading)
     return name if base is None or processor_files(Path(name)) else base

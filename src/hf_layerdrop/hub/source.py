@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HTTPError
 
-from hf_layerdrop.complaints import check_layers_are_whole, nothing_found
+from hf_layerdrop.checkpoints.diagnosis import check_layers_are_whole, nothing_found
+from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
-from hf_layerdrop.vocabulary import PROCESSOR_FILES, none_beside, processor_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,11 +107,11 @@ def load_pruned(
     """
     from transformers import PreTrainedModel
 
-    from hf_layerdrop.loading import adapted_base
-    from hf_layerdrop.modeling import load_checkpoint
-    from hf_layerdrop.pruning import prune_layers
-    from hf_layerdrop.stacks import find_stacks
-    from hf_layerdrop.weight_names import WeightNames
+    from hf_layerdrop.architectures.stacks import find_stacks
+    from hf_layerdrop.checkpoints.weight_names import WeightNames
+    from hf_layerdrop.models.auto import load_checkpoint
+    from hf_layerdrop.pruning.loading import adapted_base
+    from hf_layerdrop.pruning.prune import prune_layers
 
     if isinstance(model, str | os.PathLike):
         named: dict[str, Any] = {} if revision is None else {"revision": revision}

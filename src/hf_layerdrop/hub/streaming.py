@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.weight_files import StoredTensor, stream_local, write_weights
+from hf_layerdrop.checkpoints.weight_files import StoredTensor, stream_local, write_weights
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,8 @@ def find_streamed(
 
 
 def _find_tensors(name: str, keep_layers: Any, load_kwargs: dict[str, Any]) -> tuple[StreamedCheckpoint | None, str]:
-    from hf_layerdrop.loading import adapted_base, load_shell
-    from hf_layerdrop.modeling import find_class, find_config
+    from hf_layerdrop.models.auto import find_class, find_config
+    from hf_layerdrop.pruning.loading import adapted_base, load_shell
 
     if adapted_base(name, load_kwargs) is not None:
         return None, "it is a PEFT adapter"

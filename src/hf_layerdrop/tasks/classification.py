@@ -7,17 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.metrics import named_metric
+from hf_layerdrop.evaluation.metrics import named_metric
 from hf_layerdrop.tasks.columns import texts_in
-from hf_layerdrop.tasks.kind import Encoding, Kind
 from hf_layerdrop.tasks.labels import class_names, label_numbers
+from hf_layerdrop.tasks.task import Encoding, Kind, Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-    from hf_layerdrop.tasks.data import TaskData
-    from hf_layerdrop.tasks.task import Task
 
 CUT = "was_cut"  # column that encoding adds for a moment
 

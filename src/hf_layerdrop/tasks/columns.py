@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
+from hf_layerdrop.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_layerdrop.tasks.task import Task
 
 JOINED = "+"  # in the name of a column: the texts of several, one after the other
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.tasks.columns import check_columns, wanted_columns
-from hf_layerdrop.tasks.task import MORE_TASKS, Task
+from hf_layerdrop.tasks.registry import MORE_TASKS
+from hf_layerdrop.tasks.task import Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,32 +30,6 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Lines of running text, each with its break, for the tasks that want nothing else.
 LINES = ".txt"
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """The data of a task: text columns and ``labels`` as numbers; after `tokenize`, the model's inputs and ``labels``.
-
-    Attributes:
-        task: The task; its class names are now known.
-        train: Training rows; None if only the validation sets were asked for.
-        validation: Validation rows by the name of the split.
-        examples: What encoded validation rows are scored against, by their number; empty where labels say it all.
-        cut: How many rows of each split lost tokens when they were encoded.
-        max_length: The most tokens that an input could have.
-    """
-
-    task: Task
-    train: Dataset | None
-    validation: Mapping[str, Dataset]
-    examples: Sequence[Any] = ()
-    cut: Mapping[str, int] = field(default_factory=dict)
-    max_length: int | None = None
-
-    def map_splits(self, change: Callable[[Dataset], Dataset]) -> TaskData:
-        """Apply a function to every split."""
-        train = None if self.train is None else change(self.train)
-        return replace(self, train=train, validation={name: change(split) for name, split in self.validation.items()})
 
 
 def load_task_data(
@@ -205,7 +180,7 @@ def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
 def _cause(error: Exception) -> str:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    from hf_layerdrop.complaints import failure_reason
+    from hf_layerdrop.checkpoints.diagnosis import failure_reason
 
     if isinstance(error, HfHubHTTPError | OfflineModeIsEnabled):
         return failure_reason(error)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_layerdrop.errors import TaskError
-
-if TYPE_CHECKING:
-    from hf_layerdrop.tasks.task import Task
+from hf_layerdrop.tasks.task import Task
 
 
 def class_names(values: Sequence[Any], where: str) -> tuple[str, ...]:

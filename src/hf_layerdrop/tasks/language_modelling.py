@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.metrics import load_metric_of
+from hf_layerdrop.evaluation.metrics import load_metric_of
 from hf_layerdrop.tasks.columns import texts_in
-from hf_layerdrop.tasks.kind import Encoding, Kind
+from hf_layerdrop.tasks.task import Encoding, Kind, Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-    from hf_layerdrop.tasks.data import TaskData
-    from hf_layerdrop.tasks.task import Task
 
 MASKED = 0.15
 MASK_SEED = 0  # of the tokens that are masked for scoring, which are the same in every run

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hf_layerdrop.metrics import load_metric, named_metric
-from hf_layerdrop.tasks.task import Task, find_task
+from hf_layerdrop.evaluation.metrics import load_metric, named_metric
+from hf_layerdrop.tasks.registry import find_task
+from hf_layerdrop.tasks.task import Task
 
 if TYPE_CHECKING:
     import evaluate

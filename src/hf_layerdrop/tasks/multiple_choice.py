@@ -7,17 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.metrics import named_metric
+from hf_layerdrop.evaluation.metrics import named_metric
 from hf_layerdrop.tasks.classification import CUT, was_cut, without_cut
 from hf_layerdrop.tasks.columns import texts_in
-from hf_layerdrop.tasks.kind import Encoding, Kind
+from hf_layerdrop.tasks.task import Encoding, Kind, Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-    from hf_layerdrop.tasks.data import TaskData
-    from hf_layerdrop.tasks.task import Task
 
 LETTERS = "ABCDEFGHIJ"
 

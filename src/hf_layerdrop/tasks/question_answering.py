@@ -13,17 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.metrics import load_metric_of
+from hf_layerdrop.evaluation.metrics import load_metric_of
 from hf_layerdrop.tasks.classification import padding_collator
 from hf_layerdrop.tasks.columns import texts_in
-from hf_layerdrop.tasks.kind import ROW_NUMBERS, Encoding, Kind
+from hf_layerdrop.tasks.task import ROW_NUMBERS, Encoding, Kind, Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-    from hf_layerdrop.tasks.data import TaskData
-    from hf_layerdrop.tasks.task import Task
 
 OVERLAP = 128  # tokens that neighbouring windows share, at most half a window
 BEST = 20  # starts and ends that are combined

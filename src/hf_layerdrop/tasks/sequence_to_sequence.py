@@ -10,17 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.metrics import load_metric_of
+from hf_layerdrop.evaluation.metrics import load_metric_of
 from hf_layerdrop.tasks.classification import CUT, was_cut, without_cut
 from hf_layerdrop.tasks.columns import texts_in
-from hf_layerdrop.tasks.kind import ROW_NUMBERS, Encoding, Generation, Kind
+from hf_layerdrop.tasks.task import ROW_NUMBERS, Encoding, Generation, Kind, Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
-
-    from hf_layerdrop.tasks.data import TaskData
-    from hf_layerdrop.tasks.task import Task
 
 
 def check(rows: Dataset, task: Task, where: str) -> Dataset:

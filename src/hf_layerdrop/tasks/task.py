@@ -1,30 +1,116 @@
-"""What a task is: a record of columns, labels and metrics. The nine tasks of GLUE are nine such records.
+"""What a task is: a record of columns, labels and metrics; the nine tasks of GLUE are nine such records.
 
 What differs between kinds of tasks, but not between the tasks of one kind, stands in `Kind`.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.tasks.classification import CLASSIFICATION
-from hf_layerdrop.tasks.kind import Generation, Kind, Metrics
-from hf_layerdrop.tasks.language_modelling import CAUSAL, MASKED_TOKENS
-from hf_layerdrop.tasks.multiple_choice import MULTIPLE_CHOICE
-from hf_layerdrop.tasks.question_answering import QUESTION_ANSWERING
-from hf_layerdrop.tasks.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from hf_layerdrop.tasks.token_classification import TOKEN_CLASSIFICATION
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from hf_layerdrop.tasks.data import TaskData
+    from datasets import Dataset
+    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 GLUE = "nyu-mll/glue"
+ROW_NUMBERS = "row_numbers"  # column of the validation rows by which predictions find what they are scored against
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a model generates where its task is scored on generated text; None leaves it to the model.
+
+    Attributes:
+        num_beams: Width of the beam search; 1 is greedy.
+        length_penalty: Above 1 favours longer texts, where there are several beams.
+        no_repeat_ngram_size: Runs of so many tokens appear once at most; 0 allows all.
+    """
+
+    num_beams: int = 1
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int = 0
+
+
+@dataclass
+class Encoding:
+    """The making of model inputs out of one split: what is given, and what is noted on the way.
+
+    Attributes:
+        task: The task.
+        tokenizer: The model's tokenizer.
+        max_length: Most tokens of an input.
+        max_target_length: Most tokens of a text that is generated.
+        training: Whether the rows are trained on; else they are scored.
+        cut: How many inputs lost tokens.
+        examples: What scored rows are compared with, by their `ROW_NUMBERS`; grows from split to split.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    max_target_length: int
+    training: bool
+    cut: int = 0
+    examples: list[Any] = field(default_factory=list)
+
+
+Metrics = Callable[["EvalPrediction"], dict[str, float]]
+
+
+def no_settings(task: Task) -> dict[str, Any]:
+    """Return the fields of a model's config that the task decides: none."""
+    return {}
+
+
+def with_names(task: Task, names: tuple[str, ...]) -> Task:
+    """Return the task with class names."""
+    return replace(task, label_names=names)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tasks of one kind share.
+
+    Attributes:
+        name: Its name.
+        head: The head of the model, as in ``AutoLayerDropModelFor<head>``.
+        check: Rows as found -> rows with the columns of the kind, all checked.
+        encode: Those rows -> the model's inputs.
+        collator: Makes a batch of them.
+        compute_metrics: Trainer's ``compute_metrics`` for encoded data.
+        name_labels: Learns the class names from rows as found, where only they know them.
+        with_labels: The task with class names that a model knows.
+        settings: Fields of the model's config that the task decides.
+        reduce: Trainer's ``preprocess_logits_for_metrics``.
+        generation: How text is generated for the metric; None if it is not.
+        numbers_rows: Whether scored rows have `ROW_NUMBERS`.
+        max_length: Most tokens of an input, if nothing else is asked for.
+        max_target_length: Most tokens of a generated text, likewise.
+        has_plain_text: Whether a file of lines (.txt) will do.
+        needs_padding: Whether rows differ in length.
+        needs_words: Whether tokens have to be traced back to the text, which fast tokenizers alone can.
+    """
+
+    name: str
+    head: str
+    check: Callable[[Dataset, Task, str], Dataset]
+    encode: Callable[[Dataset, Encoding], Dataset]
+    collator: Callable[[PreTrainedTokenizerBase, PreTrainedModel | None], Callable[[Sequence[Any]], Mapping[str, Any]]]
+    compute_metrics: Callable[[TaskData, PreTrainedTokenizerBase | None], Metrics]
+    name_labels: Callable[[Dataset, Task, str], Task] | None = None
+    with_labels: Callable[[Task, tuple[str, ...]], Task] = with_names
+    settings: Callable[[Task], dict[str, Any]] = no_settings
+    reduce: Callable[[Any, Any], Any] | None = None
+    generation: Generation | None = None
+    numbers_rows: bool = False
+    max_length: int = 128
+    max_target_length: int = 128
+    has_plain_text: bool = False
+    needs_padding: bool = True
+    needs_words: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +144,9 @@ class Task:
     validation_splits: tuple[str, ...] = ("validation",)
     metric_suffixes: tuple[str, ...] = ("",)
     hub_config: str | None = None
-    kind: Kind = CLASSIFICATION
     other_columns: tuple[tuple[tuple[str, ...], str], ...] = ()
     length: int | None = None
+    kind: Kind = field(kw_only=True)
 
     @property
     def head(self) -> str:
@@ -70,7 +156,7 @@ class Task:
     @property
     def model_class(self) -> Any:
         """The class that loads models with the head."""
-        from hf_layerdrop import modeling
+        from hf_layerdrop.models import auto as modeling
 
         return getattr(modeling, f"AutoLayerDropModelFor{self.head}")
 
@@ -86,8 +172,6 @@ class Task:
 
     def encode(self, data: TaskData, tokenizer: PreTrainedTokenizerBase, **lengths: Any) -> TaskData:
         """Turn checked rows into the model's inputs; see `tokenize` for the lengths."""
-        from hf_layerdrop.tasks.encoding import tokenize
-
         return tokenize(data, tokenizer, **lengths)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Any:
@@ -114,181 +198,96 @@ class Task:
         return self.metrics[0]
 
 
-ENTAILMENT = ("entailment", "not_entailment")
-PAIR = ("sentence1", "sentence2")
+@dataclass(frozen=True)
+class TaskData:
+    """The data of a task: text columns and ``labels`` as numbers; after `tokenize`, the model's inputs and ``labels``.
 
-_GLUE = (
-    Task("cola", ("sentence",), ("matthews_correlation",), ("unacceptable", "acceptable")),
-    Task("sst2", ("sentence",), ("accuracy",), ("negative", "positive")),
-    Task("mrpc", PAIR, ("accuracy", "f1"), ("not_equivalent", "equivalent")),
-    Task("stsb", PAIR, ("pearson", "spearmanr"), label_range=(0.0, 5.0)),
-    Task("qqp", ("question1", "question2"), ("accuracy", "f1"), ("not_duplicate", "duplicate")),
-    Task(
-        "mnli",
-        ("premise", "hypothesis"),
-        ("accuracy",),
-        ("entailment", "neutral", "contradiction"),
-        validation_splits=("validation_matched", "validation_mismatched"),
-        metric_suffixes=("", "_mm"),
-    ),
-    Task("qnli", ("question", "sentence"), ("accuracy",), ENTAILMENT),
-    Task("rte", PAIR, ("accuracy",), ENTAILMENT),
-    Task("wnli", PAIR, ("accuracy",), ENTAILMENT[::-1]),
-)
-TASKS: dict[str, Task] = {task.name: replace(task, hub_config=task.name) for task in _GLUE}
+    Attributes:
+        task: The task; its class names are now known.
+        train: Training rows; None if only the validation sets were asked for.
+        validation: Validation rows by the name of the split.
+        examples: What encoded validation rows are scored against, by their number; empty where labels say it all.
+        cut: How many rows of each split lost tokens when they were encoded.
+        max_length: The most tokens that an input could have.
+    """
 
-# The other tasks of the paper, and those for whose heads the models are there anyway.
-MORE_TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "mlm",
-            ("text",),
-            ("perplexity",),
-            label_column="",
-            hub_name="Salesforce/wikitext",
-            hub_config="wikitext-103-raw-v1",
-            kind=MASKED_TOKENS,
-            other_columns=((("sentence",), ""), (("content",), "")),
-        ),
-        Task(
-            "clm",
-            ("text",),
-            ("perplexity",),
-            label_column="",
-            hub_name="Salesforce/wikitext",
-            hub_config="wikitext-103-raw-v1",
-            kind=CAUSAL,
-            other_columns=((("sentence",), ""), (("content",), "")),
-        ),
-        Task(
-            "translation",
-            ("source", "target"),
-            ("bleu", "chrf"),
-            label_column="",
-            hub_name=None,
-            kind=SEQUENCE_TO_SEQUENCE,
-        ),
-        Task(
-            "summarization",
-            ("document", "summary"),
-            ("rouge1", "rouge2", "rougeL"),
-            label_column="",
-            hub_name="abisee/cnn_dailymail",
-            hub_config="3.0.0",
-            kind=SEQUENCE_TO_SEQUENCE,
-            other_columns=((("article", "highlights"), ""), (("dialogue", "summary"), ""), (("text", "summary"), "")),
-            length=512,
-        ),
-        Task(
-            "long-form-qa",  # ELI5: a question with what was found on it, and a long answer
-            ("question", "answer"),
-            ("rouge1", "rouge2", "rougeL"),
-            label_column="",
-            hub_name=None,
-            kind=SEQUENCE_TO_SEQUENCE,
-            other_columns=((("question+document", "answer"), ""), (("question+context", "answer"), "")),
-            length=512,
-        ),
-        Task(
-            "question-answering",
-            ("question", "context"),
-            ("f1", "exact_match"),
-            label_column="answers",
-            hub_name="rajpurkar/squad",
-            kind=QUESTION_ANSWERING,
-        ),
-        Task(
-            "token-classification",
-            ("tokens",),
-            ("f1", "precision", "recall", "accuracy"),
-            label_column="ner_tags",
-            hub_name=None,
-            kind=TOKEN_CLASSIFICATION,
-            other_columns=((("tokens",), "tags"), (("tokens",), "pos_tags"), (("words",), "tags"), (("words",), "ner")),
-        ),
-        Task(
-            "multiple-choice",
-            ("sent1", "sent2+ending0", "sent2+ending1", "sent2+ending2", "sent2+ending3"),
-            ("accuracy",),
-            hub_name="allenai/swag",
-            hub_config="regular",
-            kind=MULTIPLE_CHOICE,
-            other_columns=(
-                (("question", "choices"), "answerKey"),
-                (("question", "choices"), "answer"),
-                (("question", "choices"), "label"),
-                (("premise", "choice1", "choice2"), "label"),
-            ),
-        ),
-    )
-}
+    task: Task
+    train: Dataset | None
+    validation: Mapping[str, Dataset]
+    examples: Sequence[Any] = ()
+    cut: Mapping[str, int] = field(default_factory=dict)
+    max_length: int | None = None
 
-OWN_FILES = "leave it out and give your own files by --train-file and --validation-file"
+    def map_splits(self, change: Callable[[Dataset], Dataset]) -> TaskData:
+        """Apply a function to every split."""
+        train = None if self.train is None else change(self.train)
+        return replace(self, train=train, validation={name: change(split) for name, split in self.validation.items()})
 
 
-def task_names() -> tuple[str, ...]:
-    """Return the names of all tasks."""
-    return (*TASKS, *MORE_TASKS)
+MAX_LENGTH = 128  # what the paper's authors and most others use for GLUE
 
 
-def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: str = OWN_FILES) -> Task:
-    """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"`` or ``"translation"``.
+def tokenize(
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    max_target_length: int | None = None,
+    positions: int | None = None,
+    strict: bool = False,
+) -> TaskData:
+    """Encode every split as the task wants it; the columns of the data give way to the model's inputs.
 
     Args:
-        name: The name.
-        more: The tasks that there are beside those of GLUE.
-        otherwise: What can be done instead of naming one, for the error.
+        data: What `load_task_data` returned.
+        tokenizer: The model's tokenizer.
+        max_length: Longer inputs are cut, at the latest where the tokenizer says that its model ends; None for what is
+            usual for the task.
+        max_target_length: The same for texts that are generated.
+        positions: Most tokens that the model has positions for; None if it has no limit.
+        strict: Refuse data with inputs that would be cut.
 
     Raises:
-        TaskError: If there is none of that name.
+        TaskError: If the length leaves no room for a word, the tokenizer cannot pad or trace tokens back to words,
+            or, with ``strict``, if an input is too long.
     """
-    wanted = name.lower().strip()
-    if wanted in more:
-        return more[wanted]
-    known = wanted.removeprefix("glue/").replace("-", "")
-    if known not in TASKS:
-        nearest = difflib.get_close_matches(known, TASKS, n=1) or difflib.get_close_matches(wanted, more, n=1)
-        hint = f" (nearest: {nearest[0]})" if nearest else ""
-        raise TaskError(f"Task {name!r} is unknown{hint}; choose one of {', '.join([*TASKS, *more])}, or {otherwise}.")
-    return TASKS[known]
+    kind = data.task.kind
+    limit = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    length = min(max_length or data.task.max_length, limit)
+    target_length = min(max_target_length or kind.max_target_length, limit)
+    _check_tokenizer(data.task, tokenizer, length)
+    examples: list[Any] = []
+    cut = {}
+
+    def encoded(name: str, rows: Dataset, *, training: bool) -> Dataset:
+        encoding = Encoding(data.task, tokenizer, length, target_length, training, examples=examples)
+        inputs = kind.encode(rows, encoding)
+        cut[name] = encoding.cut
+        if strict and encoding.cut:
+            target = f" (or {target_length} of a target)" if kind.generation else ""
+            raise TaskError(
+                f"{encoding.cut} of {len(rows)} rows of the {name} data are longer than {length} tokens{target}: give "
+                "a larger --max-length, a model with more positions, or leave --strict out to have them cut."
+            )
+        return inputs
+
+    train = None if data.train is None else encoded("train", data.train, training=True)
+    validation = {name: encoded(name, rows, training=False) for name, rows in data.validation.items()}
+    return replace(data, train=train, validation=validation, examples=examples, cut=cut, max_length=length)
 
 
-find_task = load_task
-
-
-def with_dataset(task: Task, name: str | None, config: str | None = None) -> Task:
-    """Return the task with another data set of the Hub, or the folder of one; as it is if none is named.
-
-    Raises:
-        TaskError: If a configuration of no data set is named.
-    """
-    if name is None and config is not None:
-        raise TaskError(f"--dataset-config is {config!r}, but no data set was named: give --dataset too.")
-    return task if name is None else replace(task, hub_name=name, hub_config=config)
-
-
-def custom_task(
-    text_columns: Sequence[str], *, label_column: str = "label", label_names: Sequence[str] = (), name: str = "custom"
-) -> Task:
-    """Describe a classification of your own, for local files with any column names.
-
-    Args:
-        text_columns: One column of text, or two.
-        label_column: The column of classes, as text or whole numbers.
-        label_names: The classes in the order of their numbers; if empty, the sorted values of the training data.
-        name: How the task is called in folder names and tables.
-
-    Raises:
-        TaskError: If there is not one text column or two.
-    """
-    if len(text_columns) > 2 or isinstance(text_columns, str):
-        raise TaskError(f"The text columns are {text_columns!r}; give a list of one or two names.")
-    return Task(
-        name,
-        tuple(text_columns),
-        ("accuracy",),
-        label_names=tuple(label_names),
-        label_column=label_column,
-        hub_name=None,
-    )
+def _check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
+    if length <= special:
+        raise TaskError(f"max_length is {length}, but the tokenizer adds {special} special tokens; give a larger one.")
+    if tokenizer.pad_token is None and task.kind.needs_padding:
+        raise TaskError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no padding token; set its pad_token and save it again."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # of the end of a validation set alone, where it is not looked at
+    if task.kind.needs_words and not tokenizer.is_fast:
+        raise TaskError(
+            f"The tokenizer {tokenizer.name_or_path!r} does not say where its tokens stand in the text, which "
+            f"{task.name} needs: take a fast one (tokenizer.json)."
+        )

@@ -8,17 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.metrics import load_metric_of
+from hf_layerdrop.evaluation.metrics import load_metric_of
 from hf_layerdrop.tasks.classification import CUT, names_of_classes, was_cut, without_cut
-from hf_layerdrop.tasks.kind import Encoding, Kind
 from hf_layerdrop.tasks.labels import class_names, label_numbers
+from hf_layerdrop.tasks.task import Encoding, Kind, Task, TaskData
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-    from hf_layerdrop.tasks.data import TaskData
-    from hf_layerdrop.tasks.task import Task
 
 IGNORED = -100
 OUTSIDE = "O"

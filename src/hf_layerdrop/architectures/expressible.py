@@ -1,0 +1,224 @@
+"""Refuse a cut that plain transformers would rebuild otherwise: a config has to say what each kept layer is.
+
+A checkpoint holds weights and a config, and whoever loads it builds the model from the config. So both configs, the
+whole one and the one after the cut, are built on the meta device (which costs no memory), and each kept layer has to be
+what it was: its parts, their shapes, and their settings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from hf_layerdrop.architectures.families import LENDING_FLAG, bias_in_first_block
+from hf_layerdrop.architectures.layer_idx import is_number_name
+from hf_layerdrop.architectures.shared_kv import missing_lender
+from hf_layerdrop.architectures.stacks import Stack
+from hf_layerdrop.errors import UnsupportedModelError
+
+Kept = Mapping[str, Sequence[int]]
+Signature = dict[str, Any]
+
+# Of so many cuts, and of so many configs that cuts of one model have, is remembered what came of them.
+REMEMBERED = 100_000
+
+# Settings that may differ: rates of dropout that grow with depth are of no account outside of training.
+_OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
+
+
+def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model from a copy of its config, without memory for its weights."""
+    with no_init_weights(), torch.device("meta"):
+        return cls._from_config(copy.deepcopy(config))
+
+
+def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
+    """Tell whether one cut of a model may be rebuilt as it is and another not: if the layers of a stack are unlike.
+
+    Other lists that are as long as a stack may have to go along with it, which only building it shows.
+    """
+    inside = tuple(f"{stack.path}." for stack in stacks.values())
+    depths = {stack.depth for stack in stacks.values()}
+    lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) in depths]
+    if any(not f"{path}.".startswith(inside) for path in lists):
+        return True
+    return any(not _all_alike(stack, model) for stack in stacks.values())
+
+
+def check_lenders(whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    """Refuse a cut in which a kept layer has lost one that it borrows from.
+
+    Raises:
+        UnsupportedModelError: If one has.
+    """
+    for name, stack in stacks.items():
+        if lost := missing_lender(vars(stack.config(whole.config)), stack.depth, kept[name]):
+            raise UnsupportedModelError(f"{type(whole).__name__} cannot be cut to {_said(kept)}: {lost}.")
+
+
+def _refused(whole: PreTrainedModel, kept: Kept, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return (
+        f"{type(whole).__name__} cannot be cut to {_said(kept)}: plain transformers refuses the config that this needs "
+        f"({type(error).__name__}: {reason}); keep other layers, or all."
+    )
+
+
+def _said(kept: Kept) -> str:
+    return ", ".join(f"{name}={list(layers)}" for name, layers in kept.items())
+
+
+def _read_again(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return what a config is after it was saved and read, with the attention that this model was built with.
+
+    Some configs correct on reading what their fields say.
+    """
+    again = type(config).from_dict(config.to_dict())
+    _use_attention_of(config, again)
+    return again
+
+
+def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None:
+    again._attn_implementation = config._attn_implementation  # of its parts too, which come after it
+    for name, part in vars(config).items():
+        if isinstance(part, PreTrainedConfig) and isinstance(other := vars(again).get(name), PreTrainedConfig):
+            _use_attention_of(part, other)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model is that was built from a config: its layers by stack, and the shapes of all else."""
+
+    layers: Mapping[str, Sequence[Signature]]
+    surroundings: Signature
+
+
+class Rebuilds:
+    """Check cut after cut of one model: what a config builds is looked at once, and many cuts have the same config."""
+
+    def __init__(self, whole: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
+        self.whole = whole  # on the meta device
+        self._stacks = stacks
+        self._distinct: list[Signature] = []  # most layers of most cuts are alike: each kind is held once
+        self._look_of_whole = self._look(whole)
+        self._built: dict[str, Look | Exception] = {}
+
+    def check(self, kept: Kept, config: PreTrainedConfig) -> None:
+        """Refuse a cut, which has this config, if the model that the config builds is another.
+
+        Raises:
+            UnsupportedModelError: If it is, cannot be built, or a kept layer has lost one that it borrows from.
+        """
+        check_lenders(self.whole, self._stacks, kept)
+        built = self._of(config)
+        if isinstance(built, Exception):
+            raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
+        _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
+
+    def _of(self, config: PreTrainedConfig) -> Look | Exception:
+        key = repr(config.to_dict())
+        if key not in self._built:
+            try:
+                found: Look | Exception = self._look(built_on_meta(type(self.whole), _read_again(config)))
+            except Exception as error:
+                found = error.with_traceback(None)
+            remember(self._built, key, found)
+        return self._built[key]
+
+    def _look(self, model: PreTrainedModel) -> Look:
+        found = _look(model, self._stacks)
+        layers = {name: [self._one_of(layer) for layer in signatures] for name, signatures in found.layers.items()}
+        return Look(layers, self._one_of(found.surroundings))
+
+    def _one_of(self, signature: Signature) -> Signature:
+        known = next((other for other in self._distinct if other == signature), None)
+        if known is None:
+            self._distinct.append(signature)
+        return known or signature
+
+
+def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    """Remember one thing more; of too many, the oldest is forgotten."""
+    if len(memory) >= REMEMBERED:
+        del memory[next(iter(memory))]
+    memory[key] = value
+
+
+def _look(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> Look:
+    inside = tuple(f"{stack.path}." for stack in stacks.values())
+    shapes = {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}
+    layers = {name: [_signature(layer, stack) for layer in stack.layers(model)] for name, stack in stacks.items()}
+    return Look(layers, shapes)
+
+
+def _compare(model: str, whole: Look, cut: Look, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    for name, stack in stacks.items():
+        layers, rebuilt = whole.layers[name], cut.layers[name]
+        if len(rebuilt) != len(kept[name]):
+            raise UnsupportedModelError(
+                f"{model} cannot be cut to {name} layers {list(kept[name])}: plain transformers would "
+                f"build {len(rebuilt)} layers, as {stack.depth_field} counts another stack too; keep as many of both."
+            )
+        for new, old in enumerate(kept[name]):
+            difference = _difference(layers[old], rebuilt[new])
+            if difference:
+                raise UnsupportedModelError(
+                    f"{model} cannot be cut to {name} layers {list(kept[name])}: plain transformers "
+                    f"would build layer {old} otherwise at place {new} ({difference}), and no field of its config "
+                    "can say so; keep other layers, or all."
+                )
+    if difference := _difference(whole.surroundings, cut.surroundings):
+        raise UnsupportedModelError(
+            f"{model} cannot be cut to {_said(kept)}: other parts of it depend on the number of layers ({difference})."
+        )
+
+
+def _all_alike(stack: Stack, model: nn.Module) -> bool:
+    signatures = [_signature(layer, stack) for layer in stack.layers(model)]
+    return all(signature == signatures[0] for signature in signatures)
+
+
+def _signature(layer: nn.Module, stack: Stack) -> Signature:
+    """Return what a layer is: its parts by name, their shapes, and their plain settings."""
+    found: Signature = {}
+    bias = bias_in_first_block(stack.model_type)
+    spared = (LENDING_FLAG, *((*bias.weights, bias.flag) if bias else ()))
+    for path, part in layer.named_modules():
+        if path.rpartition(".")[2] in spared:
+            continue
+        found[path] = f"{type(part).__module__}.{type(part).__qualname__}"
+        for name, weight in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            found[f"{path}.{name}"] = tuple(weight.shape)
+        found |= {f"{path}.{name}": value for name, value in part.__dict__.items() if _is_setting(name, value, spared)}
+    return found
+
+
+def _is_setting(name: str, value: Any, spared: Sequence[str]) -> bool:
+    if name.startswith("_") or name in spared or name == "p" or any(word in name for word in _OF_NO_ACCOUNT):
+        return False
+    if type(value) is int and is_number_name(name):
+        return False
+    return value is None or isinstance(value, bool | int | float | str | tuple)
+
+
+def _difference(found: Signature, expected: Signature) -> str:
+    """Say in a few words where two signatures differ; empty if they do not."""
+    if found == expected:
+        return ""
+    for name in (*found, *expected):
+        if name not in found or name not in expected or found[name] != expected[name]:
+            values = (_shown(signature, name) for signature in (found, expected))
+            return f"{name.lstrip('.')}: {' and then '.join(values)}"
+    return ""
+
+
+def _shown(signature: Signature, name: str) -> str:
+    value = signature.get(name, "absent")
+    return value.rpartition(".")[2] if isinstance(value, str) else str(value)

@@ -1,0 +1,92 @@
+"""The headers of a checkpoint wherever it is: in a folder, or on the Hub, of which nothing but headers is fetched."""
+
+from __future__ import annotations
+
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from hf_layerdrop.checkpoints.downloads import HubModel
+from hf_layerdrop.checkpoints.headers import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    CheckpointHeaders,
+    TensorInfo,
+    check_uploaded,
+    find_placed,
+    only_pickle,
+    read_checkpoint,
+    read_config,
+    read_header,
+    read_index,
+)
+from hf_layerdrop.checkpoints.http_ranges import RangesIgnored, RemoteFile
+from hf_layerdrop.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_AT_ONCE = 8  # shards
+
+
+def read_headers(
+    name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
+) -> CheckpointHeaders:
+    """Read the headers of a local folder, or of a model on the Hub if there is no such folder.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is broken; see `read_checkpoint`.
+    """
+    if Path(name_or_path).exists() or not _HUB_ID.fullmatch(str(name_or_path)):
+        return read_checkpoint(name_or_path)
+    return read_hub_checkpoint(str(name_or_path), revision=revision, token=token)
+
+
+def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str | None = None) -> CheckpointHeaders:
+    """Read config.json and the weight headers of a model on the Hub; no weights are fetched, if it has ranges.
+
+    Raises:
+        CheckpointError: There is no such model, or it is broken.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    from hf_layerdrop.checkpoints.diagnosis import nothing_found
+
+    try:
+        # Answers at once where a download would retry for long.
+        info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
+        model = HubModel(repo_id, info.sha or "main", token=token)
+        files = {sibling.rfilename for sibling in info.siblings or ()}
+        if CONFIG_NAME not in files:
+            raise CheckpointError(f"{repo_id!r} has no {CONFIG_NAME} on the Hub: give a repository that holds a model.")
+        config = read_config(Path(model.download(CONFIG_NAME)).parent)
+        return CheckpointHeaders(repo_id, config, _read_tensors(model, files))
+    except (HTTPError, HFValidationError, OSError) as error:  # OSError: offline, no network
+        raise CheckpointError(nothing_found(repo_id, error)) from error
+
+
+def _read_tensors(model: HubModel, files: set[str]) -> dict[str, TensorInfo]:
+    if WEIGHTS_NAME in files:
+        return _read_header(model, WEIGHTS_NAME)
+    if INDEX_NAME not in files:
+        raise CheckpointError(only_pickle(model.repo_id))
+    weight_map = read_index(Path(model.download(INDEX_NAME)))
+    shards = sorted(set(weight_map.values()))
+    check_uploaded(shards, files, model.repo_id)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        headers = dict(zip(shards, pool.map(lambda shard: _read_header(model, shard), shards), strict=True))
+    return find_placed(weight_map, headers, PurePosixPath(model.repo_id))
+
+
+def _read_header(model: HubModel, file: str) -> dict[str, TensorInfo]:
+    """Read the header of a file: from the Hub's cache if it is there, else in a request of its own."""
+    if local := model.cached(file):
+        return read_header(local)
+    try:
+        return RemoteFile(model.repo_id, file, model.commit, model.token).read_layout()[0]
+    except RangesIgnored:
+        logger.warning("The Hub has no range requests: %s of %s is downloaded whole.", file, model.repo_id)
+        return read_header(model.download(file))

@@ -1,0 +1,112 @@
+"""Which layer a weight of a checkpoint belongs to, and the weights of the kept layers under their new names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from hf_layerdrop.architectures.families import bias_in_first_block
+from hf_layerdrop.architectures.names import LAYER_NUMBER
+from hf_layerdrop.architectures.stacks import Stack
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+
+_SHOWN = 5  # of the layers that are missing: a wrong name may number a layer by a billion
+
+
+class WeightNames:
+    """Tell which layer a weight of a checkpoint belongs to; its name need not be the model's.
+
+    A checkpoint may be of the base model or of any head, and older ones have other names, which transformers' own
+    conversions know.
+    """
+
+    def __init__(self, model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
+        self.stacks = stacks
+        conversions = get_model_conversion_mapping(model)
+        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        base = re.escape(model.base_model_prefix)
+        tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}
+        self._patterns = {
+            name: re.compile(rf"(?:{base}\.)?{re.escape(tail)}\.({LAYER_NUMBER})\.(.+)") for name, tail in tails.items()
+        }
+
+    def layer_of(self, weight: str) -> tuple[str, int, str] | None:
+        """Return the stack, the layer, and the name in the layer; None for what belongs to no layer."""
+        renamed, _ = rename_source_key(weight, self._renamings, self._converters)
+        for name, pattern in self._patterns.items():
+            if match := pattern.fullmatch(renamed):
+                return name, int(match[1]), match[2]
+        return None
+
+    def renumbered(self, weight: str, stack: str, old: int, new: int) -> str:
+        """Return the name that a weight of layer ``old`` has in layer ``new``."""
+        if old == new:
+            return weight
+        parts = weight.split(".")
+        for place in (place for place, part in enumerate(parts) if part == str(old)):
+            candidate = ".".join([*parts[:place], str(new), *parts[place + 1 :]])
+            found = self.layer_of(candidate)
+            if found is not None and found[:2] == (stack, new):
+                return candidate
+        raise UnsupportedModelError(
+            f"The weight {weight!r} of layer {old} of the {stack} does not say its layer in its name, so layers cannot "
+            "be chosen while loading; load the whole model and call prune_layers."
+        )
+
+
+def keep_weights(
+    weights: Mapping[str, Any], names: WeightNames, kept: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the weights of the kept layers under their new numbers, and all that belongs to no layer, in their order.
+
+    What the first block owns for all goes to the first block that is kept.
+
+    Raises:
+        CheckpointError: If the layers in the checkpoint are not those that its config counts.
+    """
+    stacks = names.stacks
+    found: dict[str, set[int]] = {name: set() for name in stacks}
+    for weight, value in weights.items():
+        place = names.layer_of(weight)
+        if place is None:
+            yield weight, value
+            continue
+        name, layer, rest = place
+        found[name].add(layer)
+        if layer in kept[name]:
+            yield names.renumbered(weight, name, layer, kept[name].index(layer)), value
+        elif layer == 0 and _is_for_all(rest, stacks[name]):
+            yield weight, value
+    for name, stack in stacks.items():
+        if not found[name]:
+            raise UnsupportedModelError(
+                f"The checkpoint names the layers of the {name} otherwise than the model does ({stack.path}), so they "
+                "cannot be chosen while loading; load the whole model and call prune_layers."
+            )
+        if found[name] != set(range(stack.depth)):
+            raise CheckpointError(
+                f"The config says that the {name} has {stack.depth} layers, but the weights hold "
+                f"{_listed(found[name])}; "
+                "the checkpoint's files do not belong together, so download it again."
+            )
+
+
+def _is_for_all(name: str, stack: Stack) -> bool:
+    """Tell a weight that the first block owns for all others."""
+    bias = bias_in_first_block(stack.model_type)
+    return bias is not None and any(part in bias.weights for part in name.split("."))
+
+
+def _listed(layers: set[int]) -> str:
+    if not layers:
+        return "none"
+    absent = list(islice((layer for layer in range(max(layers)) if layer not in layers), _SHOWN + 1))
+    missing = ", ".join([*map(str, absent[:_SHOWN]), *["..."] * (len(absent) > _SHOWN)])
+    return f"{len(layers)} layers ({min(layers)} to {max(layers)}{', without ' * bool(missing)}{missing})"

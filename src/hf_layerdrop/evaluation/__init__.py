@@ -1,0 +1,1 @@
+"""Quality against depth: sub-networks measured in place."""

@@ -1,0 +1,52 @@
+"""The record that every measurement of a sub-network returns; tables, plots, cards and JSON are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hf_layerdrop.samplers.frozen import FrozenDict
+
+
+@dataclass(frozen=True)
+class SubNetworkResult:
+    """What one sub-network is, what it scored and what it cost.
+
+    Attributes:
+        keep_layers: Indices of the kept layers by stack, in the numbering of the model that was measured.
+        parameters: Number of parameters of the sub-network, tied weights counted once.
+        metrics: Metric values by name, without a prefix (``accuracy``, ``loss``).
+        seconds_per_batch: Median wall time of a forward of this sub-network alone, in seconds; None if not timed.
+        layer_forwards: Layer forwards that were run for it; prefixes shared with records before it are not counted
+            again.
+    """
+
+    keep_layers: Mapping[str, tuple[int, ...]]
+    parameters: int
+    metrics: Mapping[str, float]
+    seconds_per_batch: float | None
+    layer_forwards: int
+
+    def __post_init__(self) -> None:
+        """Freeze what the record holds, too."""
+        kept = {stack: tuple(layers) for stack, layers in self.keep_layers.items()}
+        object.__setattr__(self, "keep_layers", FrozenDict(kept))
+        object.__setattr__(self, "metrics", FrozenDict(self.metrics))
+
+    @property
+    def depth(self) -> int:
+        """Number of kept layers, over all stacks."""
+        return sum(len(kept) for kept in self.keep_layers.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["keep_layers"] = {stack: list(kept) for stack, kept in self.keep_layers.items()}
+        values["metrics"] = dict(self.metrics)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SubNetworkResult:
+        """Read what `to_dict` wrote."""
+        return cls(**values)

@@ -1,0 +1,202 @@
+"""What other tools trip over in a checkpoint, and what becomes of it here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hf_layerdrop.architectures.families import (
+    FEATURE_LAYER_FIELDS,
+    KINDS_FIELD,
+    NATIVE_RATE_FIELDS,
+    SLICES_FIELD,
+    TIED_FIELD,
+    bias_in_first_block,
+)
+from hf_layerdrop.architectures.names import stack_name
+from hf_layerdrop.architectures.shared_kv import lenders
+from hf_layerdrop.checkpoints.header_stacks import StackHeader
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
+from hf_layerdrop.checkpoints.model_types import unknown_type
+from hf_layerdrop.checkpoints.provenance import own_provenance, root_layers, saved_provenance
+from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.hub.doctor.fields import config_of, config_path, said_of_layer
+from hf_layerdrop.samplers.draws import shallowest_depth
+
+Signature = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A trap, where it is (a stack, or empty for the whole model), and what it means."""
+
+    name: str
+    stack: str
+    says: str
+
+
+def find_traps(headers: CheckpointHeaders, stacks: Sequence[StackHeader]) -> list[Trap]:
+    """Return the traps of a checkpoint."""
+    traps = [
+        Trap(name, stack.name, says)
+        for stack in stacks
+        for name, look in _OF_A_STACK.items()
+        for says in look(headers, stack)
+    ]
+    return traps + [Trap(name, "", says) for name, look in _OF_A_MODEL.items() for says in look(headers)]
+
+
+def kinds_of(headers: CheckpointHeaders, stack: StackHeader) -> list[str]:
+    """Return the kinds that the config says the layers of a stack are of."""
+    kinds = config_of(headers.config, stack).get(KINDS_FIELD)
+    if not isinstance(kinds, list) or len(kinds) != stack.depth:
+        return []
+    return sorted({str(kind) for kind in kinds})
+
+
+def _position_bias(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    bias = bias_in_first_block(config_of(headers.config, stack).get("model_type", headers.model_type))
+    if bias is not None:
+        yield (
+            f"block 0 owns {' and '.join(bias.weights)} for all: a cut moves it to the first kept block, and it is "
+            "trained also when block 0 is dropped"
+        )
+
+
+def _kinds(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    if len(kinds := kinds_of(headers, stack)) > 1:
+        yield f"layers are of several kinds ({', '.join(kinds)}): {KINDS_FIELD} is cut along, each keeps its own"
+
+
+def _borrowed(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    found = lenders(config_of(headers.config, stack), stack.depth)
+    if found:
+        lent, borrowing = sorted(set(found.values())), sorted(found)
+        yield (
+            f"layers {_listed(borrowing)} borrow keys and values, or where to look, from layers {_listed(lent)}: name "
+            "those in never_drop, and keep both or neither in a cut"
+        )
+
+
+def _unlike(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    """Find layers that are built otherwise by their number alone: like others by the config, unlike them in shape."""
+    part = config_of(headers.config, stack)
+    bias = bias_in_first_block(part.get("model_type", headers.model_type))
+    layers = _layers(headers.tensors, stack, set(bias.weights) if bias else set())
+    alike: dict[str, list[int]] = {}
+    for number in range(stack.depth):
+        alike.setdefault(said_of_layer(part, stack.depth, number), []).append(number)
+    for numbers in alike.values():
+        usual = _usual([layers[number] for number in numbers], layers)
+        if unlike := [number for number in numbers if layers[number] != usual]:
+            yield (
+                f"layers {_listed(unlike)} differ from others ({_difference(layers[unlike[0]], usual)}), and no field "
+                "of the config says so: a cut that gives one of them another number, or its number to another layer, "
+                "is refused"
+            )
+
+
+def _slices(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    if config_of(headers.config, stack).get(SLICES_FIELD):
+        yield "its embeddings hold a slice for each layer, which no cut takes along: it can be trained, and not pruned"
+
+
+def _native(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    part = config_of(headers.config, stack)
+    for field in NATIVE_RATE_FIELDS[stack_name(stack.path)]:
+        if isinstance(rate := part.get(field), float) and rate > 0:
+            yield (
+                f"{config_path(stack)}{field} = {rate}, the model's own LayerDrop: ours takes that rate over where "
+                "none is given, never on top; in a pruned checkpoint it is 0"
+            )
+            return
+
+
+def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+    saved = own_provenance(headers.config)
+    rate = max((saved.get("rates") or {}).get(stack.name, ()), default=0.0)
+    sampler = (saved.get("trained_with") or {}).get("sampler")
+    if sampler == "depth" and 0 < rate <= 1 and (least := shallowest_depth(rate, stack.depth)) > 1:
+        yield (
+            f"trained with the depth sampler at rate {rate:g}, which drew {least} to {stack.depth} layers: a cut to "
+            "fewer was never trained and is poor; for a depth of r train at (1 - r / N) / 2 or more"
+        )
+
+
+def _unknown(headers: CheckpointHeaders) -> Iterator[str]:
+    if said := unknown_type(headers.config, headers.source):
+        yield said
+
+
+def _damaged(headers: CheckpointHeaders) -> Iterator[str]:
+    try:
+        root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
+    except CheckpointError as error:
+        yield str(error)
+
+
+def _by_number(headers: CheckpointHeaders) -> Iterator[str]:
+    for field in FEATURE_LAYER_FIELDS:
+        if (value := headers.config.get(field)) is not None:
+            yield f"{field} = {value} picks hidden states by number, which after a cut counts the layers that are left"
+
+
+def _tied(headers: CheckpointHeaders) -> Iterator[str]:
+    if headers.config.get(TIED_FIELD):
+        yield "input and output embeddings are one tensor: they stay tied, and are counted once"
+
+
+def _own_code(headers: CheckpointHeaders) -> Iterator[str]:
+    if headers.config.get("auto_map"):
+        yield "it comes with code of its own (auto_map), which is not run unless trust_remote_code is given"
+
+
+_OF_A_STACK = {
+    "position bias": _position_bias,
+    "kinds of layers": _kinds,
+    "borrowed": _borrowed,
+    "unlike layers": _unlike,
+    "slices": _slices,
+    "native LayerDrop": _native,
+    "depths never drawn": _never_drawn,
+}
+_OF_A_MODEL = {
+    "hidden states by number": _by_number,
+    "tied weights": _tied,
+    "own code": _own_code,
+    "unknown type": _unknown,
+    "damaged entry": _damaged,
+}
+
+
+def _layers(tensors: Mapping[str, TensorInfo], stack: StackHeader, spared: set[str]) -> Sequence[Signature]:
+    """Return names and shapes of the weights of each layer, without those of modules that one layer owns for all."""
+    layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(stack.depth)]
+    prefix = f"{stack.path}."
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            number, _, rest = name.removeprefix(prefix).partition(".")
+            if number.isdecimal() and not spared & set(rest.split(".")):
+                layers[int(number)][rest] = tensor.shape
+    return layers
+
+
+def _usual(layers: Sequence[Signature], of_all: Sequence[Signature]) -> Signature:
+    """Return what most of the layers are; of two as frequent, what more layers of the stack are."""
+    return max(layers, key=lambda layer: (layers.count(layer), of_all.count(layer)))
+
+
+def _difference(layer: Signature, usual: Signature) -> str:
+    for name in (*usual, *layer):
+        if name not in layer:
+            return f"no {name}"
+        if name not in usual:
+            return f"{name} besides"
+        if layer[name] != usual[name]:
+            return f"{name} is {' x '.join(map(str, layer[name]))}"
+    return ""
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8]))
+    return f"{shown} and {len(numbers) - 8} more" if len(numbers) > 8 else shown

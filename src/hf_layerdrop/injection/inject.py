@@ -1,0 +1,443 @@
+"""Inject LayerDrop into a model in place, change its rates, and remove it without a trace.
+
+The module that loops over a stack draws one mask when its forward begins; each layer looks at its place in that mask
+before anything of its own runs, hooks included. See `adoption.py` for why the class of a layer is changed rather than
+the layer wrapped.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# The hooks that record hidden states and attentions hang on the modules that a dropped layer does not run, so the
+# record is made by hand; the collector they write to has no public name.
+from transformers.utils.output_capturing import _active_collector
+
+from hf_layerdrop.architectures.families import (
+    NATIVE_RATE_ATTRIBUTE,
+    NATIVE_RATE_FIELDS,
+    bias_in_first_block,
+    returned_arguments,
+)
+from hf_layerdrop.architectures.names import stack_name
+from hf_layerdrop.architectures.shared_kv import lenders
+from hf_layerdrop.architectures.stacks import Stack, configs_of, find_stacks
+from hf_layerdrop.architectures.wrappers import check_module, transformers_model
+from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
+from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.injection.class_swap import adopt, release
+from hf_layerdrop.injection.compiling import (
+    direct,
+    in_compiled_region,
+    outside_of_graphs,
+    refuse_compiled,
+    untraced,
+    warn_of_whole_model,
+)
+from hf_layerdrop.injection.first_block_bias import lend_bias, return_bias
+from hf_layerdrop.injection.masking import MaskedLayer, MaskedStack, MaskedStackOwner
+from hf_layerdrop.injection.passthrough import handed_on, hidden_states_of_call
+from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
+from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
+from hf_layerdrop.injection.recorded_outputs import gives_weights, recorded_key
+from hf_layerdrop.injection.stack_draw import StackDraw
+from hf_layerdrop.injection.state import STATE_ATTRIBUTE, LayerDropState, find_injected
+from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
+from hf_layerdrop.samplers.config import LayerDropConfig
+
+logger = logging.getLogger(__name__)
+
+_config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
+
+
+def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]) -> None:
+    """Make ``model`` drop whole layers, or what the config names as structure, while it trains, in place (3.2.1).
+
+    Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave
+    before. The model's own LayerDrop, if it has one, is switched off, so that it is never applied on top. A second
+    call replaces the first. What PEFT, Sentence Transformers or Lightning wrap around a transformers model may be
+    given in its place.
+
+    Raises:
+        LayerDropConfigError: If the config does not fit the model's stacks.
+        UnsupportedModelError: If no stack of layers is found, or the structure is not found in its layers.
+    """
+    config = LayerDropConfig.of(config)
+    check_module(model)
+    refuse_compiled(model)
+    model = transformers_model(model)
+    stacks = find_stacks(model)
+    depths = {name: stack.depth for name, stack in stacks.items()}
+    lent = {name: _lent(vars(stack.config(model.config)), stack.depth) for name, stack in stacks.items()}
+    _check_lenders(lent, config, config.rates_for(depths))
+    parts = {name: StructureDrop(stack.layers(model), config.structures) for name, stack in stacks.items()}
+    groups = {name: found.groups for name, found in parts.items()}
+    state = LayerDropState(config, depths, groups)
+    state.lent = lent
+    if find_injected(model) is not None:
+        remove_layerdrop(model)
+    _own_config(model)
+    state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
+    _replace_damaged(model.config)
+    setattr(model, STATE_ATTRIBUTE, state)
+    put_in = _mask_stack if config.execution == "mask" else _adopt_stack
+    for name, stack in stacks.items():
+        parts[name].adopt_owner(stack.owner(model), state.draws_of(name))
+        if name in state.draws:
+            put_in(model, stack, state.draws[name])
+        parts[name].adopt_parts()
+    _register_with_trainer()
+    if state.drops:
+        write_down(model, trained_with=config.to_dict())
+    elif saved_provenance(model.config):
+        write_down(model)
+
+
+def _register_with_trainer() -> None:
+    from hf_layerdrop.injection.step_callback import register_with_trainer  # imports Trainer, which only training needs
+
+    register_with_trainer()
+
+
+def _replace_damaged(config: Any) -> None:
+    """Begin the entry of the config anew if it cannot be read: what is injected now is known without it."""
+    try:
+        saved_provenance(config)
+    except CheckpointError as error:
+        logger.warning("%s It is written anew.", error)
+        delattr(config, CONFIG_KEY)
+
+
+def _lent(config: Mapping[str, Any], depth: int) -> tuple[int, ...]:
+    """Return the layers of a stack from which later ones borrow."""
+    return tuple(sorted(set(lenders(config, depth).values())))
+
+
+def _check_lenders(
+    lent: Mapping[str, Sequence[int]], config: LayerDropConfig, rates: Mapping[str, Sequence[float]]
+) -> None:
+    """Refuse to drop a layer from which a later one borrows, and which it cannot run without."""
+    if not {"layer", "attention"} & set(config.structures):
+        return
+    for name, layers in lent.items():
+        if open_to_draw := [layer for layer in layers if rates[name][layer]]:
+            raise LayerDropConfigError(
+                f"In the stack {name!r} later layers borrow from layers {', '.join(map(str, open_to_draw))} and "
+                f"cannot run without them; give never_drop={{{name!r}: {tuple(layers)}}} to inject_layerdrop."
+            )
+
+
+def remove_layerdrop(model: nn.Module) -> None:
+    """Undo `inject_layerdrop` exactly, in place.
+
+    Raises:
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    state, root = layerdrop_state(model), injected_model(model)
+    for name, stack in find_stacks(root).items():
+        release_parts(stack.layers(root))
+        if name in state.draws:
+            _release_stack(root, stack)
+        release_owner(stack.owner(root))
+    _restore_config(root, state.originals)
+    delattr(root, STATE_ATTRIBUTE)
+
+
+def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
+    """Use other rates from the next forward on, in place; the sampler, the shape and ``never_drop`` stay.
+
+    Stacks that a dict does not name keep their rates. Where rates are learned, the mean of the given ones is the new
+    target, and the learning goes on.
+
+    Raises:
+        LayerDropConfigError: If a rate is outside of [0, 1], their number does not fit a stack, or a layer would be
+            dropped from which another borrows.
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    state, root = layerdrop_state(model), injected_model(model)
+    given = rates.values() if isinstance(rates, Mapping) else [rates]
+    shaped = all(isinstance(rate, int | float) for rate in given)
+    settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
+    by_stack = LayerDropConfig.from_dict(settings).rates_for(state.depths)
+    changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
+    _check_lenders(state.lent, state.config, {**state.rates, **changed})
+    state.set_rates(changed)
+    saved = saved_provenance(root.config)
+    write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
+
+
+def scale_rates(model: nn.Module, factor: float) -> None:
+    """Use the configured rates times ``factor`` from the next forward on, in place: what a schedule does.
+
+    What is saved with the model are the configured rates, which a resumed schedule scales again.
+
+    Raises:
+        LayerDropConfigError: If ``factor`` is outside of [0, 1].
+    """
+    try:
+        fits = 0 <= factor <= 1
+    except TypeError:  # a schedule without a return gives None
+        fits = False
+    if not fits:
+        raise LayerDropConfigError(
+            f"A schedule gave the factor {factor!r}; it must be from 0 to 1, at every share of training."
+        )
+    layerdrop_state(model).scale_rates(factor)
+
+
+def set_step(model: nn.Module, step: int, micro_step: int = 0) -> None:
+    """Tell the draws which optimizer step begins, for training loops without Trainer, whose steps are followed anyway.
+
+    Raises:
+        LayerDropConfigError: If ``step`` or ``micro_step`` is negative or not a whole number.
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    for name, value in (("step", step), ("micro_step", micro_step)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise LayerDropConfigError(f"{name} is {value!r}; it must be a whole number, 0 or more.")
+    layerdrop_state(model).begin_step(step, micro_step)
+
+
+def layerdrop_state(model: nn.Module) -> LayerDropState:
+    """Return the LayerDrop state of an injected model; raw training loops save and load its ``state_dict``.
+
+    Raises:
+        LayerDropStateError: If LayerDrop is not injected.
+    """
+    return getattr(injected_model(model), STATE_ATTRIBUTE)
+
+
+def injected_model(model: nn.Module) -> nn.Module:
+    """Return the model in which LayerDrop is injected: ``model``, or the one that a wrapper such as DDP holds.
+
+    Raises:
+        LayerDropStateError: If there is none.
+    """
+    injected = find_injected(model)
+    if injected is None:
+        raise LayerDropStateError(
+            f"LayerDrop is not injected in this {type(model).__name__}; call inject_layerdrop first."
+        )
+    return injected
+
+
+def write_down(model: nn.Module, **entries: Any) -> None:
+    """Write the rates in use, and ``entries``, into ``config.hf_layerdrop``, which ``save_pretrained`` saves."""
+    state = getattr(model, STATE_ATTRIBUTE)
+    saved = saved_provenance(model.config)
+    setattr(model.config, CONFIG_KEY, {**saved, "rates": state.rates, **state.learned(), "seed": state.seed, **entries})
+
+
+def switch_off_native(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[str, dict[str, float]]:
+    """Set the model's own LayerDrop rates to 0, in its modules and its config, and return what they were, by stack."""
+    found: dict[str, dict[str, float]] = {}
+    for name, stack in stacks.items():
+        owner, config = stack.owner(model), stack.config(model.config)
+        fields = NATIVE_RATE_FIELDS[stack_name(stack.path)]
+        rates = {field: rate for field in fields if isinstance(rate := getattr(config, field, None), int | float)}
+        if isinstance(rate := getattr(owner, NATIVE_RATE_ATTRIBUTE, None), float):
+            rates[NATIVE_RATE_ATTRIBUTE + "@owner"] = rate
+        found[name] = rates
+        _set_native(model, stack, dict.fromkeys(rates, 0.0))
+    return found
+
+
+def restore_native(model: PreTrainedModel, rates: Mapping[str, Mapping[str, float]]) -> None:
+    """Undo `switch_off_native`."""
+    for name, stack in find_stacks(model).items():
+        _set_native(model, stack, rates.get(name, {}))
+
+
+def native_rates(model: PreTrainedModel) -> dict[str, float]:
+    """Return the rates of the model's own LayerDrop by stack, for stacks that have one."""
+    owners = {name: stack.owner(model) for name, stack in find_stacks(model).items()}
+    rates = {name: getattr(owner, NATIVE_RATE_ATTRIBUTE, None) for name, owner in owners.items()}
+    return {name: rate for name, rate in rates.items() if isinstance(rate, float)}
+
+
+def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]) -> None:
+    for field, rate in rates.items():
+        name, _, on_owner = field.partition("@")
+        for target in [stack.owner(model)] if on_owner else configs_of(model, stack):
+            if hasattr(target, name):
+                setattr(target, name, rate)
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give the model a config of its own if another injected model has the same one: each writes its rates into it."""
+    other = _config_users.get(id(model.config))
+    if other is not None and other is not model and other.config is model.config and STATE_ATTRIBUTE in vars(other):
+        copies: dict[int, Any] = {}
+        copy.deepcopy(model.config, copies)
+        for module in model.modules():
+            if id(getattr(module, "config", None)) in copies:
+                module.config = copies[id(module.config)]
+        _restore_config(model, getattr(other, STATE_ATTRIBUTE).originals)
+    _config_users[id(model.config)] = model
+
+
+def _restore_config(model: PreTrainedModel, originals: Mapping[str, Any]) -> None:
+    """Put back what the config said before LayerDrop was injected."""
+    restore_native(model, originals["native"])
+    model.config.__dict__.pop(CONFIG_KEY, None)
+    if originals[CONFIG_KEY] is not None:
+        setattr(model.config, CONFIG_KEY, originals[CONFIG_KEY])
+
+
+class _StackOwner:
+    """Mixin of the module that loops over a stack, or over several: one draw for each of its forwards."""
+
+    _layerdrop_draws: list[StackDraw]
+    training: bool
+    _compiled_call_impl: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not self._may_draw():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._draw_and_run(*args, **kwargs)
+
+    def _may_draw(self) -> bool:
+        return any(draw.may_drop(self.training) for draw in self._layerdrop_draws)
+
+    @outside_of_graphs
+    def _draw_and_run(self, *args: Any, **kwargs: Any) -> Any:
+        draws = self._layerdrop_draws
+        call = untraced if in_compiled_region() else direct
+        call(refuse_replica, self)
+        if (call is untraced or self._compiled_call_impl is not None) and call(self._may_draw):
+            untraced(warn_of_whole_model)
+        outer = call(_masks_of, draws)
+        for draw in draws:
+            call(draw.begin, self, (*args, *kwargs.values()))
+        try:
+            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+            for draw in draws:
+                call(draw.check_heeded)
+            return output
+        finally:
+            for draw, mask in zip(draws, outer, strict=True):
+                draw.mask = mask
+
+
+class _DroppableLayer:
+    """Mixin of a layer: run, or hand the input on."""
+
+    _layerdrop_place: tuple[StackDraw, int]
+    _layerdrop_handed_on: tuple[str, ...] = ()  # arguments that it returns, where reading it cannot tell
+    training: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not self._layerdrop_place[0].may_drop(self.training):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self._run_or_drop(*args, **kwargs)
+
+    @outside_of_graphs
+    def _run_or_drop(self, *args: Any, **kwargs: Any) -> Any:
+        draw, index = self._layerdrop_place
+        call = untraced if in_compiled_region() else direct
+        if call(draw.runs, index):
+            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+            if draw.learner is not None:
+                call(self._note_activation, args, kwargs, output)
+            return output
+        return call(self._drop, args, kwargs)
+
+    def _note_activation(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        draw, index = self._layerdrop_place
+        before = hidden_states_of_call(self, args, kwargs)  # type: ignore[arg-type]
+        draw.note_activation(index, before, _hidden_states_of(output))
+
+    def _drop(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        layer: nn.Module = self  # type: ignore[assignment]
+        clear_stale_gradients(layer)
+        output = handed_on(layer, args, kwargs, self._layerdrop_handed_on)
+        _record_dropped(layer, _hidden_states_of(output), args, kwargs)
+        if isinstance(output, tuple):
+            return (with_zero_gradients(output[0], *self._layerdrop_place, layer), *output[1:])
+        return with_zero_gradients(output, *self._layerdrop_place, layer)
+
+
+def _masks_of(draws: Sequence[StackDraw]) -> list[Any]:
+    return [draw.mask for draw in draws]
+
+
+def _hidden_states_of(output: Any) -> torch.Tensor:
+    """Return what a layer hands on: its output, or the first part of it in older models."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
+    for index, layer in enumerate(stack.layers(model)):
+        adopt(layer, _DroppableLayer)
+        layer.__dict__["_layerdrop_place"] = (draw, index)  # no weight, so past nn.Module
+        layer.__dict__["_layerdrop_handed_on"] = returned_arguments(stack.model_type)
+    if bias := bias_in_first_block(stack.model_type):
+        lend_bias(list(stack.layers(model)), bias)
+    _adopt_owner(stack.owner(model), _StackOwner, draw)
+
+
+def _mask_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
+    layers, owner = list(stack.layers(model)), stack.owner(model)
+    masked = MaskedStack(draw, owner, layers)
+    if bias := bias_in_first_block(stack.model_type):
+        lend_bias(layers, bias)
+    for layer, place in zip(layers, masked.places, strict=True):
+        adopt(layer, MaskedLayer)
+        layer.__dict__["_layerdrop_place"] = place
+    _adopt_owner(owner, MaskedStackOwner, masked)
+
+
+def _adopt_owner(owner: nn.Module, mixin: type, draw: StackDraw | MaskedStack) -> None:
+    """Let the module that loops over a stack draw; it may own another stack already."""
+    if "_layerdrop_draws" not in owner.__dict__:
+        adopt(owner, mixin)
+    owner.__dict__.setdefault("_layerdrop_draws", []).append(draw)
+
+
+def _release_stack(model: nn.Module, stack: Stack) -> None:
+    owner = stack.owner(model)
+    if "_layerdrop_draws" in owner.__dict__:  # else it owned another stack too, and is released
+        release(owner, MaskedStackOwner if isinstance(owner, MaskedStackOwner) else _StackOwner)
+        del owner._layerdrop_draws
+    return_bias(list(stack.layers(model)))
+    for layer in stack.layers(model):
+        release(layer, MaskedLayer if isinstance(layer, MaskedLayer) else _DroppableLayer)
+        del layer._layerdrop_place
+        layer.__dict__.pop("_layerdrop_handed_on", None)
+
+
+def _record_dropped(
+    layer: nn.Module, hidden_states: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None.
+
+    Where the attention that runs returns no weights, at rate 0 there are none, and so here.
+    """
+    collected = _active_collector.get()
+    if not collected:
+        return
+    for hook in layer._forward_hooks.values():
+        if recorded_key(hook) == "hidden_states":
+            hook(layer, (hidden_states,), hidden_states)
+    given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
+    crosses = given.get("encoder_hidden_states") is not None
+    if not gives_weights(layer):
+        return
+    for part in layer.modules():
+        for key in map(recorded_key, part._forward_hooks.values()):
+            if "attentions" in key and key in collected and (crosses or "cross" not in key):
+                collected[key].append(None)
+
+
+if "transformers.trainer" in sys.modules:  # an injected model may also come from a pickle
+    _register_with_trainer()

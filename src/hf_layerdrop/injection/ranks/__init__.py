@@ -1,0 +1,1 @@
+"""LayerDrop on several ranks: DDP, FSDP2 and ZeRO-3."""

@@ -1,0 +1,130 @@
+"""Find out that all ranks which train a model together draw the same layers, before they wait for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import count
+from typing import Protocol
+from weakref import WeakKeyDictionary, ref
+
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.ranks.ddp import active_ddp
+
+RANKS_TIMEOUT = timedelta(minutes=5)
+
+
+class _Draw(Protocol):
+    @property
+    def fingerprint(self) -> str:
+        """What decides the draws of a stack, in words."""
+
+
+class Agreement:
+    """What the ranks have found out about all draws of a model, of which each is a party.
+
+    Which stacks a step runs may depend on the rows of a rank: a batch without images leaves the vision stack out. So
+    the first stack that runs asks for all of them, at any rate, and no rank waits for a stack that another did not run.
+
+    Attributes:
+        reached: Whether they draw alike, until rates or seeds change.
+    """
+
+    def __init__(self) -> None:
+        self.reached = False
+        self._draws: list[_Draw] = []
+
+    def join(self, draw: _Draw) -> None:
+        """Compare this draw, too."""
+        self._draws.append(draw)
+
+    def seek(self, owner: nn.Module) -> None:
+        """Compare all draws with those of the other ranks, if they share the model whose stack ``owner`` runs.
+
+        Raises:
+            LayerDropStateError: If a rank would draw other layers, or does not answer in time.
+        """
+        if not self.reached and _is_shared(owner):
+            _compare([draw.fingerprint for draw in self._draws])
+            self.reached = True
+
+
+def _compare(fingerprints: Sequence[str]) -> None:
+    """Compare what decides the draws with the other ranks, through the store that they met in: no device waits for it.
+
+    Every rank has to call it as often as the others.
+    """
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    store = distributed.distributed_c10d._get_default_store()
+    key = f"hf_layerdrop/{next(_comparisons)}"
+    store.set(f"{key}/{rank}", "; ".join(fingerprints))
+    # Each compares itself with rank 0, and rank 0 with all, so that whoever waits for whom, nobody trains on.
+    for other in range(1, size) if rank == 0 else [0]:
+        try:
+            store.wait([f"{key}/{other}"], RANKS_TIMEOUT)
+        except Exception as error:
+            raise LayerDropStateError(
+                f"Rank {other} did not say how it draws the layers within {RANKS_TIMEOUT}; change rates and seeds on "
+                "every rank at the same step."
+            ) from error
+        theirs = store.get(f"{key}/{other}").decode().split("; ")
+        if theirs != fingerprints:
+            raise LayerDropStateError(
+                f"Ranks {rank} and {other} would drop different layers, {_beyond(fingerprints, theirs)} against "
+                f"{_beyond(theirs, fingerprints)}; give every rank the same config and step."
+            )
+
+
+_comparisons = count()
+
+
+def _beyond(ones: Sequence[str], others: Sequence[str]) -> str:
+    return "; ".join(one for one in ones if one not in others) or "nothing"
+
+
+def _is_shared(owner: nn.Module) -> bool:
+    """Tell whether ranks train this model together: by DDP, FSDP, or DeepSpeed's ZeRO-3."""
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return several and (active_ddp() is not None or _is_sharded(owner))
+
+
+def _is_sharded(owner: nn.Module) -> bool:
+    """Tell whether FSDP or ZeRO-3 holds a part of the weights of ``owner``."""
+    samples = _unsharded.get(owner)
+    if samples is not None and all(sample.stays() for sample in samples):
+        return False
+    sharded = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in owner.modules())
+    if sharded or any(hasattr(weight, "ds_id") for weight in owner.parameters()):
+        return True
+    _unsharded[owner] = tuple(_samples(owner))
+    return False
+
+
+class _Sample:
+    """A weight by which one sees that a module was sharded since: FSDP puts another in its place, ZeRO-3 marks it."""
+
+    def __init__(self, holder: nn.Module, name: str) -> None:
+        self._holder, self._name, self._weight = ref(holder), name, ref(holder._parameters[name])
+
+    def stays(self) -> bool:
+        """Tell whether it is in its place, as it was."""
+        holder, weight = self._holder(), self._weight()
+        return holder is not None and holder._parameters.get(self._name) is weight and not hasattr(weight, "ds_id")
+
+
+def _samples(owner: nn.Module) -> Iterator[_Sample]:
+    """Yield a few weights of ``owner``: to look at all of them takes longer than a draw."""
+    places = [
+        (module, name)
+        for module in owner.modules()
+        for name, weight in module._parameters.items()
+        if weight is not None
+    ]
+    for index in sorted({0, len(places) // 2, len(places) - 1}) if places else ():
+        yield _Sample(*places[index])
+
+
+_unsharded: WeakKeyDictionary[nn.Module, tuple[_Sample, ...]] = WeakKeyDictionary()

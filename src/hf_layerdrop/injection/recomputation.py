@@ -1,0 +1,82 @@
+"""Tell which forward is running: an ordinary one, one of a generation, or the second run of a checkpointed one.
+
+`torch.utils.checkpoint` runs a forward again in the backward pass, and both runs must drop the same layers. When the
+checkpoint is inside a layer's ``__call__`` nothing is needed, since the decision to drop lies outside. When it is
+around a whole layer or a whole model, the two runs have one object in common, the checkpoint's own record of that
+call, and the masks drawn in the first run are kept on it for the second. There is no public way to that object, so it
+is read from the frames of the Python stack; this happens only in training forwards without gradient (the first run of
+a reentrant checkpoint, and ``generate``) and inside the backward pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch.utils import checkpoint
+from transformers import GenerationMixin
+
+from hf_layerdrop.injection.call_stack import callers
+
+_REENTRANT_FORWARD = checkpoint.CheckpointFunction.forward.__code__
+_REENTRANT_BACKWARD = checkpoint.CheckpointFunction.backward.__code__
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__  # under its decorators
+_CACHE_ARGUMENTS = {"cache", "past_key_values"}  # its name from transformers 5.24 on, and before
+
+
+def in_backward() -> bool:
+    """Tell whether the caller runs inside a backward pass, where every forward is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def inside_generate() -> bool:
+    """Tell whether ``generate`` is among the callers."""
+    return any(frame.f_code is _GENERATE for frame in callers())
+
+
+def inside_trainer() -> bool:
+    """Tell whether a Trainer's training loop is among the callers."""
+    trainer = sys.modules.get("transformers.trainer")  # what was not imported is not running
+    return trainer is not None and any(frame.f_code is trainer.Trainer.training_step.__code__ for frame in callers())
+
+
+def cache_of_caller() -> Any | None:
+    """Return the cache that the innermost forward among the callers was given, if it takes one."""
+    for frame in callers():
+        code = frame.f_code
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]  # local variables come after them
+        if code.co_name == "forward" and (names := _CACHE_ARGUMENTS.intersection(arguments)):
+            return frame.f_locals.get(names.pop())
+    return None
+
+
+def first_run_record() -> Any | None:
+    """Return the record of the checkpoint whose first run this is, or None if no checkpoint is around the caller."""
+    if torch.is_grad_enabled():
+        return _frame_of_saved_tensor_hooks()
+    for frame in callers():
+        if frame.f_code is _REENTRANT_FORWARD:
+            return frame.f_locals["ctx"]
+    return None
+
+
+def second_run_record() -> Any | None:
+    """Return the record of the checkpoint that is recomputed, or None if the caller is not part of a recomputation."""
+    for frame in callers():
+        if frame.f_code is _REENTRANT_BACKWARD:
+            return frame.f_locals["ctx"]
+        held = frame.f_locals.get("frame") if frame.f_code.co_name == "unpack_hook" else None
+        if isinstance(held, checkpoint._CheckpointFrame):
+            return held
+    return None
+
+
+def _frame_of_saved_tensor_hooks() -> Any | None:
+    """Return the non-reentrant checkpoint's record: the innermost saved-tensor hooks hold it in a closure."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    for cell in getattr(hooks[0], "__closure__", None) or () if hooks else ():
+        if isinstance(cell.cell_contents, checkpoint._CheckpointFrame):
+            return cell.cell_contents
+    return None

@@ -1,0 +1,308 @@
+"""Draw one mask for each training forward of a stack, and find it again where that forward is recomputed.
+
+`StackDraw` is a plain Python object that hangs on the modules of its stack: nothing of it is in the state dict, and all
+of it is copied and pickled with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection import recomputation
+from hf_layerdrop.injection.ranks import ddp
+from hf_layerdrop.injection.ranks.agreement import Agreement
+from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.draws import Mask, bernoulli, integers, one_of, shallowest_depth, thresholds, uniforms
+from hf_layerdrop.samplers.keep_layers import evenly_spread
+from hf_layerdrop.samplers.learned.learner import RateLearner
+
+
+class StackDraw:
+    """Draw one mask for each training forward of a stack, and remember it for recomputations.
+
+    Attributes:
+        name: The name of the stack, and of what of its layers is drawn: ``encoder``, ``encoder/head``.
+        depth: How many groups are drawn: layers, or parts of layers.
+        fixed: A mask that holds in every forward in place of draws, if there is one.
+        mask: The mask of the forward that is running; None where nothing is dropped.
+        forwards: Training forwards that were counted.
+        layers_run: Layers that ran in them, recomputations not counted.
+        layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped.
+        learner: What learns the rates from the draws, where they are learned.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rates: Sequence[float],
+        config: LayerDropConfig,
+        *,
+        structure: str = "layer",
+        groups: Sequence[int] | None = None,
+        within: StackDraw | None = None,
+        has_sibling: bool = False,
+        agreement: Agreement | None = None,
+    ) -> None:
+        """Draw ``groups`` groups in each layer, one if left out; those in a layer that ``within`` drops drop too.
+
+        All draws of a model share one ``agreement`` with the other ranks.
+        """
+        depth = len(rates)
+        self.stack = name
+        self.structure = structure
+        self.name = name if structure == "layer" else f"{name}/{structure}"
+        self.groups = tuple(groups or [1] * depth)
+        self.depth = sum(self.groups)
+        self.fixed: Mask | None = None
+        self._within = within
+        self.mask: Mask | None = None
+        self.seed = 0
+        self.step = self.micro_step = self.forward = 0
+        self.forwards = self.layers_run = 0
+        self.layer_forwards = 0
+        self.paused = False  # while the model is a sub-network, which drops nothing
+        self.learner: RateLearner | None = None
+        self._measured = False
+        self._heeded = False  # whether a layer has asked for its place in the mask of this forward
+        self._told_steps = False
+        self._agreement = agreement or Agreement()
+        self._agreement.join(self)
+        self._reentrant_drops = False
+        self._counted = False  # a forward with gradient, in this micro-step
+        self._rehearsed: int | None = None  # the place of the last forward without gradient
+        self._repeats = False  # whether a backward pass has repeated that one with gradient
+        self._has_sibling = has_sibling  # the decoder gets the cache, and the encoder is not shown it
+        self._checkpointed = False  # whether parts of layers were seen inside a checkpoint
+        self._sampler = config.sampler
+        self._execution = config.execution
+        self._always_kept = config.always_kept(name, depth)
+        self.set_rates(rates)
+
+    def set_rates(self, rates: Sequence[float], *, agreed: bool = False) -> None:
+        """Use these rates, one a layer, from the next forward on; ``agreed`` if the ranks need not be asked again."""
+        self.rates = tuple(rates)
+        self._group_rates = self._by_group(self.rates)
+        self._thresholds = thresholds(self._group_rates)
+        self._agreement.reached = self._agreement.reached and agreed
+        self._active = any(self.rates)
+        if self._sampler == "depth":
+            self._masks = self._masks_by_depth(max(self.rates))
+
+    def set_seed(self, seed: int) -> None:
+        """Draw from this seed from the next forward on."""
+        self.seed = seed
+        self._agreement.reached = False
+
+    @property
+    def active(self) -> bool:
+        """Whether any rate is above 0."""
+        return self._active
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the next draw, in words; the place of a forward counts for nothing where nothing is drawn."""
+        place = f"{self.step}.{self.micro_step}" + (f".{self.next_forward}" if self._active else "")
+        how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
+        return f"{self.name}: {how}, seed {self.seed}, step {place}"
+
+    def may_drop(self, training: bool) -> bool:
+        """Tell whether anything can be dropped in this mode, so that a graph cannot be the same in every forward."""
+        return (training and self._active) or self.mask is not None or self.fixed is not None
+
+    @property
+    def mean_kept(self) -> float:
+        """Mean number of layers that a training forward runs."""
+        if self._sampler == "depth" and self._active:
+            return sum(map(sum, self._masks)) / len(self._masks)
+        return self.depth - sum(self._group_rates)
+
+    def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
+        """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
+        self._measured = self._heeded = False
+        counts = owner.training and torch.is_grad_enabled() and not recomputation.in_backward()
+        if counts and not self._agreement.reached and not self.paused:  # at rate 0, too: the others may wait for it
+            self._agreement.seek(owner)
+        self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
+        if counts:
+            self.layer_forwards += self._count_layers()
+
+    def _count_layers(self) -> int:
+        """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
+        if self.structure != "layer":
+            return 0 if self._within is not None else len(self.groups)
+        return self.depth if self.mask is None else self.mask.count(True)
+
+    def runs(self, layer: int) -> bool:
+        """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""
+        if self.mask is None:
+            return not (self._active and self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
+        self._heeded = True
+        if not self.mask[layer] and not torch.is_grad_enabled():
+            self._remember_drop(layer)
+        return self.mask[layer]
+
+    def check_heeded(self) -> None:
+        """Refuse a forward that ran its layers past their ``__call__``, so that none of them was dropped.
+
+        Raises:
+            LayerDropStateError: If no layer has asked whether it runs.
+        """
+        if self.mask is not None and not self._heeded and not all(self.mask):
+            raise LayerDropStateError(
+                f"The {self.name} drew layers to drop, and none of them was called: the model runs them in a way of "
+                "its own (their forward directly, or a fused kernel), where LayerDrop has no effect; remove it."
+            )
+
+    def note_activation(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Show what a layer that ran did to the hidden states, if the rates are learned from it."""
+        if self._measured and self.mask is not None and self.learner is not None:
+            self.learner.note_activation(self.name, layer, before, after)
+
+    def begin_step(self, step: int, micro_step: int = 0) -> None:
+        """Set the counter to the first forward of a step, or of a micro-step whose gradients the step accumulates."""
+        self.go_to(step, micro_step)
+        self._told_steps = True
+
+    def go_to(self, step: int, micro_step: int, forward: int = 0) -> None:
+        """Set the counter; what came before it is over."""
+        self.step, self.micro_step, self.forward = step, micro_step, forward
+        self._counted, self._rehearsed, self._repeats = False, None, False
+
+    @property
+    def next_forward(self) -> int:
+        """Place in its micro-step of the forward that comes next: those that a backward pass repeats share one."""
+        return self.forward + self._repeats
+
+    def draw(self) -> Mask:
+        """Return the mask that the counter stands at; a pure function of rates, seed, counter and name."""
+        counter = (self.seed, self.step, self.micro_step, self.forward, self.name)
+        if self._sampler == "depth":
+            return one_of(self._masks, uniforms(*counter, 1)[0])
+        mask = bernoulli(self._thresholds, integers(*counter, self.depth))
+        layers = self._within.mask if self._within is not None else None
+        return mask if layers is None else tuple(map(all, zip(mask, self._by_group(layers), strict=True)))
+
+    def in_force(self) -> Mask | None:
+        """Return the mask of the forward that is under way, or that a checkpoint inside of it repeats."""
+        if self.mask is None:
+            if not (self._checkpointed and recomputation.in_backward()):
+                return None
+            return _parts_on(recomputation.second_run_record()).get(id(self))
+        if self.mask is not self.fixed and (record := recomputation.first_run_record()) is not None:
+            _parts_on(record)[id(self)] = self.mask
+            self._checkpointed = True
+        return self.mask
+
+    def _by_group(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Repeat each layer's value for each of its groups."""
+        return tuple(value for value, count in zip(values, self.groups, strict=True) for _ in range(count))
+
+    def _choose(self, owner: nn.Module, inputs: Sequence[Any]) -> Mask | None:
+        if recomputation.in_backward():
+            return self._remembered() or self._repeated(owner)
+        self.forward, self._repeats = self.next_forward, False
+        counts = torch.is_grad_enabled()
+        if recomputation.inside_generate():
+            return None
+        given = (*inputs, recomputation.cache_of_caller()) if self._has_sibling else inputs
+        if any(holds_tokens(value) for value in given):
+            return None
+        mask = self.draw()
+        recorded = self._record(mask)
+        if counts or recorded:
+            self._note(owner, mask)
+            self.forward += 1
+            self._counted = True
+        else:
+            self._rehearsed = self.forward
+        return mask
+
+    def _record(self, mask: Mask) -> bool:
+        """Leave the mask on the checkpoint whose first run this is, for the second; tell whether there is one."""
+        record = recomputation.first_run_record()
+        if record is not None:
+            _masks_on(record).setdefault(id(self), []).append(mask)
+        return record is not None
+
+    def _note(self, owner: nn.Module, mask: Mask) -> None:
+        """Let all know of a forward whose gradient counts."""
+        if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
+            raise LayerDropStateError(
+                "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
+                "injected; build it afterwards, or add hf_layerdrop.LayerDropStepCallback() to its callbacks."
+            )
+        self._agreement.seek(owner)
+        ddp.note_forward(self, mask)
+        if self.learner is not None and not self._repeats:
+            self.learner.note_draw(self.name, self.rates, mask)
+            self._measured = True
+        self.forwards += 1
+        self.layers_run += mask.count(True)
+
+    def _remember_drop(self, layer: int) -> None:
+        """Note on a reentrant checkpoint around a layer that it was dropped: the backward pass calls it again."""
+        record = recomputation.first_run_record()
+        if record is not None:
+            record._layerdrop_dropped = (id(self), layer)
+            self._reentrant_drops = True
+
+    def _ran(self, layer: int) -> bool:
+        record = recomputation.second_run_record()
+        return getattr(record, "_layerdrop_dropped", None) != (id(self), layer)
+
+    def _remembered(self) -> Mask | None:
+        """Return the masks of the first run in the order in which it drew them, again and again."""
+        record = recomputation.second_run_record()
+        masks = _masks_on(record).get(id(self)) if record is not None else None
+        if not masks:
+            return None
+        masks.append(masks.pop(0))
+        return masks[-1]
+
+    def _repeated(self, owner: nn.Module) -> Mask:
+        """Return the mask of the forwards without gradient that a hook on the loss repeats with it, as GradCache does.
+
+        They are the parts of one large batch, so all have one mask, and count as one forward.
+        """
+        if self._counted or self._rehearsed != self.forward:
+            raise LayerDropStateError(
+                f"The {self.name} is recomputed in a backward pass, but the forward that it repeats was not seen: the "
+                "layers it dropped are unknown; use torch.utils.checkpoint or the model's own gradient checkpointing. "
+                "A loss that caches gradients (GradCache) has to be the only one of its step."
+            )
+        mask = self.draw()
+        self._record(mask)
+        self._note(owner, mask)
+        self._repeats = True
+        return mask
+
+    def _masks_by_depth(self, rate: float) -> tuple[Mask, ...]:
+        depths = range(shallowest_depth(rate, self.depth), self.depth + 1)
+        kept = [set(evenly_spread(depth, self.depth)) | self._always_kept for depth in depths]
+        return tuple(tuple(layer in layers for layer in range(self.depth)) for layers in kept)
+
+
+def holds_tokens(value: Any) -> bool:
+    """Tell whether an argument is a cache that already holds tokens: such a forward continues a generation."""
+    if not hasattr(value, "get_seq_length"):
+        return False
+    cache = getattr(value, "self_attention_cache", value)
+    # The first layer of a training forward may have been dropped, so that it alone holds none.
+    return value.get_seq_length() > 0 or any(layer.get_seq_length() > 0 for layer in getattr(cache, "layers", ()))
+
+
+def _masks_on(record: Any) -> dict[int, list[Mask]]:
+    if not hasattr(record, "_layerdrop_masks"):
+        record._layerdrop_masks = {}
+    return record._layerdrop_masks
+
+
+def _parts_on(record: Any) -> dict[int, Mask]:
+    if not hasattr(record, "_layerdrop_parts"):
+        record._layerdrop_parts = {}
+    return record._layerdrop_parts

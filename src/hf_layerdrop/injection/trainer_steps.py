@@ -1,0 +1,37 @@
+"""What a model with LayerDrop needs of Trainer, without importing it: that takes seconds, and only training pays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.call_stack import callers
+from hf_layerdrop.injection.state import STATE_ATTRIBUTE
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def calling_trainer() -> Trainer:
+    """Return the Trainer that called a callback: it hands its callbacks everything but itself.
+
+    Raises:
+        LayerDropStateError: If no Trainer is among the callers.
+    """
+    from transformers import Trainer
+
+    for frame in callers():
+        if isinstance(found := frame.f_locals.get("self"), Trainer):
+            return found
+    raise LayerDropStateError("This callback was not called by a Trainer; add it to Trainer(callbacks=[...]).")
+
+
+def learn(injected: nn.Module, loss: torch.Tensor, *, step_ended: bool = True) -> None:
+    """Show a loss to what learns the drop rates, and write the rates into the config, which is saved with the model."""
+    draws = getattr(injected, STATE_ATTRIBUTE)
+    draws.learn(loss, step_ended=step_ended)
+    if step_ended and (saved := getattr(injected.config, "hf_layerdrop", None)):
+        saved.update(draws.learned())

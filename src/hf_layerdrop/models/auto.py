@@ -1,0 +1,168 @@
+"""The model classes of the package: the named LayerDrop classes, and Auto classes for every architecture."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
+
+from hf_layerdrop.checkpoints.diagnosis import clear_errors
+from hf_layerdrop.checkpoints.headers import read_config
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.models.mixin import LayerDrop, inject, plain_class
+from hf_layerdrop.models.named import *  # noqa: F403
+from hf_layerdrop.models.named import NAMED
+from hf_layerdrop.pruning.loading import WHERE, adapted_base, load_plain
+from hf_layerdrop.samplers.keep_layers import KeepLayers
+
+
+class _AutoLayerDrop:
+    """Choose the class by the checkpoint: its LayerDrop class, or else the transformers class, injected."""
+
+    auto_class: ClassVar[type[_BaseAutoModelClass]]
+
+    def __init__(self) -> None:
+        raise TypeError(f"{type(self).__name__} is not instantiated; call its from_pretrained or from_config.")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        layerdrop: LayerDrop | None = None,
+        keep_layers: KeepLayers | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a checkpoint of any architecture; see `LayerDropMixin.from_pretrained` for the arguments and errors."""
+        plain = cls.class_for(find_config(pretrained_model_name_or_path, kwargs), pretrained_model_name_or_path)
+        if plain in NAMED:
+            return NAMED[plain].from_pretrained(
+                pretrained_model_name_or_path, *args, layerdrop=layerdrop, keep_layers=keep_layers, **kwargs
+            )
+        loaded = load_plain(plain, pretrained_model_name_or_path, *args, keep_layers=keep_layers, **kwargs)
+        inject(loaded[0] if isinstance(loaded, tuple) else loaded, layerdrop)
+        return loaded
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Any) -> Any:
+        """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
+        plain = cls.class_for(config, config.name_or_path or "the config")
+        model = NAMED.get(plain, plain)._from_config(copy.deepcopy(config), **kwargs)  # injection notes rates in it
+        if layerdrop is not None or plain not in NAMED:
+            inject(model, layerdrop)
+        return model
+
+    @classmethod
+    def class_for(cls, config: PreTrainedConfig, source: Any) -> type[PreTrainedModel]:
+        """Return the transformers class for a config; ``source`` is how an error names it.
+
+        Raises:
+            UnsupportedModelError: If transformers has none for this task.
+        """
+        mapping = cls.auto_class._model_mapping
+        if type(config) not in mapping:
+            raise UnsupportedModelError(
+                f"{str(source)!r} is of model type {config.model_type!r}, for which transformers has no "
+                f"{cls.auto_class.__name__}; choose the Auto class of another task."
+            )
+        return plain_class(_get_model_class(config, mapping))
+
+
+class AutoLayerDropModel(_AutoLayerDrop):
+    """`AutoModel` with LayerDrop."""
+
+    auto_class = transformers.AutoModel
+
+
+class AutoLayerDropModelForSequenceClassification(_AutoLayerDrop):
+    """`AutoModelForSequenceClassification` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForSequenceClassification
+
+
+class AutoLayerDropModelForTokenClassification(_AutoLayerDrop):
+    """`AutoModelForTokenClassification` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForTokenClassification
+
+
+class AutoLayerDropModelForQuestionAnswering(_AutoLayerDrop):
+    """`AutoModelForQuestionAnswering` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForQuestionAnswering
+
+
+class AutoLayerDropModelForMultipleChoice(_AutoLayerDrop):
+    """`AutoModelForMultipleChoice` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForMultipleChoice
+
+
+class AutoLayerDropModelForMaskedLM(_AutoLayerDrop):
+    """`AutoModelForMaskedLM` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForMaskedLM
+
+
+class AutoLayerDropModelForCausalLM(_AutoLayerDrop):
+    """`AutoModelForCausalLM` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForCausalLM
+
+
+class AutoLayerDropModelForSeq2SeqLM(_AutoLayerDrop):
+    """`AutoModelForSeq2SeqLM` with LayerDrop."""
+
+    auto_class = transformers.AutoModelForSeq2SeqLM
+
+
+def load_checkpoint(
+    name_or_path: Any, *, keep_layers: KeepLayers | None = None, layerdrop: LayerDrop | None = None, **kwargs: Any
+) -> Any:
+    """Load a checkpoint as the transformers class that its config names, whole or ``keep_layers`` of it alone.
+
+    LayerDrop is injected only if ``layerdrop`` is given: this is the loader of whoever prunes, measures or serves.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or names no class that transformers has.
+    """
+    loaded = load_plain(find_class(name_or_path, kwargs), name_or_path, keep_layers=keep_layers, **kwargs)
+    if layerdrop is not None:
+        inject(loaded, layerdrop)
+    return loaded
+
+
+def find_class(name_or_path: Any, kwargs: dict[str, Any]) -> type[PreTrainedModel]:
+    """Return the transformers class that the config of a checkpoint names.
+
+    Raises:
+        CheckpointError: If it names none that transformers has.
+    """
+    config = find_config(name_or_path, kwargs)
+    names = [name for name in config.architectures or () if hasattr(transformers, name)]
+    if not names:
+        raise CheckpointError(
+            f"The config of {str(name_or_path)!r} names the architectures {config.architectures}, none of which "
+            "transformers "
+            "has; load it with one of the AutoLayerDropModelFor... classes."
+        )
+    return getattr(transformers, names[0])
+
+
+def find_config(name_or_path: Any, kwargs: dict[str, Any]) -> PreTrainedConfig:
+    """Return the config of a checkpoint, or the one that is among the arguments of ``from_pretrained``."""
+    config = kwargs.get("config")
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if config is None and (base := adapted_base(name_or_path, kwargs)) is not None:
+        return find_config(base, {})
+    if config is None and Path(name_or_path).is_dir():
+        read_config(Path(name_or_path) / (kwargs.get("subfolder") or ""))
+    with clear_errors(name_or_path):
+        return AutoConfig.from_pretrained(
+            config or name_or_path, **{name: kwargs[name] for name in WHERE if name in kwargs}
+        )

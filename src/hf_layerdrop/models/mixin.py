@@ -1,0 +1,133 @@
+"""What the LayerDrop subclasses of transformers' models add: arguments of ``from_pretrained``, plain checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from hf_layerdrop.architectures.stacks import depths_of
+from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
+from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.injection.inject import inject_layerdrop, native_rates
+from hf_layerdrop.pruning.loading import load_plain
+from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.keep_layers import KeepLayers
+
+LayerDrop = float | Sequence[float] | Mapping[str, Any] | LayerDropConfig
+
+
+class LayerDropMixin:
+    """Put in front of a transformers class: drop layers while training, save as the transformers class.
+
+    ``layerdrop`` takes a rate, a `LayerDropConfig` or its dict. Left out, the rates that the checkpoint was saved with
+    are used, else those of the model's own LayerDrop (BART's ``encoder_layerdrop``), else 0.
+    """
+
+    config: PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, layerdrop: LayerDrop | None = None, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        inject(self, layerdrop)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        layerdrop: LayerDrop | None = None,
+        keep_layers: KeepLayers | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a checkpoint, whole or ``keep_layers`` of it alone, ready to be trained with LayerDrop.
+
+        All other arguments are those of transformers' ``from_pretrained``. The weights of layers that are not kept are
+        not read.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing, damaged, or of another architecture.
+            KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
+            LayerDropConfigError: If ``layerdrop`` does not fit the model.
+        """
+        settings = LayerDropConfig.of(layerdrop) if layerdrop is not None else None
+        loaded = load_plain(plain_class(cls), pretrained_model_name_or_path, *args, keep_layers=keep_layers, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loaded as the transformers class, whose checkpoint conversions a class from elsewhere would not get; see
+        # loading.py.
+        model.__class__ = cls
+        _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+        inject(model, settings)
+        return loaded
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save a plain checkpoint, as the transformers class would: its name stands in the config."""
+        own = type(self)
+        # save_pretrained writes the name of the class it is called on, and uploads before it returns.
+        self.__class__ = _named_as(own, plain_class(own))
+        try:
+            super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.__class__ = own
+
+    def _get_name(self) -> str:
+        """Answer as the transformers class does: by this name Trainer knows whose labels it has to shift."""
+        return plain_class(type(self)).__name__
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Answer as the transformers class does: the modeling code is transformers' own, so its conversions apply."""
+        return plain_class(cls).is_custom_code()
+
+
+def plain_class(cls: type) -> type[PreTrainedModel]:
+    """Return the transformers class that a class is, or is made from."""
+    return next(
+        base for base in cls.__mro__ if not issubclass(base, LayerDropMixin) and issubclass(base, PreTrainedModel)
+    )
+
+
+def inject(model: PreTrainedModel, layerdrop: LayerDrop | None) -> None:
+    """Inject what was asked for, else what the checkpoint was saved with, else the model's own rates, in place."""
+    if layerdrop is None:
+        saved = saved_provenance(model.config)
+        layerdrop = _saved_config(saved, depths_of(model)) if "rates" in saved else LayerDropConfig(native_rates(model))
+    inject_layerdrop(model, layerdrop)
+
+
+def _saved_config(saved: Mapping[str, Any], depths: Mapping[str, int]) -> LayerDropConfig:
+    """Return the config with which a checkpoint's active rates go on, for the stacks that the model has of it.
+
+    Raises:
+        CheckpointError: If what the config says of LayerDrop is not what this package writes.
+    """
+    trained_with = saved.get("trained_with") or {}
+    try:
+        rates: dict[str, Any] = {stack: saved["rates"].get(stack, [0.0] * depth) for stack, depth in depths.items()}
+        if not any(any(values) for values in rates.values()):
+            return LayerDropConfig(0.0)
+        if trained_with.get("sampler") == "depth":
+            rates = {stack: max(values) for stack, values in rates.items()}
+        kept = trained_with.get("never_drop", ())
+        if isinstance(kept, Mapping):
+            kept = {stack: layers for stack, layers in kept.items() if stack in depths}
+        config = LayerDropConfig.from_dict({**trained_with, "rate": rates, "shape": "uniform", "never_drop": kept})
+        config.rates_for(depths)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The entry {CONFIG_KEY!r} of the checkpoint's config does not fit the model ({error}); "
+            "give layerdrop= to say what is dropped."
+        ) from error
+    return config
+
+
+_TWINS: dict[type, type] = {}
+
+
+def _named_as(cls: type, plain: type) -> type:
+    """Return a subclass of ``cls`` that differs from it in its name alone."""
+    if cls not in _TWINS:
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+        _TWINS[cls] = type(plain.__name__, (cls,), names)
+    return _TWINS[cls]

@@ -1,0 +1,340 @@
+"""Load some layers of a checkpoint: ``keep_layers`` at ``from_pretrained``, all other arguments untouched.
+
+The kept layers are chosen and renumbered between the checkpoint and transformers' own loader. Everything that the
+loader does (legacy names, tied weights, dtype, device map, quantization) therefore happens as for a checkpoint that
+had these layers alone. Transformers' ``key_mapping`` is not used: it applies its patterns one after another, so that a
+renumbered layer can match again, and ``save_pretrained`` reverses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.modeling_utils import load_state_dict
+from transformers.utils.hub import resolve_revision
+
+from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
+from hf_layerdrop.architectures.stacks import Stack, find_stacks
+from hf_layerdrop.checkpoints.diagnosis import check_layers_are_whole, check_shapes, clear_errors
+from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
+from hf_layerdrop.checkpoints.lazy_tensors import LazyTensor, open_tensors
+from hf_layerdrop.checkpoints.page_cache import announce_tensors
+from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
+from hf_layerdrop.checkpoints.weight_files import StoredTensor
+from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
+from hf_layerdrop.injection.inject import switch_off_native
+from hf_layerdrop.pruning.generation_cache import settle_cache
+from hf_layerdrop.pruning.plan import Cut, plan_cut
+from hf_layerdrop.pruning.prune import cut_provenance, prune_layers, pruned_config
+from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
+
+# Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
+WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+
+Change = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+# Arguments with which transformers looks for other files than model.safetensors or its shards, or for more of them.
+_FILES_OF_THEIR_OWN = {"variant", "gguf_file", "state_dict", "adapter_kwargs", "proxies", "trust_remote_code"}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_plain(
+    cls: type[PreTrainedModel], name_or_path: Any, *args: Any, keep_layers: KeepLayers | None = None, **kwargs: Any
+) -> Any:
+    """Load a model of a transformers class through its own ``from_pretrained``, whole or with ``keep_layers`` alone.
+
+    Only safetensors are read, unless ``use_safetensors=False`` asks for a pickle checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or of another architecture.
+        KeepLayersError: If ``keep_layers`` does not fit the checkpoint.
+        UnsupportedModelError: If the model's layers cannot be taken out.
+    """
+    headers = check_source(cls, name_or_path, kwargs)
+    if headers is not None and keep_layers is not None:
+        _announce_kept(headers, keep_layers)
+    if name_or_path is not None:
+        kwargs.setdefault("use_safetensors", True)
+    with clear_errors(name_or_path):
+        if keep_layers is None:
+            return cls.from_pretrained(name_or_path, *args, **kwargs)
+        if adapted_base(name_or_path, kwargs) is not None:
+            # Transformers puts an adapter into a model by layer numbers, which are those of the whole model.
+            loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
+            prune_layers(_model_of(loaded), keep_layers, source=_shown_source(name_or_path))
+            return loaded
+        cut = _plan(cls, name_or_path, keep_layers, kwargs)
+        loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
+        if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
+            check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
+        _settle(loaded)
+        return (loaded, info) if kwargs.get("output_loading_info") else loaded
+
+
+def _unevenly_missing(cut: Cut, missing: Iterable[str]) -> list[tuple[str, int, str]]:
+    """Return the places of the missing weights that other kept layers have: of a damaged file.
+
+    What all of them lack is new by design, such as the cross-attention of an encoder that becomes a decoder.
+    """
+    places = [place for place in map(cut.place_of, missing) if place is not None]
+    lacking = Counter((stack, rest) for stack, _, rest in places)
+    return [place for place in places if lacking[place[0], place[2]] < max(len(cut.kept[place[0]]), 2)]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A model on the meta device, and where its weights lie.
+
+    Attributes:
+        model: The model that `load_plain` would return, without its weights.
+        stored: The tensors that would be its weights, by their new names.
+        dtypes: Torch's names of their dtypes.
+        converted: Why the weights are not these tensors as they lie there; empty if they are.
+    """
+
+    model: PreTrainedModel
+    stored: Mapping[str, StoredTensor]
+    dtypes: Mapping[str, torch.dtype]
+    converted: str
+
+
+def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: KeepLayers, **kwargs: Any) -> Shell:
+    """Load a model without its weights, and find out where they lie; of their files only the headers are read.
+
+    Raises:
+        CheckpointError: As `load_plain`, and the others that it raises.
+    """
+    check_source(cls, name_or_path, kwargs)
+    parts: dict[str, LazyTensor] = {}
+    odd: list[str] = []
+
+    def emptied(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        parts.update({name: weight for name, weight in weights.items() if isinstance(weight, LazyTensor)})
+        odd.extend(name for name in weights if name not in parts)
+        return {name: part.emptied() for name, part in parts.items()}
+
+    options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
+    with clear_errors(name_or_path):
+        cut = _plan(cls, name_or_path, keep_layers, kwargs)
+        model, info = _load_cut(cut, name_or_path, (), options, emptied)
+        _settle(model)
+    if not odd:
+        check_layers_are_whole(map(cut.place_of, info["missing_keys"]))
+    odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
+    return Shell(
+        model,
+        {name: part.stored for name, part in parts.items()},
+        {name: part.dtype for name, part in parts.items()},
+        f"its model class has to make {odd[0]!r}" if odd else "",
+    )
+
+
+def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
+    """Read the config of a checkpoint, and find out which of its layers are kept."""
+    config = kwargs.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
+    revision = kwargs.get("revision") or getattr(config, "_commit_hash", None)
+    return plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
+
+
+def _load_cut(
+    cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change = dict
+) -> Any:
+    """Load the kept layers, of a model on the Hub from what is fetched of it; ``change`` gets the kept weights."""
+    hub_model = _hub_model(cut.config, name_or_path, kwargs)
+    folder = fetch_kept(hub_model, cut.kept_by_path(), cut.choose) if hub_model else None
+    if hub_model is None or folder is None:
+        loader = _loader_class(cut, lambda weights: change(cut.choose(weights)))
+        loaded = loader.from_pretrained(name_or_path, *args, **kwargs)
+    else:
+        here = {name: value for name, value in kwargs.items() if name not in WHERE}
+        loaded = _loader_class(cut, change).from_pretrained(folder, *args, **here)
+        config = _model_of(loaded).config
+        config.name_or_path = _model_of(loaded).name_or_path = hub_model.repo_id
+        config._commit_hash = hub_model.commit
+    _model_of(loaded).__class__ = cut.cls
+    return loaded
+
+
+def _settle(model: PreTrainedModel) -> None:
+    """Switch off what does not fit a model that was cut: its own LayerDrop, and a cache that would be too short."""
+    stacks = find_stacks(model)
+    switch_off_native(model, stacks)
+    settle_cache(model, stacks)
+
+
+def _hub_model(config: PreTrainedConfig, name_or_path: Any, kwargs: Mapping[str, Any]) -> HubModel | None:
+    """Return where on the Hub to take the kept layers from, or None where transformers has to find the files itself."""
+    given = {name for name, value in kwargs.items() if value}
+    if name_or_path is None or Path(name_or_path).exists() or kwargs.get("use_safetensors") is False:
+        return None
+    if given & _FILES_OF_THEIR_OWN or type(config).extra_files or getattr(config, "transformers_weights", None):
+        return None
+    if isinstance(kwargs.get("config"), str | os.PathLike):
+        return None
+    where: dict[str, Any] = {
+        name: kwargs[name] for name in ("token", "cache_dir", "local_files_only") if kwargs.get(name) is not None
+    }
+    revision = resolve_revision(name_or_path, kwargs.get("revision"), **where)
+    commit = getattr(revision, "resolved", revision)
+    if not _COMMIT.fullmatch(commit or ""):  # offline and never seen, say
+        return None
+    for name in ("subfolder", "force_download"):
+        where |= {name: kwargs[name]} if kwargs.get(name) else {}
+    return HubModel(str(name_or_path), commit, **where)
+
+
+def _model_of(loaded: Any) -> PreTrainedModel:
+    """Return the model of what ``from_pretrained`` returned, with ``output_loading_info`` or without."""
+    return loaded[0] if isinstance(loaded, tuple) else loaded
+
+
+def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[str, Any]) -> CheckpointHeaders | None:
+    """Find what is wrong with a local checkpoint before anything is loaded; return its headers if they were read."""
+    if reason := refusal(cls.config_class.model_type if cls.config_class else None):
+        raise UnsupportedModelError(f"{cls.__name__} cannot be used with LayerDrop: {reason}")
+    if name_or_path is None or isinstance(kwargs.get("config"), PreTrainedConfig) or kwargs.get("gguf_file"):
+        return None
+    if not Path(name_or_path).is_dir():
+        with clear_errors(name_or_path):
+            found, _ = PreTrainedConfig.get_config_dict(name_or_path, **_where(kwargs))
+        check_architecture(cls, found, name_or_path)
+        return None
+    folder = Path(name_or_path) / (kwargs.get("subfolder") or "")
+    if (folder / "adapter_config.json").exists():
+        return None
+    check_architecture(cls, read_config(folder), name_or_path)
+    if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
+        return None
+    headers = read_checkpoint(folder)
+    if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
+        with suppress(UnsupportedModelError):  # looking at names knows less than looking at the model, which follows
+            headers.stacks()
+    return headers
+
+
+def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
+    """Return the base model that the config of a PEFT adapter in a folder names; None for any other checkpoint."""
+    config = Path(name_or_path or "", kwargs.get("subfolder") or "", "adapter_config.json")
+    if not config.is_file():
+        return None
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{str(config)!r} names no base_model_name_or_path: have the adapter saved again, or write the folder "
+            "or the Hub id of its base model there."
+        )
+    return base
+
+
+def _announce_kept(headers: CheckpointHeaders, keep_layers: KeepLayers) -> None:
+    """Have the system begin to read the kept layers while the model is built; what is wrong is said later."""
+    try:
+        stacks = {stack.name: stack for stack in headers.stacks()}
+        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
+    except LayerDropError:
+        return
+    dropped = tuple(
+        f"{stack.path}.{layer}." for name, stack in stacks.items() for layer in {*range(stack.depth)} - {*kept[name]}
+    )
+    announce_tensors(
+        Path(headers.source), [tensor for name, tensor in headers.tensors.items() if not name.startswith(dropped)]
+    )
+
+
+def _where(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in WHERE if name in kwargs}
+
+
+def check_architecture(cls: type[PreTrainedModel], config: Mapping[str, Any], name_or_path: Any) -> None:
+    """Refuse a checkpoint of another model type, which transformers would load with random weights and a warning."""
+    wanted, found = cls.config_class.model_type if cls.config_class else None, config.get("model_type")
+    if wanted and found and wanted != found:
+        raise CheckpointError(
+            f"{str(name_or_path)!r} is a checkpoint of model type {found!r}, but {cls.__name__} loads {wanted!r}; "
+            "use an AutoLayerDropModel class, which chooses by the checkpoint."
+        )
+
+
+def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
+    """Return a stand-in for a class that cuts the config before the model is built, the weights before they are read.
+
+    It carries the name and module of the class, since transformers treats classes of other modules as custom code,
+    whose checkpoints it does not convert.
+    """
+    cls, stacks = cut.cls, cut.names.stacks
+
+    class Loader(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            depths = {name: stack.depth for name, stack in stacks.items()}
+            for name, stack in stacks.items():
+                _check_depth(config, name, stack)
+            saved = saved_provenance(config)
+            setattr(config, CONFIG_KEY, cut_provenance(saved, cut.kept, depths, **cut.provenance))
+            pruned_config(config, stacks, cut.kept)
+            with no_init_weights():  # on the meta device there is nothing to fill; what is missing is filled later
+                super().__init__(config, *args, **kwargs)
+
+        def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+            raise UnsupportedModelError(
+                "The checkpoint comes with a PEFT adapter, which is cut with its base in memory alone; download it "
+                "and give the folder, or load it whole and call prune_layers."
+            )
+
+        @staticmethod
+        def _load_pretrained_model(
+            model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            with ExitStack() as files:
+                weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
+                # Without the files: disk offload would look them up under the new layer numbers.
+                result = cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
+            load_config = kwargs.get("load_config", args[0] if args else None)
+            if not getattr(load_config, "ignore_mismatched_sizes", False):
+                check_shapes((cut.name_in_whole(name), *shapes) for name, *shapes in result[0].mismatched_keys)
+            return result
+
+    Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return Loader
+
+
+def _check_depth(config: PreTrainedConfig, name: str, stack: Stack) -> None:
+    """Refuse a depth that was given beside ``keep_layers``: one of the two would be wrong."""
+    found = getattr(stack.config(config), stack.depth_field)
+    if found != stack.depth:
+        raise CheckpointError(
+            f"{stack.depth_field}={found} was given with keep_layers, but the checkpoint's {name} has {stack.depth} "
+            "layers; leave it out, keep_layers sets it."
+        )
+
+
+def _open(checkpoint_files: Iterable[str], files: ExitStack) -> dict[str, Any]:
+    """Return the weights of a checkpoint by name; of those in safetensors nothing has been read yet."""
+    weights: dict[str, Any] = {}
+    for path in checkpoint_files:
+        weights.update(open_tensors(path, files) if path.endswith(".safetensors") else load_state_dict(path))
+    return weights
+
+
+def _shown_source(name_or_path: Any) -> str | None:
+    """Return what may be written into a checkpoint that others will read: a Hub id, or the name of a local folder."""
+    if name_or_path is None:
+        return None
+    return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)

@@ -1,0 +1,284 @@
+"""Cut a model in memory to some of its layers, for good or for the length of a ``with`` block.
+
+A cut is four changes that only make sense together: the list of layers, the layer indices that the layers' caches use,
+every config field that has one entry a layer or counts them, and the provenance in ``config.hf_layerdrop``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, check_lenders, may_differ, remember
+from hf_layerdrop.architectures.families import bias_in_first_block, cut_fields
+from hf_layerdrop.architectures.layer_idx import numbered_parts
+from hf_layerdrop.architectures.stacks import Stack, configs_of, find_stacks
+from hf_layerdrop.architectures.wrappers import transformers_model
+from hf_layerdrop.checkpoints.adapters import check_adapters, cut_adapters
+from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, root_layers, saved_provenance
+from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
+from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
+from hf_layerdrop.injection.inject import remove_layerdrop, switch_off_native
+from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
+from hf_layerdrop.injection.state import STATE_ATTRIBUTE, find_injected
+from hf_layerdrop.pruning.generation_cache import settle_cache
+from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
+
+Undo = Callable[[], Any]
+
+_OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
+
+
+def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance: Any) -> None:
+    """Keep only some layers of ``model``, in place, without copying a weight (3.2.2).
+
+    LayerDrop is removed, since its rates were those of the whole model, and the model's own LayerDrop is set to 0: a
+    pruned model drops nothing until it is asked to. What was cut is written to ``config.hf_layerdrop``; ``provenance``
+    adds entries such as ``source`` or ``strategy``. Adapters of PEFT in the model, or around it, are cut along.
+
+    Raises:
+        KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist; nothing is changed then.
+        UnsupportedModelError: If the model has no stacks, or its layers cannot be taken out.
+    """
+    cutter = Cutter(model)
+    kept = parse_keep_layers(keep_layers, cutter.depths)
+    cutter.check(kept)
+    check_adapters(model)
+    model = transformers_model(model)
+    adapters = cut_adapters(model, partial(cutter.renamed, kept), format_keep_layers(kept))
+    saved = saved_provenance(model.config)
+    root_layers(saved, cutter.depths)
+    if find_injected(model) is not None:
+        remove_layerdrop(model)
+    switch_off_native(model, cutter.stacks)
+    cutter.cut(kept)
+    for adapter, fields in adapters:
+        _assign(adapter, fields)
+    setattr(
+        model.config,
+        CONFIG_KEY,
+        cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance}),
+    )
+    settle_cache(model, cutter.stacks)
+
+
+@contextmanager
+def sub_network(model: nn.Module, keep_layers: KeepLayers | None) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Run ``model`` with only some of its layers inside the ``with`` block; yield their indices by stack.
+
+    No weight is copied. The model in the block is the pruned model, cache indices and config included, so that what it
+    computes and generates equals the pruned and reloaded one; afterwards all is as before, also after an error.
+
+    Raises:
+        KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist.
+    """
+    cutter = Cutter(model)
+    kept = parse_keep_layers(keep_layers, cutter.depths)
+    with cutter.sub_network(kept):
+        yield kept
+
+
+class Cutter:
+    """Cut one model again and again: what has to change is looked up once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        model = transformers_model(model)
+        injected = find_injected(model)
+        self._model = model
+        self._draws = list(getattr(injected, STATE_ATTRIBUTE).draws.values()) if injected is not None else []
+        if any(draw.paused for draw in self._draws):
+            raise LayerDropStateError(
+                "The model is a sub-network for the length of a with block; cut it after the block."
+            )
+        self.stacks = find_stacks(model)
+        self.depths = {name: stack.depth for name, stack in self.stacks.items()}
+        self.lists = {name: stack.layers(model) for name, stack in self.stacks.items()}
+        self._layers = {name: list(layers) for name, layers in self.lists.items()}
+        self._numbered = {name: list(numbered_parts(layers)) for name, layers in self._layers.items()}
+        self._configs = {name: configs_of(model, stack) for name, stack in self.stacks.items()}
+        self._answers: dict[tuple[tuple[int, ...], ...], str | None] = {}  # why a cut is refused; None if it is not
+        self._passed: set[tuple[int, ...]] = set()
+        self.last_refusal = ""
+
+    def check(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Refuse a cut that plain transformers would rebuild otherwise, and remember the answer.
+
+        Where layers are alike, a cut that passes stands for all of the same stacks in which no layer lost its lender.
+
+        Raises:
+            UnsupportedModelError: If it would.
+        """
+        key, kind = tuple(map(tuple, kept.values())), self._kind(kept)
+        if refusal := self._answers.get(key):
+            raise UnsupportedModelError(refusal)
+        if key in self._answers:
+            return
+        try:
+            if kind in self._passed and not self.layers_differ:
+                check_lenders(self._rebuilds.whole, self.stacks, kept)
+            else:
+                self._rebuilds.check(kept, cut_config(self._model.config, self.stacks, kept))
+        except UnsupportedModelError as error:
+            remember(self._answers, key, str(error))
+            raise
+        remember(self._answers, key, None)
+        self._passed.add(kind)
+
+    def can_cut(self, kept: Mapping[str, Sequence[int]]) -> bool:
+        """Tell whether `check` lets a cut pass; if not, ``last_refusal`` says why.
+
+        That it is rebuilt does not say that it runs: transformers may fail in the forward of a hybrid model that has
+        lost all its layers of one kind. Such an error comes from the forward, as any error of the inputs does.
+        """
+        try:
+            self.check(kept)
+        except UnsupportedModelError as error:
+            self.last_refusal = str(error)
+            return False
+        return True
+
+    @cached_property
+    def layers_differ(self) -> bool:
+        """Whether one cut may be rebuilt as it is and another of the same stacks not."""
+        return may_differ(self._model, self.stacks)
+
+    def _kind(self, kept: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+        """Return what decides about a cut if layers are alike: which stacks it cuts; how far, if one field counts two.
+
+        What the whole model is like says nothing about any cut.
+        """
+        fields = [(stack.config_path, stack.depth_field) for stack in self.stacks.values()]
+        return tuple(
+            len(kept[name]) if fields.count(field) > 1 else len(kept[name]) < self.depths[name]
+            for name, field in zip(self.stacks, fields, strict=True)
+        )
+
+    @cached_property
+    def _rebuilds(self) -> Rebuilds:
+        return Rebuilds(built_on_meta(type(self._model), cut_config(self._model.config, {}, {})), self.stacks)
+
+    def cut(self, kept: Mapping[str, Sequence[int]]) -> list[Undo]:
+        """Cut the model to the given layers, in place; return what undoes it, last first."""
+        undo: list[Undo] = []
+        for name, stack in self.stacks.items():
+            if len(kept[name]) == stack.depth:
+                continue
+            undo.extend(_assign(config, _cut_fields(config, stack, kept[name])) for config in self._configs[name])
+            undo.append(_assign(self.lists[name], {"_modules": self._modules(name, kept[name])}))
+            undo.extend(self._move_bias(name, stack, kept[name][0]))
+            for place in self._numbered[name]:
+                if place.layer in kept[name]:
+                    new = kept[name].index(place.layer)
+                    undo.append(_assign(place.part, {place.field: place.at(new)}))
+        return undo[::-1]
+
+    def _move_bias(self, name: str, stack: Stack, first: int) -> Iterator[Undo]:
+        """Move what the first block owns for all to the first block that is kept."""
+        bias = bias_in_first_block(stack.model_type)
+        if bias is None or first == 0:
+            return
+        for path, owner in owners_of_bias(self._layers[name][0], bias):
+            heir = self._layers[name][first].get_submodule(path)
+            attributes = borrowed_attributes(owner, bias)
+            flag = {field: value for field, value in attributes.items() if field == bias.flag}
+            modules = {field: value for field, value in attributes.items() if field != bias.flag}
+            yield _assign(heir, {"_modules": {**heir._modules, **modules}, **flag})
+
+    @contextmanager
+    def sub_network(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
+        """Be the sub-network inside the ``with`` block: it drops nothing, and saves as the pruned model."""
+        provenance = cut_provenance(saved_provenance(self._model.config), kept, self.depths)
+        self.check(kept)
+        recording = recording_models(self._model)
+        undo = [
+            _assign(self._model.config, {CONFIG_KEY: provenance}, absent=not hasattr(self._model.config, CONFIG_KEY))
+        ]
+        undo += [_assign(draw, {"paused": True}) for draw in self._draws]
+        undo = [*self.cut(kept), *undo]
+        if (generation := getattr(self._model, "generation_config", None)) is not None:
+            undo.append(_assign(generation, {"use_cache": generation.use_cache}))
+            settle_cache(self._model, self.stacks, quiet=True)
+        try:
+            yield
+        finally:
+            for restore in undo:
+                restore()
+            take_back_recording(self._model, recording)
+
+    def renamed(self, kept: Mapping[str, Sequence[int]], module: str) -> str | None:
+        """Return the name that a module has after a cut, None if it is cut away."""
+        for name, stack in self.stacks.items():
+            prefix = f"{stack.path}."
+            if module.startswith(prefix):
+                layer, _, part = module.removeprefix(prefix).partition(".")
+                if int(layer) not in kept[name]:
+                    return None
+                return f"{prefix}{kept[name].index(int(layer))}{'.' * bool(part)}{part}"
+        return module
+
+    def _modules(self, name: str, kept: Sequence[int]) -> dict[str, nn.Module]:
+        return {str(new): self._layers[name][old] for new, old in enumerate(kept)}
+
+
+def pruned_config(config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
+    """Cut every field of a config that has one entry a layer, or counts them, along with its stacks; in place."""
+    for name, stack in stacks.items():
+        part = stack.config(config)
+        _assign(part, _cut_fields(part, stack, kept[name]))
+
+
+def cut_config(
+    config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]
+) -> PreTrainedConfig:
+    """Return a copy of a config that is cut, and says nothing of LayerDrop."""
+    config = copy.deepcopy(config)
+    config.__dict__.pop(CONFIG_KEY, None)
+    pruned_config(config, stacks, kept)
+    return config
+
+
+def cut_provenance(
+    saved: Mapping[str, Any], kept: Mapping[str, Sequence[int]], depths: Mapping[str, int], **entries: Any
+) -> dict[str, Any]:
+    """Return ``config.hf_layerdrop`` after a cut: indices here and in the root checkpoint, rates 0, history kept."""
+    if any(len(layers) < depths[name] for name, layers in kept.items()):  # an earlier choice is not that of this cut
+        saved = {name: value for name, value in saved.items() if name not in _OF_ONE_CUT}
+    roots = root_layers(saved, depths)
+    return {
+        **saved,
+        "rates": {name: [0.0] * len(layers) for name, layers in kept.items()},
+        "keep_layers": {name: list(layers) for name, layers in kept.items()},
+        "root_keep_layers": {name: [roots[name][layer] for layer in layers] for name, layers in kept.items()},
+        **{name: value for name, value in entries.items() if value is not None},
+    }
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model, tied weights once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _cut_fields(config: PreTrainedConfig, stack: Stack, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the new values of the fields of one config: its depth, and what lists or numbers its layers."""
+    if getattr(config, stack.depth_field, None) != stack.depth or len(kept) == stack.depth:
+        return {}
+    return {**cut_fields(vars(config), stack.depth, kept), stack.depth_field: len(kept)}
+
+
+def _assign(target: Any, values: Mapping[str, Any], *, absent: bool = False) -> Undo:
+    """Set attributes and return what sets them back, or deletes them if they were ``absent``."""
+    before = {name: getattr(target, name, None) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    return partial(_delete, target, tuple(values)) if absent else partial(_assign, target, before)
+
+
+def _delete(target: Any, names: Sequence[str]) -> None:
+    for name in names:
+        delattr(target, name)

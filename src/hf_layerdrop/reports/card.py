@@ -1,0 +1,224 @@
+"""The model card of a pruned checkpoint: what was kept, what it scored, how to load it without this package."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.table import format_kept, format_parameters, metric_names, render_markdown
+
+_TEMPLATE = Path(__file__).with_name("card.jinja")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """The data behind the results, in the words of the Hub's ``model-index``.
+
+    Attributes:
+        dataset: Dataset id on the Hub, or any name for local data.
+        config: Configuration (subset) of the dataset, e.g. ``sst2``.
+        split: Split that was measured.
+        more_splits: Further splits, by what is added to the names of their metrics: MNLI's mismatched set by ``_mm``.
+    """
+
+    dataset: str = "unspecified"
+    config: str | None = None
+    split: str | None = None
+    more_splits: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> MeasuredOn:
+        """Read what training noted in a checkpoint's config."""
+        return cls(**{one.name: noted[one.name] for one in fields(cls) if noted.get(one.name) is not None})
+
+    def __str__(self) -> str:
+        """Name the data in a sentence."""
+        name = " ".join(part for part in (_last_name(self.dataset), self.config, self.split) if part)
+        if name == "unspecified":
+            return "an evaluation set that its publisher did not name"
+        return "".join([name, *(f" and {split} ({suffix})" for suffix, split in self.more_splits.items())])
+
+    def split_of(self, metric: str) -> tuple[str, str | None]:
+        """Return the plain name of a metric, and the split that it was measured on."""
+        for suffix, split in self.more_splits.items():
+            if metric.endswith(suffix):
+                return metric.removesuffix(suffix), split
+        return metric, self.split
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What a card says beside the checkpoint's config and the results.
+
+    Attributes:
+        name: Name to load the checkpoint by: a Hub id, or its folder's name.
+        source: Hub id or folder of the model that was cut; of a folder only the last name is shown.
+        revision: Commit or branch of the source.
+        pipeline_tag: The Hub's name of the task; decides how the ``model-index`` names it.
+        served: Whether plain ``transformers.pipeline`` knows that task.
+        inherited: Metadata of the source's own card that goes for its sub-network too: licence, language, data.
+        measured_on: The data behind the results.
+    """
+
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    pipeline_tag: str | None = None
+    served: bool = False
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+    measured_on: MeasuredOn = field(default_factory=MeasuredOn)
+
+
+def render_card(
+    config: Mapping[str, Any],
+    info: CardInfo,
+    *,
+    parameters: int,
+    results: Sequence[SubNetworkResult] = (),
+    plot: str | None = None,
+) -> ModelCard:
+    """Render the card of a pruned checkpoint.
+
+    Args:
+        config: The checkpoint's config as a dict; provenance is read from its ``hf_layerdrop``.
+        info: What the config does not say.
+        parameters: Number of parameters of the checkpoint.
+        results: Records of the depths of the source, this checkpoint's own among them if it was measured; its metrics
+            become the ``model-index``.
+        plot: File name of the plot beside the card.
+    """
+    provenance = saved_provenance(config)
+    own = _find_own(results, provenance)
+    base_model = info.source if info.source and _is_repo_id(info.source) else info.inherited.get("base_model")
+    return ModelCard.from_template(
+        _metadata(config, info, base_model, results[own].metrics if own is not None else {}),
+        template_path=str(_TEMPLATE),
+        info=info,
+        base_model=base_model,
+        source=_last_name(info.source) if info.source else None,
+        commit=info.revision if info.revision and _COMMIT.fullmatch(info.revision) else None,
+        model_class=(config.get("architectures") or ["AutoModel"])[0],
+        kept=_describe_kept(provenance),
+        root_kept=_describe_root(provenance),
+        chosen_by=_describe_choice(provenance),
+        trained_with=_describe_training(provenance.get("trained_with")),
+        distilled=_describe_distillation(provenance.get("distilled_with")),
+        parameters=format_parameters(parameters),
+        table=render_markdown(results, marked=own) if results else None,
+        metrics=metric_names(results),
+        plot=plot,
+    )
+
+
+def _metadata(
+    config: Mapping[str, Any], info: CardInfo, base_model: str | None, metrics: Mapping[str, float]
+) -> ModelCardData:
+    scores = {name: value for name, value in metrics.items() if math.isfinite(value)}  # YAML on the Hub has no NaN
+    return ModelCardData(
+        **{name: value for name, value in info.inherited.items() if name != "base_model"},
+        library_name="transformers",
+        tags=[tag for tag in ("layerdrop", "pruned", config.get("model_type")) if tag],
+        base_model=base_model,
+        pipeline_tag=info.pipeline_tag,
+        model_name=info.name.rpartition("/")[2] if scores else None,
+        eval_results=[_eval_result(name, value, info) for name, value in scores.items()] or None,
+    )
+
+
+def _eval_result(metric: str, value: float, info: CardInfo) -> EvalResult:
+    task = info.pipeline_tag or "feature-extraction"
+    dataset = _last_name(info.measured_on.dataset)
+    metric, split = info.measured_on.split_of(metric)
+    return EvalResult(
+        task_type=task,
+        task_name=task.replace("-", " ").capitalize(),
+        dataset_type=dataset,
+        dataset_name=" ".join(part for part in (dataset, info.measured_on.config) if part),
+        dataset_config=info.measured_on.config,
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=metric.replace("_", " ").capitalize(),
+        metric_value=round(float(value), 6),
+    )
+
+
+def _find_own(results: Sequence[SubNetworkResult], provenance: Mapping[str, Any]) -> int | None:
+    """Find the record of this checkpoint: the one whose kept layers are the ones that were kept."""
+    kept = {stack: tuple(indices) for stack, indices in (provenance.get("keep_layers") or {}).items()}
+    for number, result in enumerate(results):
+        if {stack: tuple(indices) for stack, indices in result.keep_layers.items()} == kept:
+            return number
+    return None
+
+
+def _describe_kept(provenance: Mapping[str, Any]) -> str:
+    kept = provenance.get("keep_layers")
+    return format_kept(kept) if kept else "all"
+
+
+def _describe_root(provenance: Mapping[str, Any]) -> str | None:
+    """Name the root checkpoint's layers where they are not the same, because the source had been cut before."""
+    root = provenance.get("root_keep_layers")
+    return format_kept(root) if root and root != provenance.get("keep_layers") else None
+
+
+def _describe_choice(provenance: Mapping[str, Any]) -> str | None:
+    strategy, score = provenance.get("strategy"), provenance.get("score")
+    if not strategy:
+        return None
+    metric = provenance.get("metric") or "score"
+    return f"{strategy} ({metric} {score:.4g})" if isinstance(score, int | float) else str(strategy)
+
+
+def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
+    """Write the rate the source was trained with, and the settings that are not the usual ones."""
+    if not trained_with or "rate" not in trained_with:
+        return None
+    extras = [
+        f"{_joined(trained_with[name])} {name}"
+        for name, usual in (("shape", "uniform"), ("sampler", "bernoulli"), ("structure", "layer"))
+        if trained_with.get(name, usual) != usual
+    ]
+    return ", ".join([_describe_rate(trained_with["rate"]), *extras])
+
+
+def _describe_distillation(settings: Mapping[str, Any] | None) -> str | None:
+    """Write what the student learned from, after it was cut."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items()) if settings else None
+
+
+def _joined(names: Any) -> str:
+    return names if isinstance(names, str) else " + ".join(names)
+
+
+def _describe_rate(rate: Any) -> str:
+    if isinstance(rate, Mapping):
+        return "; ".join(f"{stack} {_describe_rate(value)}" for stack, value in rate.items())
+    if isinstance(rate, Sequence):
+        return "one a layer: " + ", ".join(f"{value:g}" for value in rate)
+    return f"{rate:g}"
+
+
+def _is_repo_id(source: str) -> bool:
+    """Tell a Hub id from a folder, as transformers does: what exists here is a folder."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return not Path(source).exists()
+
+
+def _last_name(source: str) -> str:
+    """Keep a Hub id; of a path only the last name, since the rest is nobody's business."""
+    return source if _is_repo_id(source) else PurePath(source.replace("\\", "/")).name

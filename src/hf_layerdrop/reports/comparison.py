@@ -1,0 +1,85 @@
+"""Two or more models side by side: what the evenly spread sub-network of each depth gives, and what any other would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.plot import find_evenly_spread
+from hf_layerdrop.samplers.keep_layers import format_keep_layers
+
+_LEFT_ALIGNED = ("evenly spread", "model")
+
+
+@dataclass(frozen=True)
+class DepthSummary:
+    """What the measured sub-networks of one depth gave.
+
+    Attributes:
+        depth: Number of layers.
+        spread: The evenly spread set.
+        worst: The set with the lowest value.
+        best: The set with the highest value.
+        mean: Mean value over all measured sets.
+        count: Number of measured sets.
+    """
+
+    depth: int
+    spread: SubNetworkResult
+    worst: SubNetworkResult
+    best: SubNetworkResult
+    mean: float
+    count: int
+
+
+def summarize_depths(results: Sequence[SubNetworkResult], metric: str) -> list[DepthSummary]:
+    """Summarize the records of one model by depth, deepest first; a metric of which more is better."""
+    summaries = []
+    for spread in reversed(find_evenly_spread(results)):
+        same = sorted((r for r in results if r.depth == spread.depth), key=lambda result: result.metrics[metric])
+        mean = fmean(result.metrics[metric] for result in same)
+        summaries.append(DepthSummary(spread.depth, spread, same[0], same[-1], mean, len(same)))
+    return summaries
+
+
+def comparison_rows(series: Mapping[str, Sequence[SubNetworkResult]], metric: str) -> list[list[str]]:
+    """Return a header and, for each depth, one row a model: its evenly spread set, and all its sets."""
+    rows = [["layers", "evenly spread", "sets", "model", "spread", "mean", "worst", "best"]]
+    summaries = {name: summarize_depths(results, metric) for name, results in series.items()}
+    for same in zip(*summaries.values(), strict=True):
+        for place, (name, summary) in enumerate(zip(summaries, same, strict=True)):
+            which = [str(summary.depth), format_keep_layers(summary.spread.keep_layers), str(summary.count)]
+            found = [summary.spread.metrics[metric], summary.mean, summary.worst.metrics[metric]]
+            values = [f"{value:.3f}" for value in (*found, summary.best.metrics[metric])]
+            rows.append([*(which if place == 0 else [""] * 3), name, *values])
+    return rows
+
+
+def extreme_rows(series: Mapping[str, Sequence[SubNetworkResult]], metric: str) -> list[list[str]]:
+    """Return a header and one row a depth: the sets behind each model's worst and best value."""
+    rows = [["layers", *(f"{name} {which}" for name in series for which in ("worst", "best"))]]
+    for same in zip(*(summarize_depths(results, metric) for results in series.values()), strict=True):
+        sets = [format_keep_layers(r.keep_layers) for summary in same for r in (summary.worst, summary.best)]
+        rows.append([str(same[0].depth), *sets])
+    return rows
+
+
+def as_table(rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
+    """Render rows, the header first, for the terminal."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in _LEFT_ALIGNED else "right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Render rows, the header first, as a Markdown table."""
+    rule = [":---" if name in _LEFT_ALIGNED else "---:" for name in rows[0]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))

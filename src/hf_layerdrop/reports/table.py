@@ -1,0 +1,220 @@
+"""Results as a table: for the terminal, for Markdown, and as files that are read back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.table import Table
+
+from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
+from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.fitting import FittingTable
+from hf_layerdrop.samplers.keep_layers import format_keep_layers
+
+_METRIC_COLUMN = "metric."
+_FORMATS = (".json", ".csv")
+_LEFT_ALIGNED = ("kept layers", "root's layers")
+
+
+def render_table(
+    results: Sequence[SubNetworkResult], *, title: str | None = None, root: Mapping[str, Sequence[int]] | None = None
+) -> Table:
+    """Render one row a sub-network, in the given order.
+
+    The speed-up compares with the deepest sub-network that was timed. In a narrow terminal losses, times and parameters
+    are left out, in this order, before the kept layers or another metric lose their room; a line says so.
+
+    Args:
+        results: The records to show.
+        title: A line above the table.
+        root: Root checkpoint's index of every layer of the measured model, by stack. Adds a column when the measured
+            model was itself cut out of another one.
+    """
+    names = metric_names(results)
+    losses = [name for name in names[::-1] if name.startswith("loss") and name != names[0]]
+    spare = [*losses, "speed-up", "ms/batch", "parameters"]
+    return FittingTable(_columns(results, root), _rows(results, root), texts=_LEFT_ALIGNED, spare=spare, title=title)
+
+
+def render_markdown(
+    results: Sequence[SubNetworkResult], *, root: Mapping[str, Sequence[int]] | None = None, marked: int | None = None
+) -> str:
+    """Render the same table as Markdown, the row number ``marked`` in bold."""
+    columns = _columns(results, root)
+    rule = [":---" if name in _LEFT_ALIGNED else "---:" for name in columns]
+    rows = _rows(results, root)
+    if marked is not None:
+        rows[marked] = [f"**{cell}**" for cell in rows[marked]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def format_parameters(count: int) -> str:
+    """Shorten a number of parameters to three digits: ``22.7M``."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}" if count < 1000 * size else f"{count / size:.0f}{unit}"
+    return str(count)
+
+
+def format_kept(keep_layers: Mapping[str, Sequence[int]]) -> str:
+    """Write kept layers for a reader: ``0, 2, 5``, with the stack's name where there are several."""
+    lists = {stack: ", ".join(map(str, kept)) for stack, kept in keep_layers.items()}
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    return "; ".join(f"{stack} {kept}" for stack, kept in lists.items())
+
+
+def metric_names(results: Sequence[SubNetworkResult]) -> list[str]:
+    """List the metrics that occur, in order of first appearance."""
+    return list(dict.fromkeys(name for result in results for name in result.metrics))
+
+
+def write_results(results: Sequence[SubNetworkResult], path: str | os.PathLike[str]) -> Path:
+    """Write the records as ``.json`` or ``.csv``; the file appears whole or not at all."""
+    path = Path(path)
+    write = {".json": _write_json, ".csv": _write_csv}[_format_of(path)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            write(results, file)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private, unlike any other file a user writes
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def read_results(path: str | os.PathLike[str]) -> list[SubNetworkResult]:
+    """Read what `write_results` wrote.
+
+    Raises:
+        CheckpointError: The file is missing or holds something else.
+    """
+    path = Path(path)
+    read = {".json": _read_json, ".csv": _read_csv}[_format_of(path)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return read(file)
+    except OSError as error:
+        raise CheckpointError(
+            f"The results file {str(path)!r} cannot be read ({error.strerror}): give a file that sweep wrote."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The file {str(path)!r} does not hold results of sub-networks: give a file that sweep wrote."
+        ) from error
+
+
+def _columns(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]] | None) -> list[str]:
+    kept = ["kept layers", "root's layers"] if root else ["kept layers"]
+    timed = ["ms/batch", "speed-up"] if any(result.seconds_per_batch for result in results) else []
+    return ["depth", *kept, "parameters", *metric_names(results), *timed]
+
+
+def _rows(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]] | None) -> list[list[str]]:
+    slowest = _seconds_of_deepest(results)
+    cells: dict[str, Callable[[SubNetworkResult], str]] = {
+        "depth": lambda result: str(result.depth),
+        "kept layers": lambda result: format_kept(result.keep_layers),
+        "root's layers": lambda result: format_kept(_in_root(result, root or {})),
+        "parameters": lambda result: format_parameters(result.parameters),
+        "ms/batch": lambda result: _number(result.seconds_per_batch, lambda seconds: f"{1000 * seconds:.1f}"),
+        "speed-up": lambda result: _number(result.seconds_per_batch, lambda seconds: f"{slowest / seconds:.2f}x"),
+    }
+
+    def cell(column: str, result: SubNetworkResult) -> str:
+        if column in cells:
+            return cells[column](result)
+        return _number(result.metrics.get(column), lambda value: f"{value:.4f}", zero_is_missing=False)
+
+    return [[cell(column, result) for column in _columns(results, root)] for result in results]
+
+
+def _number(value: float | None, form: Callable[[float], str], *, zero_is_missing: bool = True) -> str:
+    missing = value is None or (zero_is_missing and value == 0)
+    return "-" if missing or value is None else form(value)
+
+
+def _seconds_of_deepest(results: Sequence[SubNetworkResult]) -> float:
+    timed = [result for result in results if result.seconds_per_batch]
+    return max(timed, key=lambda result: result.depth).seconds_per_batch or 0.0 if timed else 0.0
+
+
+def _in_root(result: SubNetworkResult, root: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {
+        stack: [root[stack][index] if stack in root else index for index in kept]
+        for stack, kept in result.keep_layers.items()
+    }
+
+
+def _format_of(path: Path) -> str:
+    if path.suffix.lower() not in _FORMATS:
+        raise LayerDropConfigError(f"Results cannot be kept in {path.name!r}: name a file that ends in .json or .csv.")
+    return path.suffix.lower()
+
+
+def _write_json(results: Sequence[SubNetworkResult], file: IO[str]) -> None:
+    records = [result.to_dict() for result in results]
+    for record in records:
+        # JSON has no NaN (Matthews' correlation of a constant answer): null is what other readers understand
+        record["metrics"] = {name: _finite_or_none(value) for name, value in record["metrics"].items()}
+    json.dump(records, file, indent=2, allow_nan=False)
+    file.write("\n")
+
+
+def _read_json(file: IO[str]) -> list[SubNetworkResult]:
+    results = [SubNetworkResult.from_dict(record) for record in json.load(file)]
+    return [_with_metrics(result, result.metrics) for result in results]
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _with_metrics(result: SubNetworkResult, metrics: Mapping[str, float | None]) -> SubNetworkResult:
+    numbers = {name: math.nan if value is None else value for name, value in metrics.items()}
+    return SubNetworkResult.from_dict({**result.to_dict(), "metrics": numbers})
+
+
+def _write_csv(results: Sequence[SubNetworkResult], file: IO[str]) -> None:
+    metrics = metric_names(results)
+    columns = ["depth", "keep_layers", "parameters", "seconds_per_batch", "layer_forwards"]
+    writer = csv.DictWriter(file, [*columns, *(_METRIC_COLUMN + name for name in metrics)], restval="")
+    writer.writeheader()
+    for result in results:
+        scores = {_METRIC_COLUMN + name: repr(value) for name, value in result.metrics.items()}
+        kept = ";".join(f"{stack}={format_keep_layers({stack: kept})}" for stack, kept in result.keep_layers.items())
+        seconds = "" if result.seconds_per_batch is None else repr(result.seconds_per_batch)
+        values = (result.depth, kept, result.parameters, seconds, result.layer_forwards)
+        writer.writerow({**dict(zip(columns, values, strict=True)), **scores})
+
+
+def _read_csv(file: IO[str]) -> list[SubNetworkResult]:
+    reader = csv.DictReader(file)
+    if "keep_layers" not in (reader.fieldnames or ()):
+        raise ValueError("no column keep_layers")
+    return [_from_csv(row) for row in reader]
+
+
+def _from_csv(row: Mapping[str, Any]) -> SubNetworkResult:
+    stacks = (part.partition("=") for part in row["keep_layers"].split(";"))
+    return SubNetworkResult(
+        keep_layers={stack: tuple(int(item) for item in kept.split(",") if item) for stack, _, kept in stacks},
+        parameters=int(row["parameters"]),
+        metrics={
+            column.removeprefix(_METRIC_COLUMN): float(value)
+            for column, value in row.items()
+            if column.startswith(_METRIC_COLUMN) and value
+        },
+        seconds_per_batch=float(row["seconds_per_batch"]) if row["seconds_per_batch"] else None,
+        layer_forwards=int(row["layer_forwards"]),
+    )

@@ -1,0 +1,1 @@
+"""Rates, schedules, draws and choices of layers: numbers in, masks out, without torch."""

@@ -1,0 +1,324 @@
+"""LayerDropConfig: what to drop, how often and how it is drawn. Frozen, validated, JSON in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.samplers.frozen import FrozenDict
+from hf_layerdrop.samplers.learned.shares import HIGHEST_RATE
+from hf_layerdrop.samplers.schedules import SHAPES
+
+Rate = float | tuple[float, ...]
+
+SAMPLERS = ("bernoulli", "depth", "learned")
+STRUCTURES = ("layer", "attention", "ffn", "head")
+EXECUTIONS = ("skip", "mask")
+
+# What people call the structures, so that an error can name the one that was meant.
+_OTHER_NAMES = {name: name for name in STRUCTURES} | {
+    "block": "layer",
+    "self-attention": "attention",
+    "attn": "attention",
+    "feed-forward": "ffn",
+    "mlp": "ffn",
+    "attention head": "head",
+}
+
+
+@dataclass(frozen=True)
+class LayerDropConfig:
+    """Say which layers are dropped while training, and how often.
+
+    Attributes:
+        rate: Chance that a layer is skipped in a training forward: one number for all layers, one a layer, or either
+            by stack (``{"encoder": 0.2, "decoder": 0.1}``; a stack that is not named is never dropped).
+        shape: How a single number is spread over depth: ``uniform`` (the paper), ``linear`` (stochastic depth) or
+            ``exponential`` (LayerSkip). With the last two, ``rate`` is the rate of the last layer and the first is
+            never dropped.
+        seed: Seed of the draws. None takes `TrainingArguments.seed`, or 0 outside of Trainer, and writes it down.
+        never_drop: Indices of layers that always run, negative ones counted from the end; or a dict of such by stack.
+        structure: What is dropped as one: ``layer``, ``attention`` or ``ffn`` (a sub-layer), ``head``, or several of
+            them, as in ``("head", "layer")``; each group is then dropped on its own, with the rate of its layer
+            (3.2.1). All but ``layer`` need ``sampler="bernoulli"``. See `structures.py` and `structure_drop.py`.
+        sampler: ``bernoulli`` draws each layer on its own (the paper). ``depth`` draws a depth, uniform from a minimum
+            to N, and keeps the evenly spread set of that depth, so that every training forward is one of the
+            sub-networks that are used later; ``rate`` is then the average share of layers dropped, at most 0.5.
+            ``learned`` draws each layer on its own with a rate that is learned while training (3.2.2); ``rate`` is
+            then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
+        execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
+            one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
+
+    Raises:
+        LayerDropConfigError: If a value is not allowed; the message names what is.
+    """
+
+    rate: Any = 0.0
+    shape: str = "uniform"
+    seed: int | None = None
+    never_drop: Any = ()
+    structure: Any = "layer"
+    sampler: str = "bernoulli"
+    execution: str = "skip"
+
+    def __init__(
+        self,
+        rate: float | Sequence[float] | Mapping[str, float | Sequence[float]] = 0.0,
+        *,
+        shape: str = "uniform",
+        seed: int | None = None,
+        never_drop: Sequence[int] | Mapping[str, Sequence[int]] = (),
+        structure: str | Sequence[str] = "layer",
+        sampler: str = "bernoulli",
+        execution: str = "skip",
+    ) -> None:
+        """Convert every value once, so that inside the package each has one type."""
+        _one_of("shape", shape, tuple(SHAPES))
+        structure = _structure(structure)
+        _one_of("sampler", sampler, SAMPLERS)
+        _one_of("execution", execution, EXECUTIONS)
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63):
+            raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number of 64 bits, or None.")
+        if isinstance(rate, Mapping):
+            checked: Any = FrozenDict({_name(stack): _rate(value, stack) for stack, value in rate.items()})
+        else:
+            checked = _rate(rate)
+        for value in checked.values() if isinstance(checked, dict) else [checked]:
+            if isinstance(value, tuple) and (shape != "uniform" or sampler == "depth"):
+                setting = f"shape={shape!r}" if shape != "uniform" else "sampler='depth'"
+                raise LayerDropConfigError(
+                    f"rate is one number a layer, which {setting} cannot spread; give a single number."
+                )
+            if sampler == "depth" and value > 0.5:
+                raise LayerDropConfigError(
+                    f"rate is {value}, but sampler='depth' draws every depth from a minimum to N, which drops at "
+                    "most half of the "
+                    "layers on average; give a rate from 0 to 0.5."
+                )
+            largest = max(value) if isinstance(value, tuple) else value
+            if sampler == "learned" and largest > HIGHEST_RATE:
+                raise LayerDropConfigError(
+                    f"rate is {largest}, but sampler='learned' drops no layer more often than {HIGHEST_RATE}; give a "
+                    f"rate from 0 to {HIGHEST_RATE}."
+                )
+        if sampler == "learned" and execution == "mask":
+            raise LayerDropConfigError(
+                "sampler='learned' measures the layers that run, and execution='mask' runs all; give execution='skip'."
+            )
+        if sampler != "bernoulli" and shape != "uniform":
+            raise LayerDropConfigError(f"shape={shape!r} has no meaning for sampler={sampler!r}; leave it out.")
+        for setting, value, only in (("sampler", sampler, "bernoulli"), ("execution", execution, "skip")):
+            if structure != "layer" and value != only:
+                raise LayerDropConfigError(
+                    f"structure is {structure!r}, which {setting}={value!r} cannot drop; give {setting}={only!r}, or "
+                    "structure='layer'."
+                )
+        for name, value in {
+            "rate": checked,
+            "shape": shape,
+            "seed": seed,
+            "never_drop": _never_drop(never_drop),
+            "structure": structure,
+            "sampler": sampler,
+            "execution": execution,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def for_depth(cls, depth: int, *, of: int, shape: str = "uniform", **settings: Any) -> LayerDropConfig:
+        """Choose the rate that uses ``depth`` of ``of`` layers on average: a mean rate of p* = 1 - r/N (3.2.2).
+
+        The mean of the exponential shape depends on the number of layers, so the result then holds one rate a layer.
+        """
+        if not (type(depth) is type(of) is int and 0 < depth <= of):
+            raise LayerDropConfigError(
+                f"depth is {depth!r} of {of!r}; it must be a whole number from 1 to the number of layers."
+            )
+        _one_of("shape", shape, tuple(SHAPES))
+        target = 1 - depth / of
+        weights = SHAPES[shape](1.0, of)
+        mean_weight = sum(weights) / of
+        largest = target / mean_weight if target else 0.0
+        if largest > 1:
+            raise LayerDropConfigError(
+                f"A {shape} shape drops at most {mean_weight:.3g} of {of} layers on average, but depth {depth} "
+                f"needs {target:.3g}; "
+                "choose a larger depth or shape='uniform'."
+            )
+        if shape == "exponential":
+            return cls([largest * weight for weight in weights], **settings)
+        return cls(largest, shape=shape, **settings)
+
+    @property
+    def mean_rate(self) -> float:
+        """Average rate over layers and stacks, before ``never_drop``; exponential: in the limit of many layers."""
+        values = list(self.rate.values()) if isinstance(self.rate, dict) else [self.rate]
+        if not values:
+            return 0.0
+        mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1}[self.shape]
+        return sum(_mean(value) if isinstance(value, tuple) else value * mean_weight for value in values) / len(values)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """What is dropped as one, always as a tuple."""
+        return (self.structure,) if isinstance(self.structure, str) else self.structure
+
+    def rates_for(self, depths: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
+        """Spread the rates over stacks of the given depths: one rate a layer, ``never_drop`` applied.
+
+        Raises:
+            LayerDropConfigError: If a stack is unknown, or the number of rates or an index does not fit its depth.
+        """
+        for what, value in (("rate", self.rate), ("never_drop", self.never_drop)):
+            if isinstance(value, dict) and (unknown := sorted(set(value) - set(depths))):
+                raise LayerDropConfigError(f"{what} names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
+        return {stack: self._rates_of(stack, depth) for stack, depth in depths.items()}
+
+    def always_kept(self, stack: str, depth: int) -> frozenset[int]:
+        """Return the indices of the layers of a stack that ``never_drop`` protects."""
+        named = self.never_drop.get(stack, ()) if isinstance(self.never_drop, dict) else self.never_drop
+        for index in named:
+            if not -depth <= index < depth:
+                raise LayerDropConfigError(
+                    f"never_drop names layer {index}, but the {stack} has {depth} layers (0 to {depth - 1})."
+                )
+        return frozenset(index % depth for index in named)
+
+    def _rates_of(self, stack: str, depth: int) -> tuple[float, ...]:
+        rate = self.rate.get(stack, 0.0) if isinstance(self.rate, dict) else self.rate
+        if isinstance(rate, tuple) and len(rate) != depth:
+            raise LayerDropConfigError(
+                f"rate has {len(rate)} values, but the {stack} has {depth} layers; give one number, or {depth} of them."
+            )
+        kept = self.always_kept(stack, depth)
+        if self.sampler == "learned" and not isinstance(rate, tuple):
+            rate = _for_the_others(rate, depth, kept, stack)
+        rates = rate if isinstance(rate, tuple) else SHAPES[self.shape](rate, depth)
+        return tuple(0.0 if layer in kept else float(value) for layer, value in enumerate(rates))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values that `from_dict` reads."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerDropConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            LayerDropConfigError: If it is no dict, or a key is not a setting.
+        """
+        if not isinstance(values, Mapping):
+            raise LayerDropConfigError(f"Got {values!r}, but to_dict wrote a dict: give one, such as {{'rate': 0.2}}.")
+        allowed = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(allowed)):
+            raise LayerDropConfigError(
+                f"LayerDropConfig has no setting {unknown[0]!r}; its settings are {', '.join(allowed)}."
+            )
+        return cls(**values)
+
+    @classmethod
+    def of(cls, value: float | Sequence[float] | Mapping[str, Any] | LayerDropConfig) -> LayerDropConfig:
+        """Accept what ``layerdrop=`` accepts: a rate in any of its forms, a config, or its dict."""
+        if isinstance(value, LayerDropConfig):
+            return value
+        if isinstance(value, Mapping) and not value:
+            raise LayerDropConfigError(
+                "layerdrop is an empty dict; give a rate, rates by stack, or the dict of a LayerDropConfig."
+            )
+        if isinstance(value, Mapping) and set(value) & {field.name for field in fields(cls)}:
+            if "rate" not in value:
+                raise LayerDropConfigError(
+                    f"layerdrop is {dict(value)!r}, which has no rate; add one, such as 'rate': 0.2."
+                )
+            return cls.from_dict(value)
+        return cls(value)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise LayerDropConfigError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}.")
+
+
+def _structure(value: Any) -> str | tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names or len(set(map(str, names))) < len(names):
+        raise LayerDropConfigError(
+            f"structure is {value!r}; give one of {', '.join(STRUCTURES)}, or several, each once: ('head', 'layer')."
+        )
+    for name in names:
+        if name not in STRUCTURES:
+            near = get_close_matches(str(name).lower(), _OTHER_NAMES, n=1, cutoff=0.5)
+            hint = f"; did you mean {_OTHER_NAMES[near[0]]!r}?" if near else "."
+            raise LayerDropConfigError(
+                f"structure names {name!r}; it must be {' or '.join(map(repr, STRUCTURES))}, or several of them{hint}"
+            )
+    ordered = tuple(name for name in STRUCTURES if name in names)
+    return ordered[0] if len(ordered) == 1 else ordered
+
+
+def _name(stack: Any) -> str:
+    if not isinstance(stack, str):
+        raise LayerDropConfigError(f"rate by stack needs stack names as keys, not {stack!r}; e.g. {{'encoder': 0.2}}.")
+    return stack
+
+
+def _rate(value: Any, stack: str | None = None) -> Rate:
+    where = f"rate of the {stack}" if stack else "rate"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not value:
+            raise LayerDropConfigError(f"{where} is empty; give one number, or one a layer.")
+        return tuple(_number(entry, where) for entry in value)
+    return _number(value, where)
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool | str | bytes) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise LayerDropConfigError(f"{where} is {value!r}; it must be a number from 0 (never skip) to 1 (always skip).")
+    return number
+
+
+def _never_drop(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenDict({_name(stack): _indices(indices) for stack, indices in value.items()})
+    return _indices(value)
+
+
+def _indices(value: Any) -> tuple[int, ...]:
+    entries = [value] if isinstance(value, int) else value
+    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
+        raise LayerDropConfigError(
+            f"never_drop is {value!r}; give layer indices such as (0, -1), or a dict of them by stack."
+        )
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, int):
+            raise LayerDropConfigError(f"never_drop holds {entry!r}; layer indices are whole numbers such as 0 or -1.")
+    return tuple(entries)
+
+
+def _for_the_others(rate: float, depth: int, kept: Collection[int], stack: str) -> float:
+    """Return the rate of the layers that may be dropped at which the mean over all layers is ``rate``."""
+    share = (depth - len(kept)) / depth
+    if rate > share * HIGHEST_RATE:
+        raise LayerDropConfigError(
+            f"rate is {rate}, but with {len(kept)} of {depth} layers in never_drop and no rate above {HIGHEST_RATE}, "
+            f"the {stack} can drop at most {share * HIGHEST_RATE:.3g} on average; give a lower rate."
+        )
+    return rate / share if rate else 0.0
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value

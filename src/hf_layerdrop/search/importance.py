@@ -1,0 +1,94 @@
+"""What strategies share that give every layer an importance: look at the whole model at work, keep the top layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_layerdrop.errors import TaskError
+from hf_layerdrop.evaluation.sources import quiet_eval
+from hf_layerdrop.search.scoring import Problem
+from hf_layerdrop.search.space import Space
+from hf_layerdrop.search.strategies import Proposal
+from hf_layerdrop.tasks.task import ROW_NUMBERS
+
+Importances = Mapping[str, Sequence[float]]
+# Called with the stack, the layer, and what went into and came out of it: one row a token that is not padding.
+Look = Callable[[str, int, torch.Tensor, torch.Tensor], None]
+
+
+def keep_most_important(importances: Importances, space: Space) -> Proposal:
+    """Propose the layers with the highest importance of each stack; of equal ones the earlier.
+
+    Where these are no possible set, the possible one whose importances are the highest in all.
+    """
+    kept = space.heaviest(importances)
+    return Proposal([kept] if kept else [], rounded(importances))
+
+
+def rounded(importances: Importances) -> dict[str, tuple[float, ...]]:
+    """Return importances as plain numbers."""
+    return {stack: tuple(float(number) for number in numbers) for stack, numbers in importances.items()}
+
+
+def look_at_layers(problem: Problem, look: Look) -> None:
+    """Run the whole model on all batches, without labels, and show each layer's input and output."""
+    hooks = []
+    masks: dict[str, torch.Tensor | None] = {}
+
+    def show(stack: str, layer: int, _: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output if torch.is_tensor(output) else output[0]
+        mask = masks.get(stack)
+        chosen = mask if mask is not None and mask.shape == before.shape[:-1] else torch.ones(before.shape[:-1]).bool()
+        look(stack, layer, before[chosen].float(), after[chosen].float())
+
+    for stack, layers in problem.cutter.lists.items():
+        for number, layer in enumerate(layers):
+            hooks.append(layer.register_forward_hook(partial(show, stack, number), with_kwargs=True))
+    try:
+        with torch.no_grad(), quiet_eval(problem.model):
+            for batch in inputs_of(problem):
+                masks.update(dict.fromkeys(problem.cutter.lists, _mask(batch, "attention_mask")))
+                if "decoder" in masks and "encoder" in masks:
+                    masks["decoder"] = _mask(batch, "decoder_attention_mask")
+                problem.model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    problem.scorer.note_forwards(sum(problem.space.depths.values()))
+
+
+def inputs_of(problem: Problem) -> list[dict[str, Any]]:
+    """Return the batches on the model's device, without labels.
+
+    Raises:
+        TaskError: If there are none, as with a user's own evaluation.
+    """
+    batches = [without_labels(batch, problem.model) for batch in problem.batches]
+    if not batches:
+        raise TaskError("This strategy looks at the model at work, and needs a dataset: pass one beside evaluate=.")
+    return batches
+
+
+def without_labels(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Return a batch on the model's device, with the decoder's inputs in place of the labels that they come from."""
+    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    labels = inputs.pop("labels", inputs.pop("label", None))
+    inputs.pop(ROW_NUMBERS, None)
+    if labels is not None and labels.dim() > 1 and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        inputs.setdefault("decoder_input_ids", model.prepare_decoder_input_ids_from_labels(labels))
+    return inputs
+
+
+def _mask(batch: Mapping[str, Any], name: str) -> torch.Tensor | None:
+    return batch[name].bool() if torch.is_tensor(batch.get(name)) else None
+
+
+def empty(problem: Problem) -> dict[str, list[float]]:
+    """Return a sum of 0 for every layer."""
+    return {stack: [0.0] * depth for stack, depth in problem.space.depths.items()}

@@ -1,0 +1,152 @@
+"""The record that every strategy returns; the selection file that ``keep_layers`` reads is one view of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_layerdrop.errors import OutputExistsError
+from hf_layerdrop.samplers.keep_layers import format_keep_layers
+
+Layers = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sub-network and its score."""
+
+    keep_layers: Layers
+    score: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A sub-network just outside of a budget: what it would give, and what it would cost."""
+
+    keep_layers: Layers
+    score: float
+    parameters: int
+    size_mb: float
+    latency_ms: float | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The layers that a strategy chose, how good they are, and what finding them cost.
+
+    Attributes:
+        keep_layers: Kept layers by stack, in the numbering of the model that was searched.
+        depths: Number of layers of that model, by stack.
+        strategy: Name of the strategy.
+        metric: Name of the score.
+        greater_is_better: Whether a higher score is better.
+        score: Score of the chosen sub-network on the data that was searched on.
+        test_score: Its score on data that took no part in the choice; None if there was none.
+        whole_score: Score of the whole model on the data that was searched on.
+        whole_test_score: Score of the whole model on the separate data.
+        split: Where the separate data comes from, in words.
+        parameters: Exact number of parameters, tied weights once.
+        size_mb: Exact size of the weights in 10^6 bytes, in the model's own precision.
+        latency_ms: Median time of a forward on this machine; None if no latency was asked for.
+        evaluations: How many sub-networks were scored to choose it.
+        from_journal: How many of these had been scored by an earlier run, and were read from its journal.
+        layer_forwards: Layer forwards a batch that the choice took. With ``evaluate``, whose batches are its own
+            business, all layer forwards of all its calls.
+        layer_forwards_alone: What the same sub-networks would have taken one by one.
+        extra_layer_forwards: Layer forwards a batch beside the choice: the whole model for comparison, and the random
+            sets behind an estimated ``share_as_good``.
+        shared: Whether sub-networks with a common prefix of layers ran it once. If not, candidates ran one by one, and
+            only what the encoder gives was shared.
+        sub_networks: How many sets of layers the model can be cut to at this depth; where not every set can be cut and
+            there are more than 20,000, this is an estimate.
+        share_as_good: Share of them that score at least as well as the chosen one.
+        share_is_exact: Whether all of them were scored; otherwise those that were not are judged by some random ones.
+        share_samples: How many sets of this depth were scored for that.
+        runner_ups: The next best sub-networks of the depth that were scored, best first.
+        outside: With a budget: the nearest sub-networks outside of it.
+        importances: With a strategy that gives every layer an importance: those, by stack.
+        warnings: What the user should know before using it.
+    """
+
+    keep_layers: Layers
+    depths: Mapping[str, int]
+    strategy: str
+    metric: str
+    greater_is_better: bool
+    score: float
+    test_score: float | None
+    whole_score: float
+    whole_test_score: float | None
+    split: str
+    parameters: int
+    size_mb: float
+    latency_ms: float | None
+    evaluations: int
+    from_journal: int
+    layer_forwards: int
+    layer_forwards_alone: int
+    extra_layer_forwards: int
+    shared: bool
+    sub_networks: int
+    share_as_good: float
+    share_is_exact: bool
+    share_samples: int
+    runner_ups: tuple[Scored, ...] = ()
+    outside: tuple[Neighbour, ...] = ()
+    importances: Mapping[str, tuple[float, ...]] | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        """The choice as a line that ``--keep-layers`` reads."""
+        return format_keep_layers(self.keep_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
+        """Read what `to_dict` wrote."""
+        importances = values["importances"]
+        changed = {
+            "keep_layers": _layers(values["keep_layers"]),
+            "runner_ups": tuple(Scored(**_with_layers(entry)) for entry in values["runner_ups"]),
+            "outside": tuple(Neighbour(**_with_layers(entry)) for entry in values["outside"]),
+            "importances": importances and {stack: tuple(numbers) for stack, numbers in importances.items()},
+            "warnings": tuple(values["warnings"]),
+        }
+        return cls(**{**values, **changed})
+
+    def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the selection file, which ``keep_layers`` reads everywhere; it appears whole or not at all.
+
+        Raises:
+            OutputExistsError: If the file exists and ``overwrite`` was not given.
+        """
+        file = Path(path)
+        if file.exists() and not overwrite:
+            raise OutputExistsError(f"The selection file {str(file)!r} exists: give another, or overwrite=True.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(self.to_dict(), indent=2) + "\n")
+            Path(unfinished).chmod(0o644)  # mkstemp makes it private, unlike any other file a user writes
+            Path(unfinished).replace(file)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+        return file
+
+
+def _layers(values: Mapping[str, Any]) -> Layers:
+    return {stack: tuple(kept) for stack, kept in values.items()}
+
+
+def _with_layers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {**entry, "keep_layers": _layers(entry["keep_layers"])}

@@ -1,0 +1,77 @@
+"""Leave one out: how far the output moves when a layer is missing.
+
+The loss is the divergence from what the whole model says, KL(whole || without) for scores of classes or tokens and the
+squared difference for other outputs, so that no labels are needed. Prefixes are shared: all N sets take about N^2 / 2
+layer forwards a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from hf_layerdrop.evaluation.prefix_sharing import shared_prefixes
+from hf_layerdrop.evaluation.sources import quiet_eval
+from hf_layerdrop.search.importance import empty, inputs_of, keep_most_important
+from hf_layerdrop.search.scoring import Problem
+from hf_layerdrop.search.space import Layers, whole
+from hf_layerdrop.search.strategies import Proposal
+
+
+def select(problem: Problem) -> Proposal:
+    """Propose the layers of each stack without which the output moves most."""
+    return keep_most_important(leave_one_out_losses(problem), problem.space)
+
+
+def leave_one_out_losses(problem: Problem) -> dict[str, list[float]]:
+    """Return the mean divergence over batches of the model without each layer.
+
+    A layer that cannot be left out alone gets 0.
+    """
+    losses = empty(problem)
+    everything = whole(problem.space.depths)
+    batches = inputs_of(problem)
+    sets = [entry for entry in _sets_without_one(everything) if problem.space.is_possible(entry[2])]
+    forwards = alone = 0
+    with (
+        torch.no_grad(),
+        quiet_eval(problem.model),
+        shared_prefixes(problem.cutter, problem.model.device) as runner,
+    ):
+        for batch in batches:
+            runner.turn_to(None)
+            expected, run = runner.run(everything, lambda: _output(problem.model, batch))  # noqa: B023 - called at once
+            forwards += run.layer_forwards
+            alone += sum(problem.space.depths.values())
+            for stack, layer, kept in sets:
+                found, more = runner.run(kept, lambda: _output(problem.model, batch))  # noqa: B023
+                forwards += more.layer_forwards
+                alone += sum(len(layers) for layers in kept.values())
+                losses[stack][layer] += _divergence(expected, found) / len(batches)
+    problem.scorer.note_forwards(forwards // len(batches), alone // len(batches))
+    return losses
+
+
+def _sets_without_one(everything: Layers) -> list[tuple[str, int, Layers]]:
+    """List the sets in walking order: those without a late layer share most with the whole model."""
+    return [
+        (stack, layer, {**everything, stack: tuple(other for other in layers if other != layer)})
+        for stack, layers in reversed(list(everything.items()))
+        for layer in reversed(layers)
+        if len(layers) > 1
+    ]
+
+
+def _output(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    outputs = model(**batch)
+    names = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
+    return next(outputs[name] for name in names if outputs.get(name) is not None)
+
+
+def _divergence(expected: torch.Tensor, found: torch.Tensor) -> float:
+    if expected.shape[-1] == 1:
+        return float((expected - found).double().square().mean())
+    log_expected, log_found = (functional.log_softmax(values.double(), dim=-1) for values in (expected, found))
+    return float(functional.kl_div(log_found, log_expected, log_target=True, reduction="none").sum(-1).mean())

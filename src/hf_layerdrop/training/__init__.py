@@ -1,0 +1,1 @@
+"""Training with LayerDrop: callbacks, trainers, whole runs, models from scratch."""

@@ -1,0 +1,67 @@
+"""Follow the steps of PyTorch Lightning's Trainer. This module alone needs ``lightning`` to be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.inject import injected_model, layerdrop_state, set_step
+from hf_layerdrop.injection.trainer_steps import learn
+
+CHECKPOINT_KEY = "hf_layerdrop"
+
+
+class LayerDropStepCallback(Callback):
+    """Tell the draws which step begins, so that a resumed run drops what the uninterrupted one would have dropped.
+
+    The step is Lightning's own, which its checkpoints hold. Where drop rates are learned, they are shown the loss that
+    ``training_step`` returns, and what was learned stands in the checkpoints, too.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so before the first step if nothing would ever be dropped.
+
+        Raises:
+            LayerDropStateError: If LayerDrop is not injected, or the model is in evaluation mode, in which
+                ``from_pretrained`` returns it and Lightning leaves it.
+        """
+        model = injected_model(pl_module)
+        if layerdrop_state(model).drops and not model.training:
+            raise LayerDropStateError(
+                f"The {type(model).__name__} is in evaluation mode, in which nothing is dropped, and Lightning leaves "
+                "it there; call its train() when the LightningModule is built."
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin the step, or the next of the batches whose gradients it accumulates."""
+        set_step(pl_module, trainer.global_step, batch_idx % trainer.accumulate_grad_batches)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learn from the loss, if the drop rates are learned."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if layerdrop_state(pl_module).learner is None or loss is None:
+            return
+        # Lightning divides by the batches of a whole step, and the last step of an epoch may have fewer.
+        batches = trainer.accumulate_grad_batches
+        here = min(batches, trainer.num_training_batches - (batch_idx - batch_idx % batches))
+        learn(injected_model(pl_module), loss * batches / here, step_ended=trainer.global_step > self._step)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was learned; the draws have no state but the step."""
+        learner = layerdrop_state(pl_module).learner
+        if learner is not None:
+            checkpoint[CHECKPOINT_KEY] = learner.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on learning, if the checkpoint is of a run that learned the rates."""
+        if CHECKPOINT_KEY in checkpoint:
+            layerdrop_state(pl_module).load_learned(checkpoint[CHECKPOINT_KEY])

@@ -1,0 +1,308 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_layerdrop.checkpoints.header_stacks import find_stacks
+from hf_layerdrop.checkpoints.headers import has_only_pickle, read_checkpoint, read_config, read_header
+from hf_layerdrop.checkpoints.remote_headers import read_headers
+from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
+
+BERT_CONFIG = {"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 4}
+
+
+def header_of(shapes, dtype="F32"):
+    """Describe tensors of 4-byte values as safetensors does."""
+    header, begin = {}, 0
+    for name, shape in shapes.items():
+        end = begin + 4 * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    return header
+
+
+def write_safetensors(path, header, data=None, length=None):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    if data is None:
+        data = bytes(max(entry["data_offsets"][1] for entry in header.values()))
+    path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
+    return path
+
+
+def bert_shapes(layers=4, path="encoder.layer"):
+    shapes = {"embeddings.word_embeddings.weight": (10, 4), "pooler.dense.weight": (4, 4)}
+    for layer in range(layers):
+        shapes[f"{path}.{layer}.attention.self.query.weight"] = (4, 4)
+        shapes[f"{path}.{layer}.output.dense.bias"] = (4,)
+    return shapes
+
+
+@pytest.fixture
+def bert_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BERT_CONFIG))
+    write_safetensors(tmp_path / "model.safetensors", header_of(bert_shapes()))
+    return tmp_path
+
+
+def sizes_of(shapes):
+    return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
+def test_a_checkpoint_is_described_by_its_headers(bert_folder):
+    headers = read_checkpoint(bert_folder)
+    (stack,) = headers.stacks()
+    assert headers.model_type == "bert"
+    assert headers.parameters == 40 + 16 + 4 * 20
+    assert (stack.name, stack.path, stack.depth) == ("encoder", "encoder.layer", 4)
+    assert stack.config_field == "num_hidden_layers"
+    assert stack.parameters == (20, 20, 20, 20)
+
+
+def test_headers_agree_with_what_safetensors_writes_and_reads(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    dtypes = [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
+    written = {f"t{i}": torch.zeros(i + 1, 3, dtype=dtype) for i, dtype in enumerate(dtypes)}
+    save_file(
+        {**written, "scalar": torch.tensor(1.0), "empty": torch.zeros(0, 2)},
+        tmp_path / "w.safetensors",
+        {"format": "pt"},
+    )
+    header = read_header(tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert set(header) == set(file.keys())
+        for name, info in header.items():
+            assert info.shape == tuple(file.get_slice(name).get_shape())
+            assert info.dtype == file.get_slice(name).get_dtype()
+    assert header["t1"].nbytes == 2 * 3 * 2
+    assert header["t2"].parameters == 0  # an integer buffer
+    assert header["scalar"].parameters == 1
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"w": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "length", "said"),
+    [
+        (entry(), b"\0" * 4, None, "truncated, 4 bytes are missing"),
+        (entry(), b"\0" * 9, None, "1 bytes that its header does not know"),
+        (entry(), b"\0" * 8, 10**6, "too short for its header"),
+        (entry(), b"\0" * 8, 2**63, "too short for its header"),
+        (entry("F31"), b"\0" * 8, None, "unknown dtype 'F31'"),
+        (entry(shape=(3,)), b"\0" * 8, None, "cannot take 8 bytes"),
+        (entry(offsets=(4, 12)), b"\0" * 12, None, "begins at byte 4"),
+        (entry(offsets=(8, 0)), b"\0" * 8, None, "cannot take -8 bytes"),
+        (entry(offsets=(-8, 0)), b"\0" * 8, None, "no usable shape and offsets"),
+        (entry(shape=(-2,)), b"\0" * 8, None, "no usable shape and offsets"),
+        (entry(shape=(True, 2)), b"\0" * 8, None, "no usable shape and offsets"),
+        ({**entry(), "v": entry()["w"]}, b"\0" * 8, None, "begins at byte 0"),
+        ({"w": 3}, b"", None, "does not describe"),
+        ({"w": {}}, b"", None, "unknown dtype None"),
+        (b'{"w": 1, "w": 2}', b"", None, "not a JSON object"),
+        (b"[]", b"", None, "not a JSON object"),
+        (b"\xff\xfe{}", b"", None, "not a JSON object"),
+        (b"[" * 99999, b"", None, "not a JSON object"),
+    ],
+)
+def test_a_lying_header_is_refused(tmp_path, header, data, length, said):
+    file = write_safetensors(tmp_path / "model.safetensors", header, data, length)
+    with pytest.raises(CheckpointError, match=said) as refusal:
+        read_header(file)
+    assert "model.safetensors" in str(refusal.value)
+    assert "download it again" in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100, -1])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, size):
+    file = write_safetensors(tmp_path / "model.safetensors", header_of(bert_shapes()))
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_header(file)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
+    file = tmp_path_factory.mktemp("any") / "model.safetensors"
+    for whole in (content, len(content).to_bytes(8, "little") + content):
+        file.write_bytes(whole)
+        try:
+            assert isinstance(read_header(file), dict)
+        except CheckpointError:
+            continue
+
+
+def test_shards_are_read_by_the_index(bert_folder):
+    shapes = bert_shapes()
+    (bert_folder / "model.safetensors").unlink()
+    weight_map = {name: f"shard-{i % 2}.safetensors" for i, name in enumerate(shapes)}
+    for shard in set(weight_map.values()):
+        write_safetensors(bert_folder / shard, header_of({n: s for n, s in shapes.items() if weight_map[n] == shard}))
+    index = bert_folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    headers = read_checkpoint(bert_folder)
+    assert headers.stacks()[0].depth == 4
+    assert {name: tensor.file for name, tensor in headers.tensors.items()} == weight_map
+
+    index.write_text(json.dumps({"weight_map": {**weight_map, "more": "shard-0.safetensors"}}))
+    with pytest.raises(CheckpointError, match="lacks the tensor 'more'"):
+        read_checkpoint(bert_folder)
+    (bert_folder / "shard-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"shard-1\.safetensors"):
+        read_checkpoint(bert_folder)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "a/../../b",
+        "..\\b",
+        "C:\\b",
+        "C:b",
+        "\\\\host\\b",
+        "",
+        "a\0b",
+        3,
+        None,
+        [],
+    ],
+)
+def test_an_index_cannot_lead_out_of_its_folder(bert_folder, shard):
+    (bert_folder / "model.safetensors").rename(bert_folder.parent / "model.safetensors")
+    (bert_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+    with pytest.raises(CheckpointError, match="not inside the folder"):
+        read_checkpoint(bert_folder)
+
+
+def test_links_into_a_cache_are_followed(bert_folder, tmp_path_factory):
+    snapshot = tmp_path_factory.mktemp("snapshot")
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(bert_folder / name)
+    assert read_checkpoint(snapshot).tensors == read_checkpoint(bert_folder).tensors
+
+
+def test_a_pickle_is_refused_with_the_way_to_allow_it(bert_folder):
+    assert not has_only_pickle(bert_folder)
+    (bert_folder / "model.safetensors").rename(bert_folder / "pytorch_model.bin")
+    assert has_only_pickle(bert_folder)
+    with pytest.raises(CheckpointError, match=r"use_safetensors=False.*--allow-pickle"):
+        read_checkpoint(bert_folder)
+
+
+def test_a_folder_without_weights_or_config(bert_folder):
+    (bert_folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        read_checkpoint(bert_folder)
+    (bert_folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        read_checkpoint(bert_folder)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_headers(bert_folder / "nothing")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 99999])
+def test_a_broken_config_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json' is corrupt"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "config", "name", "field"),
+    [
+        ("encoder.layer", {"num_hidden_layers": 4}, "encoder", "num_hidden_layers"),
+        ("roberta.encoder.layer", {"num_hidden_layers": 4}, "encoder", "num_hidden_layers"),
+        ("model.decoder.layers", {"decoder_layers": 4, "num_hidden_layers": 6}, "decoder", "decoder_layers"),
+        ("transformer.h", {"n_layer": 4}, "layers", "n_layer"),
+        ("model.layers", {"num_hidden_layers": 4, "num_experts": 2}, "layers", "num_hidden_layers"),
+        ("language_model.layers", {"text_config": {"num_hidden_layers": 4}}, "text", "text_config.num_hidden_layers"),
+    ],
+)
+def test_stacks_are_found_by_looking(path, config, name, field):
+    (stack,) = find_stacks(sizes_of(bert_shapes(path=path)), config)
+    assert (stack.name, stack.path, stack.depth, stack.config_field) == (name, path, 4, field)
+
+
+def test_both_stacks_of_an_encoder_decoder_are_found():
+    shapes = {**bert_shapes(3, "model.encoder.layers"), **bert_shapes(2, "model.decoder.layers")}
+    config = {"encoder_layers": 3, "decoder_layers": 2, "num_hidden_layers": 3}
+    assert [(s.name, s.depth, s.config_field) for s in find_stacks(sizes_of(shapes), config)] == [
+        ("encoder", 3, "encoder_layers"),
+        ("decoder", 2, "decoder_layers"),
+    ]
+
+
+def test_the_outermost_number_counts_layers_and_inner_ones_do_not():
+    shapes = {f"model.layers.{i}.mlp.experts.{j}.w": (2, 3) for i in range(3) for j in range(8)}
+    (stack,) = find_stacks(sizes_of(shapes), {"num_hidden_layers": 3})
+    assert stack.parameters == (48, 48, 48)
+
+
+def test_numbered_weights_beside_the_stack_are_left_alone():
+    shapes = {**bert_shapes(), "classifiers.0.weight": (2, 4), "classifiers.1.weight": (2, 4)}
+    assert [stack.name for stack in find_stacks(sizes_of(shapes), BERT_CONFIG)] == ["encoder"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [(range(3), "hold 3 layers.*num_hidden_layers = 4"), (range(5), "hold 5 layers"), ((0, 1, 3), "layers missing: 2")],
+)
+def test_weights_that_contradict_the_config_are_refused(layers, said):
+    shapes = {f"encoder.layer.{layer}.w": (2, 2) for layer in layers}
+    with pytest.raises(CheckpointError, match=said):
+        find_stacks(sizes_of(shapes), BERT_CONFIG)
+
+
+def test_a_decoder_that_contradicts_the_config_is_refused_though_the_encoder_fits():
+    shapes = {**bert_shapes(4, "model.encoder.layers"), **bert_shapes(3, "model.decoder.layers")}
+    with pytest.raises(CheckpointError, match="decoder_layers = 4"):
+        find_stacks(sizes_of(shapes), {"encoder_layers": 4, "decoder_layers": 4, "num_hidden_layers": 4})
+
+
+def test_models_without_layers_of_their_own_are_refused_with_the_reason():
+    shared = {"encoder.albert_layer_groups.0.albert_layers.0.ffn.weight": (2, 2)}
+    with pytest.raises(UnsupportedModelError, match="ALBERT"):
+        find_stacks(sizes_of(shared), {"model_type": "albert", "num_hidden_layers": 12})
+    with pytest.raises(UnsupportedModelError, match="no stack"):
+        find_stacks(sizes_of({"linear.weight": (2, 2)}), {"model_type": "mine"})
+
+
+def test_every_refusal_is_a_value_error():
+    assert issubclass(CheckpointError, ValueError)
+    assert issubclass(CheckpointError, LayerDropError)
+
+
+TINY_MODELS = {
+    "BertModel": {"num_hidden_layers": 4},
+    "BertForSequenceClassification": {"num_hidden_layers": 2, "num_labels": 2},
+    "BertForMaskedLM": {"num_hidden_layers": 4},
+    "RobertaForQuestionAnswering": {"num_hidden_layers": 4},
+    "BartModel": {"encoder_layers": 4, "decoder_layers": 3},
+    "BartForCausalLM": {"encoder_layers": 4, "decoder_layers": 3},
+    "BartForConditionalGeneration": {"encoder_layers": 2, "decoder_layers": 2},
+    "GPT2LMHeadModel": {"n_layer": 4},
+    "LlamaForCausalLM": {"num_hidden_layers": 4, "num_key_value_heads": 2},
+}
+SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
+BART_SHAPE = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_headers_show_the_stacks_that_the_model_has_in_memory(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from hf_layerdrop.architectures.stacks import depths_of
+
+    model_class = getattr(transformers, name)
+    model = model_class(model_class.config_class(**SHAPE, **BART_SHAPE, **TINY_MODELS[name]))
+    model.save_pretrained(tmp_path)
+    headers = read_checkpoint(tmp_path)
+    assert {stack.name: stack.depth for stack in headers.stacks()} == depths_of(model)
+    buffers = [buffer for buffer_name, buffer in model.named_buffers() if buffer_name in headers.tensors]
+    assert headers.parameters == model.num_parameters() + sum(buffer.numel() for buffer in buffers)
