@@ -8,14 +8,15 @@ what it was: its parts, their shapes, and their settings.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from hf_layerdrop.architectures.families import LENDING_FLAG, bias_in_first_block
 from hf_layerdrop.architectures.layer_idx import is_number_name
@@ -29,13 +30,32 @@ Signature = dict[str, Any]
 # Of so many cuts, and of so many configs that cuts of one model have, is remembered what came of them.
 REMEMBERED = 100_000
 
+# Transformers builds and loads models by setting what belongs to the whole process (the default dtype, how weights are
+# tied), and sets it back afterwards: one thread at a time, or two leave it as it was in the middle of the other.
+BUILDING = threading.RLock()
+_FILLING = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_}
+
 # Settings that may differ: rates of dropout that grow with depth are of no account outside of training.
 _OF_NO_ACCOUNT = ("drop", "training", "gradient_checkpointing")
 
 
+class Unfilled(TorchFunctionMode):
+    """Build modules without filling their weights: on the meta device that takes most of the time, and does nothing.
+
+    Of this thread alone: transformers' `no_init_weights` replaces functions of the whole process, and two threads that
+    leave it in another order than they entered it leave them replaced.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the weight as it is, where it would be filled."""
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in _FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model from a copy of its config, without memory for its weights."""
-    with no_init_weights(), torch.device("meta"):
+    with BUILDING, torch.device("meta"), Unfilled():
         return cls._from_config(copy.deepcopy(config))
 
 

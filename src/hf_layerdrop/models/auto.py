@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
+from hf_layerdrop.architectures.expressible import BUILDING
 from hf_layerdrop.checkpoints.diagnosis import clear_errors
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
@@ -51,7 +52,8 @@ class _AutoLayerDrop:
     def from_config(cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Any) -> Any:
         """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
         plain = cls.class_for(config, config.name_or_path or "the config")
-        model = NAMED.get(plain, plain)._from_config(copy.deepcopy(config), **kwargs)  # injection notes rates in it
+        with BUILDING:
+            model = NAMED.get(plain, plain)._from_config(copy.deepcopy(config), **kwargs)  # injection notes rates in it
         if layerdrop is not None or plain not in NAMED:
             inject(model, layerdrop)
         return model

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_layerdrop.architectures.expressible import built_on_meta
 from hf_layerdrop.architectures.families import HEAD_WIDTH_FIELD, HEADS_FIELD, KEY_VALUE_HEADS_FIELD, PROJECTIONS
 from hf_layerdrop.architectures.stacks import find_stacks
 from hf_layerdrop.architectures.structures import Heads, find_heads
@@ -147,8 +148,7 @@ def _twin(model: PreTrainedModel, config: PreTrainedConfig, cuts: Sequence[Cut])
     """Build the model of the config without memory, and refuse if its shapes are not those that the cut leaves."""
     shapes = {id(weight): [*left.shape] for cut in cuts for weight, left in _cut_weights(*cut)}
     try:
-        with torch.device("meta"):
-            twin = type(model)._from_config(config)
+        twin = built_on_meta(type(model), config)
     except Exception as error:
         raise UnsupportedModelError(_no_config(model, " ".join(str(error).split()))) from error
     for path, weight in model.named_parameters():

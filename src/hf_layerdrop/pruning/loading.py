@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import resolve_revision
 
+from hf_layerdrop.architectures.expressible import BUILDING, Unfilled
 from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.diagnosis import check_layers_are_whole, check_shapes, clear_errors
@@ -68,7 +68,7 @@ def load_plain(
         _announce_kept(headers, keep_layers)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
-    with clear_errors(name_or_path):
+    with BUILDING, clear_errors(name_or_path):
         if keep_layers is None:
             return cls.from_pretrained(name_or_path, *args, **kwargs)
         if adapted_base(name_or_path, kwargs) is not None:
@@ -127,7 +127,7 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
         return {name: part.emptied() for name, part in parts.items()}
 
     options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
-    with clear_errors(name_or_path):
+    with BUILDING, clear_errors(name_or_path):
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
         _settle(model)
@@ -289,7 +289,7 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
             saved = saved_provenance(config)
             setattr(config, CONFIG_KEY, cut_provenance(saved, cut.kept, depths, **cut.provenance))
             pruned_config(config, stacks, cut.kept)
-            with no_init_weights():  # on the meta device there is nothing to fill; what is missing is filled later
+            with Unfilled():  # on the meta device there is nothing to fill; what is missing is filled later
                 super().__init__(config, *args, **kwargs)
 
         def load_adapter(self, *args: Any, **kwargs: Any) -> None:
