@@ -23,7 +23,7 @@ CASES = [
 
 
 @pytest.fixture
-def of_type(model, tmp_path):  # noqa: F811
+def of_type(model, tmp_path):
     def save(model_type, **more):
         folder = tmp_path / "model"
         folder.mkdir()
@@ -44,7 +44,7 @@ def test_all_types_that_transformers_lists_are_known():
 
 
 @pytest.mark.parametrize(("model_type", "said"), CASES)
-def test_an_unknown_type_is_refused_by_commands_at_once(of_type, model_type, said, rows, tmp_path):  # noqa: F811
+def test_an_unknown_type_is_refused_by_commands_at_once(of_type, model_type, said, rows, tmp_path):
     folder, out = of_type(model_type), tmp_path / "out"
     data = ["--task", "sst2", "--validation-file", rows]
     for words in (

@@ -99,7 +99,7 @@ def test_layerdrop_that_is_asked_for_replaces_a_damaged_entry(entry, caplog):
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_no_checkpoint_with_a_damaged_entry_is_loaded_or_saved(entry, model, tmp_path):  # noqa: F811
+def test_no_checkpoint_with_a_damaged_entry_is_loaded_or_saved(entry, model, tmp_path):
     folder = damaged_copy(model, tmp_path / "damaged", entry)
     with pytest.raises(CheckpointError, match="hf_layerdrop"):
         LayerDropBertForSequenceClassification.from_pretrained(folder, keep_layers=2)
@@ -124,7 +124,7 @@ CASES = [(name, ENTRIES[0]) for name in COMMANDS] + [("prune", entry) for entry 
 
 
 @pytest.mark.parametrize(("command", "entry"), CASES)
-def test_commands_answer_at_once(command, entry, model, rows, tmp_path, monkeypatch):  # noqa: F811
+def test_commands_answer_at_once(command, entry, model, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = damaged_copy(model, tmp_path / "damaged", entry)
     before = sorted(tmp_path.rglob("*"))
@@ -139,7 +139,7 @@ def test_commands_answer_at_once(command, entry, model, rows, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_inspect_tells_of_it_and_shows_the_rest(entry, model, tmp_path, capsys):  # noqa: F811
+def test_inspect_tells_of_it_and_shows_the_rest(entry, model, tmp_path, capsys):
     folder = damaged_copy(model, tmp_path / "damaged", entry)
     assert run(["inspect", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -150,7 +150,7 @@ def test_inspect_tells_of_it_and_shows_the_rest(entry, model, tmp_path, capsys):
     assert "damaged entry" in capsys.readouterr().out
 
 
-def test_every_entry_that_we_write_is_read_again(model, tmp_path):  # noqa: F811
+def test_every_entry_that_we_write_is_read_again(model, tmp_path):
     trained = LayerDropBertForSequenceClassification.from_pretrained(
         model, layerdrop=LayerDropConfig({"encoder": [0, 0.1, 0.2, 0.3]}, never_drop=[0], seed=3)
     )

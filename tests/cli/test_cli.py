@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from classifiers import save_classifier
+from classifiers import bart, model, rows, save_classifier  # noqa: F401 - fixtures
 from hf_layerdrop.cli import app, run
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.errors import KeepLayersError

@@ -64,7 +64,7 @@ def save(name, folder):
 
 
 @pytest.fixture
-def data(rows, tmp_path):  # noqa: F811
+def data(rows, tmp_path):
     """Rows of each task, and the arguments with which a command reads them."""
     texts, pairs = tmp_path / "texts.json", tmp_path / "pairs.json"
     texts.write_text("\n".join(json.dumps({"text": "good film a bad film not " * 5}) for _ in range(30)))

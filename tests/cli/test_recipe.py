@@ -47,7 +47,7 @@ def test_pretraining_pruning_and_finetuning_are_one_command(chain, tmp_path, cap
 def test_an_interrupted_recipe_goes_on_from_the_last_checkpoint(chain, monkeypatch):
     asked: list[list[str]] = []
     codes = iter([0, 1, 0, 0])
-    monkeypatch.setattr(recipe, "_run", lambda words: asked.append(list(words)) or next(codes))
+    monkeypatch.setattr(recipe, "_run", lambda _, words: asked.append(list(words)) or next(codes))
     assert run(["run", str(chain)]) == 1
     assert run(["run", str(chain)]) == 0
     assert [words[0] for words in asked] == ["train", "prune", "prune", "train"]
@@ -61,7 +61,7 @@ def test_an_interrupted_recipe_goes_on_from_the_last_checkpoint(chain, monkeypat
 
 def test_a_killed_training_step_is_resumed(chain, tmp_path, monkeypatch):
     codes = iter([1])
-    monkeypatch.setattr(recipe, "_run", lambda words: next(codes))
+    monkeypatch.setattr(recipe, "_run", lambda _, words: next(codes))
     assert run(["run", str(chain)]) == 1
     assert recipe.AGAIN["train"] == ["--resume_from_checkpoint", "auto", "--overwrite"]
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from light import run_lightly
 COLUMNS = ("--text-columns", "sentence", "--label-column", "label")
 
 
-def search(model, rows, output, *more):  # noqa: F811
+def search(model, rows, output, *more):
     return run(
         [
             "search",
@@ -33,7 +33,7 @@ def search(model, rows, output, *more):  # noqa: F811
     )
 
 
-def test_the_selection_is_written_shown_and_read_by_prune(model, rows, tmp_path, capsys):  # noqa: F811
+def test_the_selection_is_written_shown_and_read_by_prune(model, rows, tmp_path, capsys):
     output = tmp_path / "out" / "selection.json"
     assert search(model, rows, output, "--depth", "2", "--strategy", "exhaustive", "--metric", "loss") == 0
     found = Selection.from_dict(json.loads(output.read_text()))
@@ -51,7 +51,7 @@ def test_the_selection_is_written_shown_and_read_by_prune(model, rows, tmp_path,
     assert config["hf_layerdrop"]["keep_layers"] == {"encoder": list(found.keep_layers["encoder"])}
 
 
-def test_a_second_search_goes_on_from_the_journal_of_the_first(model, rows, tmp_path, capsys):  # noqa: F811
+def test_a_second_search_goes_on_from_the_journal_of_the_first(model, rows, tmp_path, capsys):
     output = tmp_path / "selection.json"
     assert search(model, rows, output, "--depth", "2") == 0
     assert search(model, rows, output, "--depth", "2") == 2
@@ -61,7 +61,7 @@ def test_a_second_search_goes_on_from_the_journal_of_the_first(model, rows, tmp_
     assert found.from_journal == found.evaluations > 0
 
 
-def test_a_test_file_is_what_the_winner_is_scored_on(model, rows, tmp_path):  # noqa: F811
+def test_a_test_file_is_what_the_winner_is_scored_on(model, rows, tmp_path):
     output = tmp_path / "selection.json"
     other = tmp_path / "test.csv"
     other.write_text("sentence,label\n" + "bad film,0\ngood film,1\n" * 4)
@@ -78,7 +78,7 @@ def test_a_test_file_is_what_the_winner_is_scored_on(model, rows, tmp_path):  # 
     assert found.test_score == pytest.approx(alone.metrics["loss"], abs=1e-6)
 
 
-def test_budgets_by_parameters_and_latency(model, rows, tmp_path, capsys):  # noqa: F811
+def test_budgets_by_parameters_and_latency(model, rows, tmp_path, capsys):
     from hf_layerdrop.checkpoints.remote_headers import read_headers
 
     whole = read_headers(model).parameters
@@ -110,7 +110,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_wrong_input_is_one_line_before_anything_heavy(model, rows, tmp_path, arguments, message):  # noqa: F811
+def test_wrong_input_is_one_line_before_anything_heavy(model, rows, tmp_path, arguments, message):
     output = tmp_path / "selection.json"
     code, _, errors = run_lightly("search", model, "--validation-file", rows, *COLUMNS, "--output", output, *arguments)
     assert code == 2  # 99 if torch was imported
@@ -119,7 +119,7 @@ def test_wrong_input_is_one_line_before_anything_heavy(model, rows, tmp_path, ar
     assert list(tmp_path.iterdir()) == [rows]
 
 
-def test_a_model_with_two_stacks_asks_which(bart, rows, tmp_path):  # noqa: F811
+def test_a_model_with_two_stacks_asks_which(bart, rows, tmp_path):
     code, _, errors = run_lightly(
         "search", bart, "--validation-file", rows, *COLUMNS, "--output", tmp_path / "s.json", "--depth", "2"
     )
@@ -127,7 +127,7 @@ def test_a_model_with_two_stacks_asks_which(bart, rows, tmp_path):  # noqa: F811
     assert "encoder=2;decoder=1" in errors
 
 
-def test_too_few_rows_for_a_batch(model, tmp_path, capsys):  # noqa: F811
+def test_too_few_rows_for_a_batch(model, tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text("sentence,label\ngood film,1\nbad film,0\n")
     assert search(model, few, tmp_path / "selection.json", "--depth", "2") == 2

@@ -512,12 +512,12 @@ def test_arms_that_lack_something():
 FLAGS = ("--max_steps", "2", "--use_cpu", "--report_to", "none", "--per_device_train_batch_size", "4")
 
 
-def command(model, rows, output, *more):  # noqa: F811
+def command(model, rows, output, *more):
     files = ["--train-file", str(rows), "--validation-file", str(rows), "--text-columns", "sentence"]
     return ["distill", str(model), *files, "--output", str(output), *more]
 
 
-def test_the_command_writes_a_plain_student_and_prints_what_it_cost(model, rows, tmp_path, capsys):  # noqa: F811
+def test_the_command_writes_a_plain_student_and_prints_what_it_cost(model, rows, tmp_path, capsys):
     output = tmp_path / "out" / "student"
     assert run([*command(model, rows, output, "--keep-layers", "3", *FLAGS)]) == 0
     printed = capsys.readouterr().out
@@ -539,7 +539,7 @@ def test_the_command_writes_a_plain_student_and_prints_what_it_cost(model, rows,
     assert "weights unchanged" not in card
 
 
-def test_the_command_goes_on_from_its_own_checkpoints(model, rows, tmp_path, capsys):  # noqa: F811
+def test_the_command_goes_on_from_its_own_checkpoints(model, rows, tmp_path, capsys):
     ends = []
     for name in ("whole", "stopped"):
         output = tmp_path / name
@@ -570,7 +570,7 @@ def test_the_command_goes_on_from_its_own_checkpoints(model, rows, tmp_path, cap
         (["--output", "."], "--overwrite"),
     ],
 )
-def test_wrong_usage_is_one_line_at_once_and_writes_nothing(model, rows, tmp_path, arguments, said):  # noqa: F811
+def test_wrong_usage_is_one_line_at_once_and_writes_nothing(model, rows, tmp_path, arguments, said):
     code, _, errors = run_lightly(*command(model, rows, tmp_path / "out", *arguments))
     assert code == 2, errors  # 99 if torch was imported
     assert said in errors
@@ -578,7 +578,7 @@ def test_wrong_usage_is_one_line_at_once_and_writes_nothing(model, rows, tmp_pat
     assert list(tmp_path.iterdir()) == [rows]
 
 
-def test_a_model_without_a_task_head_is_no_teacher(rows, tmp_path, capsys):  # noqa: F811
+def test_a_model_without_a_task_head_is_no_teacher(rows, tmp_path, capsys):
     build("BertForMaskedLM").save_pretrained(tmp_path / "mlm")
     assert run(command(tmp_path / "mlm", rows, tmp_path / "out")) == 2
     assert "BertForMaskedLM" in capsys.readouterr().err

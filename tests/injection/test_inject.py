@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -466,7 +467,7 @@ print(json.dumps(drawn(model, batch_for("BartModel", seed=1), 8)))
 
 
 def test_every_rank_draws_the_same():
-    command = [sys.executable, "-c", OTHER_RANK, os.path.dirname(__file__)]
+    command = [sys.executable, "-c", OTHER_RANK, str(Path(__file__).parents[1])]
     environment = {**os.environ, "RANK": "1", "PYTHONHASHSEED": "2"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert json.loads(done.stdout) == drawn(injected("BartModel", seed=11), batch_for("BartModel"), 8)

@@ -333,7 +333,7 @@ def test_a_report_is_not_replaced_unasked_nor_by_half_of_one(tmp_path):
 # The command line
 
 
-def test_sweep_and_search_write_a_report(model, rows, tmp_path, capsys):  # noqa: F811
+def test_sweep_and_search_write_a_report(model, rows, tmp_path, capsys):
     data = ["--validation-file", str(rows), "--text-columns", "sentence"]
     swept, searched = tmp_path / "sweep.html", tmp_path / "new" / "search.html"
     sweep = ["sweep", str(model), *data, "--output", str(tmp_path / "out"), "--report", str(swept)]
@@ -352,7 +352,7 @@ def test_sweep_and_search_write_a_report(model, rows, tmp_path, capsys):  # noqa
     assert first["metrics"] == {chosen.metric: chosen.score}
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(model, rows, tmp_path, capsys):  # noqa: F811
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(model, rows, tmp_path, capsys):
     data = ["--validation-file", str(rows), "--text-columns", "sentence"]
     out = ["--output", str(tmp_path / "out"), "--report", str(tmp_path / "a.pdf")]
     for command in (["sweep"], ["search", "--depth", "2", "--label-column", "label"]):

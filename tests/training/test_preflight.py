@@ -54,14 +54,14 @@ BEFORE_THE_FIRST_STEP = [
 
 
 @pytest.fixture
-def command(model, rows, tmp_path):  # noqa: F811
+def command(model, rows, tmp_path):
     files = ["--train-file", str(rows), "--validation-file", str(rows), "--use_cpu"]
     out = ["--output_dir", str(tmp_path / "made" / "here")]
     return ["train", "--model", str(model), "--task", "sst2", *files, *out, "--eval-depths", "4,2"]
 
 
 @pytest.fixture
-def data(rows):  # noqa: F811
+def data(rows):
     return load_task_data(TASKS["sst2"], train_file=rows, validation_file=rows)
 
 
@@ -119,7 +119,7 @@ def test_choices_are_those_of_transformers():
         read_flags(["--report_to", "wandb", "foo"], options=[])
 
 
-def test_from_python_too_nothing_is_left_and_the_cause_is_kept(model, data, tmp_path):  # noqa: F811
+def test_from_python_too_nothing_is_left_and_the_cause_is_kept(model, data, tmp_path):
     arguments = settings(tmp_path / "a" / "run", per_device_train_batch_size=0)
     for start in (
         lambda: train(data, str(model), arguments, layerdrop=LayerDropConfig(0.2)),
@@ -132,14 +132,14 @@ def test_from_python_too_nothing_is_left_and_the_cause_is_kept(model, data, tmp_
         assert not (tmp_path / "b").exists()
 
 
-def test_a_folder_that_was_there_stays(model, data, tmp_path):  # noqa: F811
+def test_a_folder_that_was_there_stays(model, data, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(TrainingArgumentsError):
         train(data, str(model), settings(tmp_path / "run", report_to="wandb"))
     assert (tmp_path / "run").is_dir()
 
 
-def test_what_goes_wrong_in_a_step_is_told_as_it_is(model, data, tmp_path):  # noqa: F811
+def test_what_goes_wrong_in_a_step_is_told_as_it_is(model, data, tmp_path):
     def break_forward(trainer, _):
         def fail(*_, **__):
             raise ValueError("in the model")
@@ -151,7 +151,7 @@ def test_what_goes_wrong_in_a_step_is_told_as_it_is(model, data, tmp_path):  # n
     assert not isinstance(caught.value, TrainingArgumentsError)
 
 
-def test_what_goes_wrong_with_the_rows_is_told_as_it_is(model, data, tmp_path):  # noqa: F811
+def test_what_goes_wrong_with_the_rows_is_told_as_it_is(model, data, tmp_path):
     def break_rows(trainer, _):
         def fail(_):
             raise ValueError("in the rows")

@@ -48,10 +48,14 @@ def run_command(
         if state == DONE or dry_run:
             continue
         journal.note(steps, number - 1, BEGUN)
-        code = context.obj(words)
+        code = _run(context, words)
         if code:
             raise typer.Exit(code)
         journal.note(steps, number - 1, DONE)
+
+
+def _run(context: typer.Context, words: Sequence[str]) -> int:
+    return context.obj(words)  # runs any command of the program that this one was started by
 
 
 def read_recipe(path: Path) -> list[Step]:
