@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.architectures.families import LENDING_FLAG, bias_in_first_block
 from hf_layerdrop.architectures.layer_idx import is_number_name
+from hf_layerdrop.architectures.layer_numbers import check_taps
 from hf_layerdrop.architectures.shared_kv import missing_lender
 from hf_layerdrop.architectures.stacks import Stack
 from hf_layerdrop.errors import UnsupportedModelError
@@ -114,10 +115,11 @@ def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None
 
 @dataclass(frozen=True)
 class Look:
-    """What a model is that was built from a config: its layers by stack, and the shapes of all else."""
+    """What a model is that was built from a config: its layers by stack, and shapes and settings of all else."""
 
     layers: Mapping[str, Sequence[Signature]]
     surroundings: Signature
+    settings: Mapping[str, Signature]
 
 
 class Rebuilds:
@@ -137,10 +139,24 @@ class Rebuilds:
             UnsupportedModelError: If it is, cannot be built, or a kept layer has lost one that it borrows from.
         """
         check_lenders(self.whole, self._stacks, kept)
+        check_taps(self.whole, self._stacks, kept)
         built = self._of(config)
         if isinstance(built, Exception):
             raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
         _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
+
+    def changed_settings(self, config: PreTrainedConfig) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """Return by module what those around the layers have copied from the config: before a cut, and after it."""
+        built = self._of(config)
+        if isinstance(built, Exception):
+            return {}
+        changed: dict[str, dict[str, tuple[Any, Any]]] = {}
+        for path, settings in self._look_of_whole.settings.items():
+            after = built.settings.get(path, {})
+            found = {name: (value, after[name]) for name, value in settings.items() if after.get(name, value) != value}
+            if found:
+                changed[path] = found
+        return changed
 
     def _of(self, config: PreTrainedConfig) -> Look | Exception:
         key = repr(config.to_dict())
@@ -155,7 +171,7 @@ class Rebuilds:
     def _look(self, model: PreTrainedModel) -> Look:
         found = _look(model, self._stacks)
         layers = {name: [self._one_of(layer) for layer in signatures] for name, signatures in found.layers.items()}
-        return Look(layers, self._one_of(found.surroundings))
+        return Look(layers, self._one_of(found.surroundings), found.settings)
 
     def _one_of(self, signature: Signature) -> Signature:
         known = next((other for other in self._distinct if other == signature), None)
@@ -175,7 +191,30 @@ def _look(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> Look:
     inside = tuple(f"{stack.path}." for stack in stacks.values())
     shapes = {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}
     layers = {name: [_signature(layer, stack) for layer in stack.layers(model)] for name, stack in stacks.items()}
-    return Look(layers, shapes)
+    return Look(
+        layers, shapes, {path: _settings(part) for path, part in model.named_modules() if _is_around(path, inside)}
+    )
+
+
+def _is_around(path: str, inside: tuple[str, ...]) -> bool:
+    return not f"{path}.".startswith(inside)
+
+
+def _settings(part: nn.Module) -> Signature:
+    """Return the plain values that a module holds; numbers in lists, too."""
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if name[0] != "_" and isinstance(value, int | float | str | list | tuple | dict) and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, int | float | str)
 
 
 def _compare(model: str, whole: Look, cut: Look, stacks: Mapping[str, Stack], kept: Kept) -> None:

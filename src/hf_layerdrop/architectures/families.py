@@ -161,6 +161,37 @@ HEAD_FIELDS: dict[str, tuple[str, ...]] = {
 FEATURE_LAYER_FIELDS = ("vision_feature_layer", "deepstack_layers")
 TIED_FIELD = "tie_word_embeddings"
 
+
+@dataclass(frozen=True)
+class Tap:
+    """A field by which a head takes the hidden states after some layers, which it knows by number.
+
+    Attributes:
+        part: The part of a composite model whose layers are meant, where the field stands in the config above it; empty
+            if it stands in the config of the layers.
+        shift: What added to the number of the field gives the number of layers that have run by then.
+        repeats: Whether one hidden state may be taken twice, as the sub-network asks for where the layers between two
+            taps are gone: not if the head only looks whether a layer's number is in the list.
+    """
+
+    part: str = ""
+    shift: int = 0
+    repeats: bool = True
+
+
+LAYER_TAPS = {
+    "vision_feature_layer": Tap("vision"),
+    "extract_layers": Tap("vision", 1),
+    "intermediate_layers_indices": Tap(),
+    "intermediate_hidden_state_indices": Tap(shift=1, repeats=False),
+    "merge_index": Tap(shift=1, repeats=False),
+    "backbone_out_indices": Tap(shift=1, repeats=False),
+    "out_indices": Tap(shift=-1, repeats=False),
+    "cat_hidden_layers": Tap(shift=1, repeats=False),
+}
+# The same, as counts of the last layers of a stack, by the type of its config.
+TRAILING_TAPS = {"eomt": ("num_blocks",), "eomt_dinov3": ("num_blocks",), "videomt": ("num_blocks",)}
+
 # The field of a model whose embeddings hold a slice for each layer.
 SLICES_FIELD = "hidden_size_per_layer_input"
 

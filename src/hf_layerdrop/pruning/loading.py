@@ -26,6 +26,7 @@ from transformers.utils.hub import resolve_revision
 
 from hf_layerdrop.architectures.expressible import BUILDING, Unfilled
 from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
+from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_generation, renumber_quantization
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.diagnosis import check_layers_are_whole, check_shapes, clear_errors
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
@@ -80,7 +81,7 @@ def load_plain(
         loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
-        _settle(loaded)
+        _settle(loaded, cut)
         return (loaded, info) if kwargs.get("output_loading_info") else loaded
 
 
@@ -130,7 +131,7 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
     with BUILDING, clear_errors(name_or_path):
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
-        _settle(model)
+        _settle(model, cut)
     if not odd:
         check_layers_are_whole(map(cut.place_of, info["missing_keys"]))
     odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
@@ -148,13 +149,27 @@ def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers
     if not isinstance(config, PreTrainedConfig):
         config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
     revision = kwargs.get("revision") or getattr(config, "_commit_hash", None)
-    return plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
+    cut = plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
+    _check_quantization(cut)
+    return cut
+
+
+def _check_quantization(cut: Cut) -> None:
+    """Refuse lists of layers in the quantization of a checkpoint: it has been read before layers get new numbers."""
+    quantization = getattr(cut.config, "quantization_config", None)
+    if names_layers(quantization, cut.names.stacks, cut.kept):
+        raise UnsupportedModelError(
+            "The quantization config of the checkpoint names layers by their numbers, which a cut while loading would "
+            "change too late: load the whole model and call prune_layers, which gives them their new numbers."
+        )
 
 
 def _load_cut(
     cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change = dict
 ) -> Any:
     """Load the kept layers, of a model on the Hub from what is fetched of it; ``change`` gets the kept weights."""
+    if (given := kwargs.get("quantization_config")) is not None:
+        kwargs = {**kwargs, "quantization_config": renumber_quantization(given, cut.names.stacks, cut.kept)}
     hub_model = _hub_model(cut.config, name_or_path, kwargs)
     folder = fetch_kept(hub_model, cut.kept_by_path(), cut.choose) if hub_model else None
     if hub_model is None or folder is None:
@@ -170,9 +185,10 @@ def _load_cut(
     return loaded
 
 
-def _settle(model: PreTrainedModel) -> None:
-    """Switch off what does not fit a model that was cut: its own LayerDrop, and a cache that would be too short."""
+def _settle(model: PreTrainedModel, cut: Cut) -> None:
+    """Change what does not fit a model that was cut: its own LayerDrop, and what generates with it."""
     stacks = find_stacks(model)
+    renumber_generation(getattr(model, "generation_config", None), cut.names.stacks, cut.kept)
     switch_off_native(model, stacks)
     settle_cache(model, stacks)
 

@@ -18,6 +18,13 @@ from transformers import PreTrainedConfig
 from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, check_lenders, may_differ, remember
 from hf_layerdrop.architectures.families import bias_in_first_block, cut_fields
 from hf_layerdrop.architectures.layer_idx import numbered_parts
+from hf_layerdrop.architectures.layer_numbers import (
+    check_taps,
+    renumber_generation,
+    renumber_quantization,
+    takes_by_number,
+    tap_changes,
+)
 from hf_layerdrop.architectures.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.checkpoints.adapters import check_adapters, cut_adapters
@@ -57,6 +64,8 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance:
     if find_injected(model) is not None:
         remove_layerdrop(model)
     switch_off_native(model, cutter.stacks)
+    renumber_generation(getattr(model, "generation_config", None), cutter.stacks, kept)
+    _assign_quantization(model.config, cutter.stacks, kept)
     cutter.cut(kept)
     for adapter, fields in adapters:
         _assign(adapter, fields)
@@ -104,6 +113,7 @@ class Cutter:
         self._configs = {name: configs_of(model, stack) for name, stack in self.stacks.items()}
         self._answers: dict[tuple[tuple[int, ...], ...], str | None] = {}  # why a cut is refused; None if it is not
         self._passed: set[tuple[int, ...]] = set()
+        self._copies_nothing: set[tuple[bool, ...]] = set()
         self.last_refusal = ""
 
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
@@ -122,6 +132,7 @@ class Cutter:
         try:
             if kind in self._passed and not self.layers_differ:
                 check_lenders(self._rebuilds.whole, self.stacks, kept)
+                check_taps(self._rebuilds.whole, self.stacks, kept)
             else:
                 self._rebuilds.check(kept, cut_config(self._model.config, self.stacks, kept))
         except UnsupportedModelError as error:
@@ -165,7 +176,8 @@ class Cutter:
 
     def cut(self, kept: Mapping[str, Sequence[int]]) -> list[Undo]:
         """Cut the model to the given layers, in place; return what undoes it, last first."""
-        undo: list[Undo] = []
+        undo = list(self._renew_copies(kept))  # first, while the config is that of the whole model
+        undo += [_assign(holder, values) for holder, values in [*tap_changes(self._model.config, self.stacks, kept)]]
         for name, stack in self.stacks.items():
             if len(kept[name]) == stack.depth:
                 continue
@@ -177,6 +189,19 @@ class Cutter:
                     new = kept[name].index(place.layer)
                     undo.append(_assign(place.part, {place.field: place.at(new)}))
         return undo[::-1]
+
+    def _renew_copies(self, kept: Mapping[str, Sequence[int]]) -> Iterator[Undo]:
+        """Renew what the modules around the layers copied from the config when they were built, such as a depth."""
+        cut = tuple(len(kept[name]) < self.depths[name] for name in self.stacks)
+        if not any(cut) or cut in self._copies_nothing:
+            return
+        config = cut_config(self._model.config, self.stacks, kept)
+        changed = self._rebuilds.changed_settings(config)
+        if not changed and not takes_by_number(self._model.config, self.stacks):
+            self._copies_nothing.add(cut)
+        for path, settings in changed.items():
+            part = self._model.get_submodule(path)
+            yield _assign(part, {name: new for name, (old, new) in settings.items() if vars(part).get(name) == old})
 
     def _move_bias(self, name: str, stack: Stack, first: int) -> Iterator[Undo]:
         """Move what the first block owns for all to the first block that is kept."""
@@ -202,7 +227,8 @@ class Cutter:
         undo += [_assign(draw, {"paused": True}) for draw in self._draws]
         undo = [*self.cut(kept), *undo]
         if (generation := getattr(self._model, "generation_config", None)) is not None:
-            undo.append(_assign(generation, {"use_cache": generation.use_cache}))
+            undo.append(partial(_restore, generation, dict(vars(generation))))
+            renumber_generation(generation, self.stacks, kept)
             settle_cache(self._model, self.stacks, quiet=True)
         try:
             yield
@@ -228,6 +254,8 @@ class Cutter:
 
 def pruned_config(config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
     """Cut every field of a config that has one entry a layer, or counts them, along with its stacks; in place."""
+    for holder, values in list(tap_changes(config, stacks, kept)):
+        _assign(holder, values)
     for name, stack in stacks.items():
         part = stack.config(config)
         _assign(part, _cut_fields(part, stack, kept[name]))
@@ -239,6 +267,7 @@ def cut_config(
     """Return a copy of a config that is cut, and says nothing of LayerDrop."""
     config = copy.deepcopy(config)
     config.__dict__.pop(CONFIG_KEY, None)
+    _assign_quantization(config, stacks, kept)
     pruned_config(config, stacks, kept)
     return config
 
@@ -264,6 +293,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _assign_quantization(
+    config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]
+) -> None:
+    for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
+        if (quantization := getattr(part, "quantization_config", None)) is not None:
+            part.quantization_config = renumber_quantization(quantization, stacks, kept)
+
+
 def _cut_fields(config: PreTrainedConfig, stack: Stack, kept: Sequence[int]) -> dict[str, Any]:
     """Return the new values of the fields of one config: its depth, and what lists or numbers its layers."""
     if getattr(config, stack.depth_field, None) != stack.depth or len(kept) == stack.depth:
@@ -277,6 +314,11 @@ def _assign(target: Any, values: Mapping[str, Any], *, absent: bool = False) -> 
     for name, value in values.items():
         setattr(target, name, value)
     return partial(_delete, target, tuple(values)) if absent else partial(_assign, target, before)
+
+
+def _restore(target: Any, attributes: Mapping[str, Any]) -> None:
+    vars(target).clear()
+    vars(target).update(attributes)
 
 
 def _delete(target: Any, names: Sequence[str]) -> None:

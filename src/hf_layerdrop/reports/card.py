@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -15,7 +16,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.table import format_kept, format_parameters, metric_names, render_markdown
+from hf_layerdrop.reports.escaping import code, markdown, quoted
+from hf_layerdrop.reports.table import format_kept, format_parameters, render_markdown
 
 _TEMPLATE = Path(__file__).with_name("card.jinja")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -100,25 +102,54 @@ def render_card(
     """
     provenance = saved_provenance(config)
     own = _find_own(results, provenance)
-    base_model = info.source if info.source and _is_repo_id(info.source) else info.inherited.get("base_model")
+    base_model = _base_model(info)
     return ModelCard.from_template(
         _metadata(config, info, base_model, results[own].metrics if own is not None else {}),
         template_path=str(_TEMPLATE),
-        info=info,
-        base_model=base_model,
-        source=_last_name(info.source) if info.source else None,
-        commit=info.revision if info.revision and _COMMIT.fullmatch(info.revision) else None,
-        model_class=(config.get("architectures") or ["AutoModel"])[0],
+        title=markdown(info.name.split("/")[-1]),
+        name=quoted(info.name),
+        pipeline_tag=quoted(info.pipeline_tag) if info.served and info.pipeline_tag else None,
+        source=_linked(base_model, info.source),
+        revision=_linked_revision(base_model, info.revision),
+        measured_on=markdown(str(info.measured_on)),
+        model_class=_class_of(config),
         kept=_describe_kept(provenance),
         root_kept=_describe_root(provenance),
-        chosen_by=_describe_choice(provenance),
-        trained_with=_describe_training(provenance.get("trained_with")),
-        distilled=_describe_distillation(provenance.get("distilled_with")),
+        chosen_by=_escaped(_describe_choice(provenance)),
+        trained_with=_escaped(_describe_training(provenance.get("trained_with"))),
+        distilled=_escaped(_describe_distillation(provenance.get("distilled_with"))),
         parameters=format_parameters(parameters),
         table=render_markdown(results, marked=own) if results else None,
-        metrics=metric_names(results),
-        plot=plot,
+        plot=quote(plot) if plot else None,
     )
+
+
+def _base_model(info: CardInfo) -> str | None:
+    """Return the Hub id of the model that was cut, or of the one that its own card names."""
+    named = [info.source, info.inherited.get("base_model")]
+    return next((one for one in named if isinstance(one, str) and _is_repo_id(one)), None)
+
+
+def _linked(base_model: str | None, source: str | None) -> str | None:
+    if base_model:
+        return f"[{markdown(base_model)}](https://huggingface.co/{base_model})"
+    return code(_last_name(source)) if source else None
+
+
+def _linked_revision(base_model: str | None, revision: str | None) -> str | None:
+    if revision and base_model and _COMMIT.fullmatch(revision):
+        return f"[`{revision[:12]}`](https://huggingface.co/{base_model}/commit/{revision})"
+    return code(revision) if revision else None
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """Return the class of the checkpoint, which stands in the card as code: nothing but a name."""
+    named = (config.get("architectures") or [""])[0]
+    return named if isinstance(named, str) and named.isidentifier() else "AutoModel"
+
+
+def _escaped(text: str | None) -> str | None:
+    return None if text is None else markdown(text)
 
 
 def _metadata(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.escaping import cell, markdown
 from hf_layerdrop.reports.series import Series
 from hf_layerdrop.reports.table import render_markdown, write_results
 from hf_layerdrop.search.record import Selection
@@ -30,7 +31,7 @@ def as_json(series: Sequence[Series], selections: Sequence[Selection]) -> str:
 def as_csv(series: Sequence[Series]) -> str:
     """Return one row a record, with the name and seed of its series behind what `read_results` reads."""
     results = [result for one in series for result in one.results]
-    names = [(one.name, "" if one.seed is None else one.seed) for one in series for _ in one.results]
+    names = [(cell(one.name), "" if one.seed is None else one.seed) for one in series for _ in one.results]
     header, *rows = csv.reader(io.StringIO(_written(results, ".csv"), newline=""))
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
@@ -41,9 +42,9 @@ def as_csv(series: Sequence[Series]) -> str:
 
 def as_markdown(series: Sequence[Series], title: str) -> str:
     """Return one table a series."""
-    parts = [f"# {_one_line(title)}"]
+    parts = [f"# {markdown(title)}"]
     for one in series:
-        parts += [f"## {_one_line(one.name if one.seed is None else f'{one.name}, seed {one.seed}')}"]
+        parts += [f"## {markdown(one.name if one.seed is None else f'{one.name}, seed {one.seed}')}"]
         parts += [render_markdown(one.results)]
     return "\n\n".join(parts) + "\n"
 
@@ -66,7 +67,3 @@ def _written(results: Sequence[SubNetworkResult], suffix: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = write_results(results, Path(folder) / f"numbers{suffix}")
         return path.read_bytes().decode("utf-8")  # read_text would translate the line ends of CSV
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
 from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports.escaping import markdown
 from hf_layerdrop.reports.fitting import FittingTable
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
@@ -47,8 +48,9 @@ def render_markdown(
     results: Sequence[SubNetworkResult], *, root: Mapping[str, Sequence[int]] | None = None, marked: int | None = None
 ) -> str:
     """Render the same table as Markdown, the row number ``marked`` in bold."""
-    columns = _columns(results, root)
-    rule = [":---" if name in _LEFT_ALIGNED else "---:" for name in columns]
+    names = _columns(results, root)
+    rule = [":---" if name in _LEFT_ALIGNED else "---:" for name in names]
+    columns = [markdown(name) for name in names]
     rows = _rows(results, root)
     if marked is not None:
         rows[marked] = [f"**{cell}**" for cell in rows[marked]]
