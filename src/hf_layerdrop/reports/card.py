@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.escaping import code, markdown, quoted
+from hf_layerdrop.reports.escaping import code, markdown, plain, quoted
 from hf_layerdrop.reports.table import format_kept, format_parameters, render_markdown
 
 _TEMPLATE = Path(__file__).with_name("card.jinja")
@@ -157,31 +157,38 @@ def _metadata(
 ) -> ModelCardData:
     scores = {name: value for name, value in metrics.items() if math.isfinite(value)}  # YAML on the Hub has no NaN
     return ModelCardData(
-        **{name: value for name, value in info.inherited.items() if name != "base_model"},
+        **{name: _plain(value) for name, value in info.inherited.items() if name != "base_model"},
         library_name="transformers",
         tags=[tag for tag in ("layerdrop", "pruned", config.get("model_type")) if tag],
         base_model=base_model,
         pipeline_tag=info.pipeline_tag,
-        model_name=info.name.rpartition("/")[2] if scores else None,
+        model_name=plain(info.name.rpartition("/")[2]) if scores else None,
         eval_results=[_eval_result(name, value, info) for name, value in scores.items()] or None,
     )
 
 
 def _eval_result(metric: str, value: float, info: CardInfo) -> EvalResult:
     task = info.pipeline_tag or "feature-extraction"
-    dataset = _last_name(info.measured_on.dataset)
+    dataset = plain(_last_name(info.measured_on.dataset))
     metric, split = info.measured_on.split_of(metric)
     return EvalResult(
         task_type=task,
         task_name=task.replace("-", " ").capitalize(),
         dataset_type=dataset,
-        dataset_name=" ".join(part for part in (dataset, info.measured_on.config) if part),
-        dataset_config=info.measured_on.config,
-        dataset_split=split,
-        metric_type=metric,
-        metric_name=metric.replace("_", " ").capitalize(),
+        dataset_name=plain(" ".join(part for part in (dataset, info.measured_on.config) if part)),
+        dataset_config=_plain(info.measured_on.config),
+        dataset_split=_plain(split),
+        metric_type=plain(metric),
+        metric_name=plain(metric.replace("_", " ").capitalize()),
         metric_value=round(float(value), 6),
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return metadata of another card without what moves a cursor."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 def _find_own(results: Sequence[SubNetworkResult], provenance: Mapping[str, Any]) -> int | None:
