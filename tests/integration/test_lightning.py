@@ -35,7 +35,7 @@ class Classifier(lightning.LightningModule):
 
 
 def fit(module, folder, epochs=2, resume=None, **changes):
-    from hf_layerdrop.training.lightning import LayerDropStepCallback
+    from hf_layerdrop import LightningStepCallback
 
     rows = [{name: torch.tensor(value) for name, value in row.items()} for row in ROWS]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -44,7 +44,7 @@ def fit(module, folder, epochs=2, resume=None, **changes):
         accelerator="cpu",
         logger=False,
         default_root_dir=folder,
-        callbacks=[LayerDropStepCallback()],
+        callbacks=[LightningStepCallback()],
         **{**quiet, **changes},
     )
     trainer.fit(module, DataLoader(rows, batch_size=2), ckpt_path=resume, weights_only=False)

@@ -36,7 +36,7 @@ def demo_command(
     short: Annotated[bool, typer.Option("--short", help=f"{SHORT_STEPS} steps: quick, and poorer models.")] = False,
 ) -> None:
     """Train with and without LayerDrop, cut both to every depth, compare, and serve three layers."""
-    from hf_layerdrop.cli.demo_run import DemoSettings, demo_data, find_weights, run_demo
+    from hf_layerdrop.cli.demo_run import DemoSettings, demo_checkpoint, demo_data, run_demo
     from hf_layerdrop.samplers.config import LayerDropConfig
     from hf_layerdrop.tasks.data import load_task_data
     from hf_layerdrop.tasks.registry import load_task
@@ -52,7 +52,7 @@ def demo_command(
     start = time.perf_counter()
     console = Console()
     settings = DemoSettings(rate=rate, steps=SHORT_STEPS if short else steps, seed=seed)
-    weights = model or str(find_weights())
+    weights = model or str(demo_checkpoint())
     data = load_task_data(chosen, otherwise=_SAMPLE) if chosen else demo_data()
     quiet_transformers()
     console.print(f"[bold]LayerDrop demo[/bold]: {data.task.name}, {len(data.train or ())} training rows, seed {seed}.")

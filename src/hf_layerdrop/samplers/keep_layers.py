@@ -19,11 +19,22 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol, SupportsIndex, TypeAlias, TypeGuard
 
 from hf_layerdrop.errors import KeepLayersError
 
-KeepLayers = Any  # every form listed above; an alias so that signatures say what they take
+
+class KeepsLayers(Protocol):
+    """A record that says which layers it keeps, such as the `Selection` of `search_layers`."""
+
+    @property
+    def keep_layers(self) -> Mapping[str, Collection[SupportsIndex]]:
+        """The indices by stack."""
+
+
+KeepLayersOfStack: TypeAlias = SupportsIndex | str | slice | Collection[SupportsIndex] | None
+KeepLayers: TypeAlias = KeepLayersOfStack | Mapping[str, KeepLayersOfStack] | os.PathLike[str] | KeepsLayers
+"""Every form that is listed above."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _INDICES = re.compile(r"\s*[+-]?[0-9]{1,18}\s*(,\s*[+-]?[0-9]{1,18}\s*)*,?\s*")

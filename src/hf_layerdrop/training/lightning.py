@@ -14,7 +14,7 @@ from hf_layerdrop.injection.trainer_steps import learn
 CHECKPOINT_KEY = "hf_layerdrop"
 
 
-class LayerDropStepCallback(Callback):
+class LightningStepCallback(Callback):
     """Tell the draws which step begins, so that a resumed run drops what the uninterrupted one would have dropped.
 
     The step is Lightning's own, which its checkpoints hold. Where drop rates are learned, they are shown the loss that
