@@ -42,8 +42,13 @@ def prune_command(
     from hf_layerdrop.hub.save import save_pruned
 
     loading = loading_arguments(model, revision=revision, allow_pickle=allow_pickle)
-    tokenizer = False if no_tokenizer else None
     folder = save_pruned(
-        model, output, keep_layers=keep_layers, results=records, overwrite=overwrite, tokenizer=tokenizer, **loading
+        model,
+        output,
+        keep_layers=keep_layers,
+        results=records,
+        overwrite=overwrite,
+        tokenizer=False if no_tokenizer else None,
+        **loading,
     )
     Console().print(f"Wrote {folder}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ Nothing of Trainer's loop is replaced: the loss of a training step is another, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from hf_layerdrop.evaluation.sources import quiet_eval
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 
 _LOGITS = (("logits",), ("start_logits", "end_logits"))  # of one prediction, or of the two of a span
+
+if TYPE_CHECKING:
+    from transformers.trainer_utils import TrainOutput
 
 
 class DistillationMixin:
@@ -86,7 +89,7 @@ class DistillationMixin:
         """What the training took so far, also before it was resumed."""
         return LayerForwards(self._counter.teacher, self._counter.student)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does; the teacher fills no caches meanwhile."""
         with quiet_eval(self.teacher):
             return super().train(*args, **kwargs)  # type: ignore[misc]
@@ -97,7 +100,7 @@ class DistillationMixin:
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Return the weighted sum of the losses in training, and the model's own loss in evaluation."""
         if not model.training:
             return super().compute_loss(  # type: ignore[misc]

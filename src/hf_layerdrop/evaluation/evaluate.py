@@ -28,8 +28,10 @@ from hf_layerdrop.evaluation.prefix_sharing import (
 )
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.evaluation.sources import (
+    AnyMetric,
     Batches,
-    Metric,
+    Collator,
+    Data,
     ModelSource,
     Source,
     TrainerSource,
@@ -48,12 +50,12 @@ SUB_NETWORKS_A_PASS = 16
 
 def evaluate_depths(
     model_or_trainer: PreTrainedModel | Trainer,
-    dataset: Any = None,
+    dataset: Data | Mapping[str, Data] | None = None,
     *,
     depths: Iterable[KeepLayers],
-    metric: Metric | str | Any | None = None,
+    metric: AnyMetric | None = None,
     batch_size: int = 32,
-    collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    collator: Collator | None = None,
     progress: bool = True,
 ) -> list[SubNetworkResult]:
     """Measure sub-networks of a model in place, and return one record each, in the order of ``depths``.
@@ -127,11 +129,11 @@ class Evaluator:
     def __init__(
         self,
         model_or_trainer: PreTrainedModel | Trainer,
-        dataset: Any = None,
+        dataset: Data | Mapping[str, Data] | None = None,
         *,
-        metric: Metric | str | Any | None = None,
+        metric: AnyMetric | None = None,
         batch_size: int = 32,
-        collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+        collator: Collator | None = None,
         memory_limit: int | None = None,
     ) -> None:
         if isinstance(model_or_trainer, Trainer):

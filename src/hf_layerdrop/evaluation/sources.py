@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.metrics import named_metric, predicted
 
-Metric = Callable[[EvalPrediction], Mapping[str, float] | float]
-Batches = Iterable[Mapping[str, Any]]
+if TYPE_CHECKING:
+    import evaluate
+
+Metric: TypeAlias = Callable[[EvalPrediction], Mapping[str, SupportsFloat] | SupportsFloat]
+AnyMetric: TypeAlias = "Metric | str | evaluate.Metric"
+Batches: TypeAlias = Iterable[Mapping[str, Any]]
+# What a data set gives, the collator takes: neither is anything that could be said here.
+Data: TypeAlias = Batches | Dataset[Any]
+Collator: TypeAlias = Callable[[list[Any]], Mapping[str, Any]]
 
 
 class ModelSource:
@@ -243,7 +250,7 @@ def _compute(metric: Any, evaluated: EvalPrediction) -> Mapping[str, float]:
     return metric.compute(predictions=predicted(logits, regression=regression), references=evaluated.label_ids)
 
 
-def _as_dict(value: Mapping[str, float] | float) -> dict[str, float]:
+def _as_dict(value: Mapping[str, SupportsFloat] | SupportsFloat) -> dict[str, float]:
     return (
         {name: float(number) for name, number in value.items()}
         if isinstance(value, Mapping)

@@ -22,8 +22,9 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from hf_layerdrop.errors import HubError, LayerDropError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.save import Extras, write_checkpoint
-from hf_layerdrop.hub.source import check_processors, find_source, load_pruned
+from hf_layerdrop.hub.source import Processor, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import MeasuredOn
+from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,10 +41,10 @@ def push_pruned_to_hub(
     model: PreTrainedModel | str | os.PathLike[str],
     repo_id: str,
     *,
-    keep_layers: Any,
+    keep_layers: KeepLayers,
     results: Sequence[SubNetworkResult] | None = None,
     plot: str | os.PathLike[str] | bool | None = None,
-    tokenizer: Any = None,
+    tokenizer: Processor | None = None,
     measured_on: MeasuredOn | None = None,
     private: bool | None = None,
     token: str | None = None,

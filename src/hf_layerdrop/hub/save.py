@@ -15,11 +15,12 @@ from hf_layerdrop.checkpoints.output_folders import check_above
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.hub.source import Source, check_processors, find_source, load_pruned
+from hf_layerdrop.hub.source import Processor, Source, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.streaming import find_streamed
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.reports.plot import draw_depth_plot
 from hf_layerdrop.reports.table import metric_names
+from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,11 +32,11 @@ def save_pruned(
     model: PreTrainedModel | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
-    keep_layers: Any,
+    keep_layers: KeepLayers,
     results: Sequence[SubNetworkResult] | None = None,
     plot: str | os.PathLike[str] | bool | None = None,
     overwrite: bool = False,
-    tokenizer: Any = None,
+    tokenizer: Processor | None = None,
     measured_on: MeasuredOn | None = None,
     revision: str | None = None,
     **load_kwargs: Any,
@@ -128,7 +129,7 @@ class Extras:
 
     results: Sequence[SubNetworkResult] = ()
     plot: str | os.PathLike[str] | bool | None = None
-    tokenizer: Any = None
+    tokenizer: Processor | None = None
     measured_on: MeasuredOn | None = None
 
 
@@ -158,7 +159,7 @@ def write_checkpoint(
     card.save(folder / "README.md")
 
 
-def _write_processors(folder: Path, source: Source | None, tokenizer: Any) -> None:
+def _write_processors(folder: Path, source: Source | None, tokenizer: Processor | None) -> None:
     if tokenizer is False:
         return
     if tokenizer is not None:

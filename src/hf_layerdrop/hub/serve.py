@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer, processor_files
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.hub.source import load_pruned
+from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
@@ -20,7 +21,7 @@ _FOR_LOADING = ("config", "revision", "token", "trust_remote_code", "dtype")
 
 
 def pipeline(
-    task: str, model: PreTrainedModel | str | os.PathLike[str], *, keep_layers: Any = None, **kwargs: Any
+    task: str, model: PreTrainedModel | str | os.PathLike[str], *, keep_layers: KeepLayers = None, **kwargs: Any
 ) -> Pipeline:
     """Build a ``transformers.pipeline`` that runs a sub-network; of a checkpoint only the kept layers are read.
 
@@ -50,7 +51,7 @@ def pipeline(
     return transformers.pipeline(task, pruned, **{**_components(served, _home(name, kwargs)), **kwargs})
 
 
-def _plain_copy(model: PreTrainedModel, keep_layers: Any) -> PreTrainedModel:
+def _plain_copy(model: PreTrainedModel, keep_layers: KeepLayers) -> PreTrainedModel:
     """Return a pruned copy of a model in memory, or the model itself, as the class that pipelines know by its name."""
     from hf_layerdrop.models.mixin import plain_class
 
@@ -73,7 +74,7 @@ def _find_task(task: str) -> dict[str, Any]:
 
 
 def _load_for_task(
-    served: dict[str, Any], task: str, name: str, keep_layers: Any, kwargs: dict[str, Any]
+    served: dict[str, Any], task: str, name: str, keep_layers: KeepLayers, kwargs: dict[str, Any]
 ) -> PreTrainedModel:
     """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
     from transformers.models.auto.auto_factory import _get_model_class

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HTTPError
@@ -23,6 +23,14 @@ logger = logging.getLogger(__name__)
 
 _INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 _FROM_SOURCE = ("token", "cache_dir", "local_files_only", "force_download")
+
+
+class _Savable(Protocol):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], /) -> object: ...
+
+
+Processor: TypeAlias = _Savable | Literal[False]
+"""A tokenizer or processor, of any kind that transformers has; False for none."""
 
 
 class Source:

@@ -53,14 +53,14 @@ from hf_layerdrop.injection.recorded_outputs import gives_weights, recorded_key
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.injection.state import STATE_ATTRIBUTE, LayerDropState, find_injected
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
-from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 
 logger = logging.getLogger(__name__)
 
 _config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
 
-def inject_layerdrop(model: nn.Module, config: LayerDropConfig | float | Sequence[float] | Mapping[str, Any]) -> None:
+def inject_layerdrop(model: nn.Module, config: LayerDrop) -> None:
     """Make ``model`` drop whole layers, or what the config names as structure, while it trains, in place (3.2.1).
 
     Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import GenerationConfig, PreTrainedConfig
 
 
@@ -45,7 +46,7 @@ class FromPretrained(TypedDict, total=False):
     # how and where the weights are held
     attn_implementation: str | Mapping[str, str] | None
     device_map: str | int | torch.device | Mapping[str, int | str | torch.device] | None
-    device_mesh: torch.distributed.DeviceMesh | None
+    device_mesh: DeviceMesh | None
     disable_mmap: bool | None
     distributed_config: object
     dtype: str | torch.dtype | Mapping[str, str | torch.dtype] | None

@@ -16,10 +16,11 @@ from hf_layerdrop.architectures.expressible import BUILDING
 from hf_layerdrop.checkpoints.diagnosis import clear_errors
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
-from hf_layerdrop.models.mixin import LayerDrop, inject, plain_class
+from hf_layerdrop.models.mixin import inject, plain_class
 from hf_layerdrop.models.named import *  # noqa: F403
 from hf_layerdrop.models.named import NAMED
 from hf_layerdrop.pruning.loading import WHERE, adapted_base, load_plain
+from hf_layerdrop.samplers.config import LayerDrop
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
@@ -14,15 +14,13 @@ from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.injection.inject import inject_layerdrop, native_rates
 from hf_layerdrop.pruning.loading import load_plain
-from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from hf_layerdrop.models.arguments import FromPretrained
-
-LayerDrop: TypeAlias = float | Sequence[float] | Mapping[str, Any] | LayerDropConfig
 
 
 class LayerDropMixin:
@@ -31,8 +29,6 @@ class LayerDropMixin:
     ``layerdrop`` takes a rate, a `LayerDropConfig` or its dict. Left out, the rates that the checkpoint was saved with
     are used, else those of the model's own LayerDrop (BART's ``encoder_layerdrop``), else 0.
     """
-
-    config: PreTrainedConfig
 
     def __init__(self, config: PreTrainedConfig, *args: Any, layerdrop: LayerDrop | None = None, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]

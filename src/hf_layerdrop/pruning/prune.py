@@ -42,7 +42,7 @@ Undo = Callable[[], Any]
 _OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
 
 
-def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance: Any) -> None:
+def prune_layers(model: nn.Module, keep_layers: KeepLayers, **provenance: object) -> None:
     """Keep only some layers of ``model``, in place, without copying a weight (3.2.2).
 
     LayerDrop is removed, since its rates were those of the whole model, and the model's own LayerDrop is set to 0: a
@@ -78,7 +78,7 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance:
 
 
 @contextmanager
-def sub_network(model: nn.Module, keep_layers: KeepLayers | None) -> Iterator[dict[str, tuple[int, ...]]]:
+def sub_network(model: nn.Module, keep_layers: KeepLayers) -> Iterator[dict[str, tuple[int, ...]]]:
     """Run ``model`` with only some of its layers inside the ``with`` block; yield their indices by stack.
 
     No weight is copied. The model in the block is the pruned model, cache indices and config included, so that what it

@@ -6,14 +6,17 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.samplers.frozen import FrozenDict
 from hf_layerdrop.samplers.learned.shares import HIGHEST_RATE
 from hf_layerdrop.samplers.schedules import SHAPES
 
-Rate = float | tuple[float, ...]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Rate: TypeAlias = float | tuple[float, ...]
 
 SAMPLERS = ("bernoulli", "depth", "learned")
 STRUCTURES = ("layer", "attention", "ffn", "head")
@@ -28,6 +31,16 @@ _OTHER_NAMES = {name: name for name in STRUCTURES} | {
     "mlp": "ffn",
     "attention head": "head",
 }
+
+
+class _BesideRate(TypedDict, total=False):
+    """Settings that `LayerDropConfig.for_depth` hands on."""
+
+    seed: int | None
+    never_drop: Sequence[int] | Mapping[str, Sequence[int]]
+    structure: str | Sequence[str]
+    sampler: str
+    execution: str
 
 
 @dataclass(frozen=True)
@@ -57,11 +70,11 @@ class LayerDropConfig:
         LayerDropConfigError: If a value is not allowed; the message names what is.
     """
 
-    rate: Any = 0.0
+    rate: Rate | Mapping[str, Rate] = 0.0
     shape: str = "uniform"
     seed: int | None = None
-    never_drop: Any = ()
-    structure: Any = "layer"
+    never_drop: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
+    structure: str | tuple[str, ...] = "layer"
     sampler: str = "bernoulli"
     execution: str = "skip"
 
@@ -129,7 +142,9 @@ class LayerDropConfig:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def for_depth(cls, depth: int, *, of: int, shape: str = "uniform", **settings: Any) -> LayerDropConfig:
+    def for_depth(
+        cls, depth: int, *, of: int, shape: str = "uniform", **settings: Unpack[_BesideRate]
+    ) -> LayerDropConfig:
         """Choose the rate that uses ``depth`` of ``of`` layers on average: a mean rate of p* = 1 - r/N (3.2.2).
 
         The mean of the exponential shape depends on the number of layers, so the result then holds one rate a layer.
@@ -156,7 +171,7 @@ class LayerDropConfig:
     @property
     def mean_rate(self) -> float:
         """Average rate over layers and stacks, before ``never_drop``; exponential: in the limit of many layers."""
-        values = list(self.rate.values()) if isinstance(self.rate, dict) else [self.rate]
+        values = list(self.rate.values()) if isinstance(self.rate, Mapping) else [self.rate]
         if not values:
             return 0.0
         mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1}[self.shape]
@@ -174,13 +189,13 @@ class LayerDropConfig:
             LayerDropConfigError: If a stack is unknown, or the number of rates or an index does not fit its depth.
         """
         for what, value in (("rate", self.rate), ("never_drop", self.never_drop)):
-            if isinstance(value, dict) and (unknown := sorted(set(value) - set(depths))):
+            if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(depths))):
                 raise LayerDropConfigError(f"{what} names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
         return {stack: self._rates_of(stack, depth) for stack, depth in depths.items()}
 
     def always_kept(self, stack: str, depth: int) -> frozenset[int]:
         """Return the indices of the layers of a stack that ``never_drop`` protects."""
-        named = self.never_drop.get(stack, ()) if isinstance(self.never_drop, dict) else self.never_drop
+        named = self.never_drop.get(stack, ()) if isinstance(self.never_drop, Mapping) else self.never_drop
         for index in named:
             if not -depth <= index < depth:
                 raise LayerDropConfigError(
@@ -189,7 +204,7 @@ class LayerDropConfig:
         return frozenset(index % depth for index in named)
 
     def _rates_of(self, stack: str, depth: int) -> tuple[float, ...]:
-        rate = self.rate.get(stack, 0.0) if isinstance(self.rate, dict) else self.rate
+        rate = self.rate.get(stack, 0.0) if isinstance(self.rate, Mapping) else self.rate
         if isinstance(rate, tuple) and len(rate) != depth:
             raise LayerDropConfigError(
                 f"rate has {len(rate)} values, but the {stack} has {depth} layers; give one number, or {depth} of them."
@@ -221,7 +236,7 @@ class LayerDropConfig:
         return cls(**values)
 
     @classmethod
-    def of(cls, value: float | Sequence[float] | Mapping[str, Any] | LayerDropConfig) -> LayerDropConfig:
+    def of(cls, value: LayerDrop) -> LayerDropConfig:
         """Accept what ``layerdrop=`` accepts: a rate in any of its forms, a config, or its dict."""
         if isinstance(value, LayerDropConfig):
             return value
@@ -236,6 +251,10 @@ class LayerDropConfig:
                 )
             return cls.from_dict(value)
         return cls(value)
+
+
+LayerDrop: TypeAlias = float | Sequence[float] | Mapping[str, Any] | LayerDropConfig
+"""What ``layerdrop=`` accepts: a rate, one a layer, rates by stack, a config or its dict."""
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.evaluation.sources import AnyMetric, Collator, Data
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.ground import Setting, data_ground
 from hf_layerdrop.search.objective import find_objective
 from hf_layerdrop.search.scoring import Scorer
-from hf_layerdrop.search.space import Space, no_set_of, parse_depth
+from hf_layerdrop.search.space import Depth, Space, no_set_of, parse_depth
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class AverageWithout:
 
 def average_without_layer(
     model: PreTrainedModel | Trainer,
-    dataset: Any = None,
+    dataset: Data | None = None,
     *,
-    depth: Any,
-    metric: Any = None,
+    depth: Depth,
+    metric: AnyMetric | None = None,
     samples: int = 100,
     greater_is_better: bool | None = None,
     seed: int = 0,
     batch_size: int = 32,
-    collator: Any = None,
+    collator: Collator | None = None,
     memory_limit_mb: float = 1024,
     progress: bool = True,
 ) -> AverageWithout:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.evaluation.evaluate import Evaluator
 from hf_layerdrop.evaluation.fingerprints import fingerprint
-from hf_layerdrop.evaluation.sources import Batches, as_batches
+from hf_layerdrop.evaluation.sources import Batches, Collator, as_batches
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.opaque import Evaluate, OpaqueMeasure
 from hf_layerdrop.search.scoring import Measure
@@ -26,8 +26,6 @@ from hf_layerdrop.search.splitting import (
     data_of,
     halves,
 )
-
-Collator = Callable[[list[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

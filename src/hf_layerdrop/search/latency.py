@@ -23,7 +23,7 @@ REPEATS = 15
 
 def measure_latency(
     model: PreTrainedModel,
-    batch: Mapping[str, Any],
+    batch: Mapping[str, object],
     *,
     keep_layers: KeepLayers = None,
     batch_size: int = 1,

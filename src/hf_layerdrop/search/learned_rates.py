@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError
@@ -44,7 +45,7 @@ def learn_rates(model: nn.Module, loss: torch.Tensor, *, step_ended: bool = True
     learn(injected_model(model), loss, step_ended=step_ended)
 
 
-def learned_keep_layers(model: Any, depth: Depth) -> dict[str, tuple[int, ...]]:
+def learned_keep_layers(model: nn.Module | PreTrainedConfig, depth: Depth) -> dict[str, tuple[int, ...]]:
     """Return the layers that a model of this depth keeps by its learned rates: those with the smallest shares.
 
     Args:
@@ -60,7 +61,9 @@ def learned_keep_layers(model: Any, depth: Depth) -> dict[str, tuple[int, ...]]:
     return {name: _smallest(shares[name], len(kept), name) for name, kept in wanted.items()}
 
 
-def write_learned_selection(model: Any, depth: Depth, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def write_learned_selection(
+    model: nn.Module | PreTrainedConfig, depth: Depth, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
     """Write what `learned_keep_layers` returns as a selection file, which ``keep_layers`` reads everywhere.
 
     Raises:
@@ -80,14 +83,14 @@ def write_learned_selection(model: Any, depth: Depth, path: str | os.PathLike[st
     return file
 
 
-def _saved(model: Any) -> dict[str, Any]:
+def _saved(model: nn.Module | PreTrainedConfig) -> dict[str, Any]:
     """Return what the config of a model, or of the model in a wrapper such as DDP, says of LayerDrop."""
     if isinstance(model, nn.Module):
         model = (find_injected(model) or model).config
     return saved_provenance(model)
 
 
-def learned_shares(model: Any) -> Mapping[str, list[float]]:
+def learned_shares(model: nn.Module | PreTrainedConfig) -> Mapping[str, list[float]]:
     """Return the softmax behind the learned rates, one share a layer, by stack.
 
     Raises:

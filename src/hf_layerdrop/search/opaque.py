@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, SupportsFloat, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.scoring import Done
 from hf_layerdrop.search.space import Layers
 
-Evaluate = Callable[[Any], Mapping[str, float] | float]
+Evaluate: TypeAlias = Callable[[Any], Mapping[str, SupportsFloat] | SupportsFloat]
 
 
 class OpaqueMeasure:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import LayerDropConfigError, UnsupportedModelError
 from hf_layerdrop.evaluation.fingerprints import fingerprint
+from hf_layerdrop.evaluation.sources import AnyMetric, Collator, Data
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, targets_within
 from hf_layerdrop.search.choosing import Search
@@ -21,22 +22,27 @@ from hf_layerdrop.search.objective import find_objective
 from hf_layerdrop.search.opaque import Evaluate
 from hf_layerdrop.search.record import Selection
 from hf_layerdrop.search.scoring import Scorer
-from hf_layerdrop.search.space import Space, no_set_of, parse_depth, whole
+from hf_layerdrop.search.space import Depth, Space, no_set_of, parse_depth, whole
 from hf_layerdrop.search.strategies import MAX_SETS, check_space, find_strategy, load_strategy, set_by_rule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hf_layerdrop.search.strategies import StrategySettings
 
 
 def search_layers(
     model: PreTrainedModel | Trainer,
-    dataset: Any = None,
+    dataset: Data | None = None,
     *,
-    metric: Any = None,
+    metric: AnyMetric | None = None,
     strategy: str = "beam",
-    depth: Any = None,
+    depth: Depth | None = None,
     max_latency_ms: float | None = None,
     max_parameters: int | None = None,
     max_size_mb: float | None = None,
     evaluate: Evaluate | None = None,
-    test_dataset: Any = None,
+    test_dataset: Data | None = None,
     greater_is_better: bool | None = None,
     journal: str | os.PathLike[str] | None = None,
     memory_limit_mb: float = 1024,
@@ -45,9 +51,9 @@ def search_layers(
     latency_length: int | None = None,
     seed: int = 0,
     batch_size: int = 32,
-    collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    collator: Collator | None = None,
     progress: bool = True,
-    **settings: Any,
+    **settings: Unpack[StrategySettings],
 ) -> Selection:
     """Choose which layers to keep (paper, 3.2.2), by a rule, by a search on a validation set, or by importance.
 
@@ -106,6 +112,8 @@ def search_layers(
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
     if evaluate is None:
         ground = data_ground(model, dataset, test_dataset, metric, setting)
+    elif metric is not None and not isinstance(metric, str):
+        raise LayerDropConfigError(f"metric is {metric!r}, but evaluate gives the numbers: name one, or leave it out.")
     else:
         ground = opaque_ground(plain, cutter, evaluate, dataset, metric, setting)
     meter = None
@@ -124,7 +132,7 @@ def search_layers(
     return search.run(targets)
 
 
-def _targets(depth: Any, budget: Budget, cutter: Cutter) -> list[Target]:
+def _targets(depth: Depth | None, budget: Budget, cutter: Cutter) -> list[Target]:
     """Return the depth that was asked for; none if there is a budget to find it by."""
     if budget.asks == (depth is not None):
         raise LayerDropConfigError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice, product
 from math import comb, prod
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 from hf_layerdrop.errors import KeepLayersError
 from hf_layerdrop.samplers.keep_layers import evenly_spread
@@ -216,7 +216,11 @@ def distinct(kept: list[Layers]) -> list[Layers]:
     return list({key_of(layers): layers for layers in kept}.values())
 
 
-def parse_depth(depth: Any, depths: Mapping[str, int]) -> dict[str, int]:
+Depth: TypeAlias = SupportsIndex | str | Mapping[str, SupportsIndex | str]
+"""A number of layers to keep, or one by stack."""
+
+
+def parse_depth(depth: Depth, depths: Mapping[str, int]) -> dict[str, int]:
     """Return how many layers of each stack to keep: ``6``, ``"6"``, ``{"decoder": 3}`` or ``"encoder=6;decoder=3"``.
 
     Stacks that are not named stay whole.

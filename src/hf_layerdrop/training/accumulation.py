@@ -30,7 +30,7 @@ class LossScaling:
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Return the loss, such that those of a step add up to the mean over all its labels."""
         share: torch.Tensor | float = 1.0
         if num_items_in_batch is not None and self._may_be_wrong():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.inject import injected_model, layerdrop_state, set_step
@@ -38,13 +39,13 @@ class LightningStepCallback(Callback):
                 "it there; call its train() when the LightningModule is built."
             )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Begin the step, or the next of the batches whose gradients it accumulates."""
         set_step(pl_module, trainer.global_step, batch_idx % trainer.accumulate_grad_batches)
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         """Learn from the loss, if the drop rates are learned."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
