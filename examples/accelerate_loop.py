@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, set_step
@@ -31,10 +31,10 @@ def new_model() -> BertForSequenceClassification:
     return BertForSequenceClassification(config)
 
 
-def rows(count: int, length: int = 12) -> list[dict[str, torch.Tensor]]:
+def rows(count: int, length: int = 12) -> TensorDataset:
     """Return rows whose label is whether their first token is above 50."""
     tokens = torch.randint(1, 100, (count, length), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": row, "labels": (row[0] > 50).long()} for row in tokens]
+    return TensorDataset(tokens, (tokens[:, 0] > 50).long())
 
 
 class Progress:
@@ -99,10 +99,10 @@ def main() -> None:
     loss = torch.zeros(())
     while progress.epoch < arguments.epochs:
         data.set_epoch(progress.epoch)
-        for number, batch in enumerate(data):
+        for number, (tokens, labels) in enumerate(data):
             set_step(model, progress.step, number % MICRO_STEPS)
             with accelerator.accumulate(model):
-                loss = model(**batch).loss
+                loss = model(tokens, labels=labels).loss
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -60,12 +60,13 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     layerdrop_state(model).load_state_dict(state["layerdrop"])
-    return state["step"]
+    return int(state["step"])
 
 
 def train(arguments: argparse.Namespace, rank: int, device: str, *, several: bool) -> None:
     """Train, save every few steps, and take a shallow model out at the end."""
-    model = new_model().to(device).train()
+    with torch.device(device):
+        model = new_model().train()
     inject_layerdrop(model, LayerDropConfig(arguments.rate, seed=0))  # before it is wrapped, the same on every rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     arguments.output.mkdir(parents=True, exist_ok=True)

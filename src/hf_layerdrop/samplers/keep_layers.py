@@ -17,7 +17,8 @@ import json
 import operator
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, TypeAlias, TypeGuard
 
@@ -28,11 +29,24 @@ class KeepsLayers(Protocol):
     """A record that says which layers it keeps, such as the `Selection` of `search_layers`."""
 
     @property
-    def keep_layers(self) -> Mapping[str, Collection[SupportsIndex]]:
+    def keep_layers(self) -> Mapping[str, Sequence[SupportsIndex]]:
         """The indices by stack."""
 
 
-KeepLayersOfStack: TypeAlias = SupportsIndex | str | slice | Collection[SupportsIndex] | None
+class Array(Protocol):
+    """Indices in an array of numpy, torch or the like."""
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions it has: one."""
+
+    def tolist(self) -> object:
+        """The indices as Python's own."""
+
+
+# Not as Collection[SupportsIndex]: a type checker would try it on a dict of two kinds of values, and find it wrong.
+Indices: TypeAlias = Sequence[SupportsIndex] | AbstractSet[SupportsIndex] | Array
+KeepLayersOfStack: TypeAlias = SupportsIndex | str | slice | Indices | None
 KeepLayers: TypeAlias = KeepLayersOfStack | Mapping[str, KeepLayersOfStack] | os.PathLike[str] | KeepsLayers
 """Every form that is listed above."""
 
