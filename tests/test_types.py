@@ -24,6 +24,9 @@ PROJECT = Path(__file__).parents[1]
 
 # Each line that is wrong ends in the codes of the errors that it has to have; all others have none.
 USES = """
+from pathlib import Path
+import numpy as np
+import torch
 from hf_layerdrop import no_such_name  # attr-defined
 from hf_layerdrop import AutoLayerDropModelForCausalLM, AutoLayerDropModelForMaskedLM, KeepLayers, LayerDropBertModel
 from hf_layerdrop import LayerDropConfig, evaluate_depths, load_checkpoint, parse_keep_layers, prune_layers
@@ -61,7 +64,9 @@ evaluate_depths(model, [{"input_ids": 1}], depths=6)  # arg-type
 evaluate_depths(model, 3, depths=[6])  # arg-type
 
 every: list[KeepLayers] = [6, "6,", [0, -1], (0, 5), range(3), slice(None, None, 2), {"encoder": "::2", "decoder": 3}]
-every += [None, selection, selection.keep_layers]
+every += [None, {0, 2}, np.array([0, 2]), torch.tensor([0, 2]), Path("kept.json"), selection, selection.keep_layers]
+by_stack = {"encoder": [0, 2]}
+prune_layers(model, by_stack)
 prune_layers(model, keep_layers=3.5)  # arg-type
 prune_layers(model, keep_layers=[0.5])  # list-item
 prune_layers(model, keep_layers={"encoder": 0.5})  # dict-item

@@ -448,6 +448,11 @@ def test_a_strategy_that_comes_to_no_set_says_why() -> None:
         search(model, evaluate=evaluate, metric="accuracy", strategy="greedy_addition", depth=3, test_dataset=None)
 
 
+def test_beside_evaluate_a_metric_is_a_name() -> None:
+    with pytest.raises(LayerDropConfigError, match="but evaluate gives the numbers: name one"):
+        search(build(BERT), evaluate=lambda model: 1.0, metric=lambda prediction: 1.0, depth=2, test_dataset=None)
+
+
 def test_budgets_are_met_by_what_can_be_cut_where_no_layer_can_go_alone() -> None:
     model = qwen_moe()
     for depth in range(1, 7):
