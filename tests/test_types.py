@@ -30,9 +30,9 @@ import torch
 from hf_layerdrop import no_such_name  # attr-defined
 from hf_layerdrop import AutoLayerDropModelForCausalLM, AutoLayerDropModelForMaskedLM, KeepLayers, LayerDropBertModel
 from hf_layerdrop import LayerDropConfig, evaluate_depths, load_checkpoint, parse_keep_layers, prune_layers
-from hf_layerdrop import save_pruned, search_layers
+from hf_layerdrop import LossScaling, inject_layerdrop, save_pruned, search_layers
 from hf_layerdrop.models.mixin import no_such_class  # attr-defined
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import BertConfig, BertModel, PreTrainedModel, Trainer
 
 LayerDropConfig(nonsense=3)  # call-arg
 LayerDropConfig(rate="often")  # arg-type
@@ -72,6 +72,13 @@ prune_layers(model, keep_layers=[0.5])  # list-item
 prune_layers(model, keep_layers={"encoder": 0.5})  # dict-item
 parse_keep_layers(selection, {"encoder": "six"})  # dict-item
 save_pruned(model, "out", keep_layers=6, tokenizer=True)  # arg-type
+inject_layerdrop(model, {"encoder": 0.2, "decoder": [0.1, 0.2]})
+inject_layerdrop(model, LayerDropConfig([0.1, 0.2], never_drop={"encoder": [0, -1]}, structure=("head", "layer")))
+
+class OwnTrainer(LossScaling, Trainer):
+    pass
+
+evaluate_depths(OwnTrainer(model), depths=range(1, 7), metric=lambda prediction: {"right": 1.0})
 """
 
 
