@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 from transformers import AutoModelForSequenceClassification
 
-from hf_layerdrop.cli.training_flags import parse_training_arguments, read_flags
+from hf_layerdrop.cli.training_flags import parse_training_arguments
 from hf_layerdrop.injection.inject import inject_layerdrop
 from hf_layerdrop.tasks.registry import TASKS
 from ranks import TORCHRUN, launch_two_ranks
@@ -163,7 +163,7 @@ def test_scripts_are_bash_and_call_what_there_is(script: str) -> None:
     ours = {name: words[words.index(name) + 1] for name in ("--model", "--task", "--layerdrop")}
     assert ours["--task"] in TASKS
     rest = [word for word in words if word not in (*ours, *ours.values(), "--overwrite", "--bf16")]
-    arguments = parse_training_arguments(read_flags(rest, options=[]))  # bf16 apart, which needs a device that has it
+    arguments = parse_training_arguments(rest)  # bf16 apart, which needs a device that has it
     assert arguments.save_steps == 500
     assert arguments.resume_from_checkpoint == "auto"
 

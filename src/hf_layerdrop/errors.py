@@ -43,3 +43,9 @@ class HubError(LayerDropError, RuntimeError, ValueError):
 
 class LayerDropStateError(LayerDropError, RuntimeError):
     """The model is in a state in which this call makes no sense, e.g. remove without inject."""
+
+
+def said_by(error: BaseException) -> str:
+    """Return what an error of another library says, in one line: its kind, and the first paragraph of its message."""
+    said = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

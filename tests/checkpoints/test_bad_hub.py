@@ -195,7 +195,7 @@ def test_another_part_than_was_asked_for_is_refused(hub, folder, tmp_path, capsy
 def test_a_server_that_fails_is_named(status, hub, folder, tmp_path, capsys):
     hub.add_folder(REPO, folder / "whole")
     hub.fail(WEIGHTS, status, times=1000)
-    refused_both_ways(tmp_path, capsys, f"HTTP status {status}")
+    refused_both_ways(tmp_path, capsys, f"{status}")
 
 
 def test_connections_that_break_off_are_resumed(hub, source, folder, tmp_path):

@@ -140,7 +140,7 @@ def test_a_config_of_another_width_is_refused(copy_of, tmp_path, capsys):
     ("fields", "said"),
     [
         ({"model_type": "nothing-known"}, "nothing-known"),
-        ({"model_type": None}, "names no model_type"),
+        ({"model_type": None}, "model type `None`"),
         ({"model_type": ["bert"]}, "model_type"),
         ({"architectures": ["NothingKnown"]}, "NothingKnown"),
     ],

@@ -110,21 +110,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_wrong_input_is_one_line_before_anything_heavy(model, rows, tmp_path, arguments, message):
+def test_wrong_input_is_one_line_and_writes_nothing(model, rows, tmp_path, arguments, message, capsys):
     output = tmp_path / "selection.json"
-    code, _, errors = run_lightly("search", model, "--validation-file", rows, *COLUMNS, "--output", output, *arguments)
-    assert code == 2  # 99 if torch was imported
+    assert search(model, rows, output, *arguments) == 2
+    errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == [rows]
 
 
-def test_a_model_with_two_stacks_asks_which(bart, rows, tmp_path):
-    code, _, errors = run_lightly(
-        "search", bart, "--validation-file", rows, *COLUMNS, "--output", tmp_path / "s.json", "--depth", "2"
-    )
-    assert code == 2
-    assert "encoder=2;decoder=1" in errors
+def test_a_model_with_two_stacks_asks_which(bart, rows, tmp_path, capsys):
+    assert search(bart, rows, tmp_path / "s.json", "--depth", "2") == 2
+    assert "encoder=2;decoder=1" in capsys.readouterr().err
 
 
 def test_too_few_rows_for_a_batch(model, tmp_path, capsys):

@@ -14,7 +14,6 @@ from hf_layerdrop.architectures.stacks import find_stacks
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.hub.doctor.notes import NOTES
-from light import run_lightly
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3", "mixtral", "bart", "t5", "whisper", "wav2vec2", "clip", "llava",
             "granitemoehybrid", "mistral_large4_text", "longformer", "vjepa2")  # fmt: skip
@@ -170,11 +169,13 @@ def test_a_pickle_is_told_without_being_opened(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("model_type", ["t5", "llava", "mixtral"])
-def test_tables_show_stacks_structures_traps_and_notes_at_once(model_type, saved, monkeypatch):
+def test_tables_show_stacks_structures_traps_and_notes(model_type, saved, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "250")
     model, folder = saved(model_type)
-    code, out, err = run_lightly("inspect", folder)
-    assert (code, err) == (0, "")
+    capsys.readouterr()
+    assert run(["inspect", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     for stack in find_stacks(model):
         assert stack in out
     assert all(word in out for word in ("attention", "pruned", "traps", "DDP", "compile"))

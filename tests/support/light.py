@@ -1,4 +1,4 @@
-"""Commands that have to answer without torch, each in a process of its own.
+"""Help and version, which have to come without torch, each in a process of its own.
 
 A server that has imported the command line is started once by each process of pytest, and forked for each command: to
 import that takes most of the time of one. What the server itself has imported counts, too.

@@ -178,7 +178,10 @@ def test_an_unknown_task_names_the_nearest_one():
 
 
 def test_without_a_network_the_error_says_to_give_files():
-    code = "from hf_layerdrop.tasks import TASKS, load_task_data; load_task_data(TASKS['rte'])"
+    code = (
+        "from hf_layerdrop.tasks.data import load_task_data; from hf_layerdrop.tasks.registry import TASKS; "
+        "load_task_data(TASKS['rte'])"
+    )
     # An address where nothing listens, and an empty cache.
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_CACHE": "/nonexistent"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -310,7 +310,7 @@ def test_a_config_file_holds_any_option_and_the_command_line_wins(command, tmp_p
         (["--task", "sst3"], "nearest: sst2"),
         (["--learning_rat", "1"], "did you mean --learning_rate"),
         (["--eval_depths", "1"], "did you mean --eval-depths"),
-        (["--max_steps", "many"], "whole number"),
+        (["--max_steps", "many"], "invalid int value: 'many'; train --help-all"),
         (["stray"], "'stray'"),
         (["--layerdrop", "1.5"], "from 0"),
         (["--layerdrop", "much"], "'much'"),
@@ -328,35 +328,50 @@ def test_a_config_file_holds_any_option_and_the_command_line_wins(command, tmp_p
         (["--output_dir", "."], "not empty"),
     ],
 )
-def test_wrong_usage_is_one_line_at_once_and_writes_nothing(command, tmp_path, arguments, said, monkeypatch):
+def test_wrong_usage_is_one_line_and_writes_nothing(command, tmp_path, arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    code, output, errors = run_lightly(*command, *arguments)
-    assert code == 2, errors
+    assert run([*command, *arguments]) == 2
+    output, errors = capsys.readouterr()
     assert said in errors
     assert len(errors.strip().splitlines()) == 1
     assert not output
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_unknown_key_in_the_config_file_names_the_nearest(command, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("learning_rte: 1", "did you mean --learning_rate"),
+        ("eval_dephts: 1", "did you mean --eval-depths"),
+        ("max_steps: 1.5", "invalid int value: '1.5'"),
+        ("optim: adam", "adamw_torch"),
+        ("learning_rate: [1, 2]", "'2' belongs to no option"),
+    ],
+)
+def test_a_wrong_line_in_the_config_file_is_one_line(command, tmp_path, line, said, capsys):
     config = tmp_path / "config.yaml"
-    config.write_text("learning_rte: 1")
-    code, output, errors = run_lightly(*command, "--config", str(config))
-    assert code == 2
-    assert "did you mean --learning_rate" in errors
+    config.write_text(line)
+    assert run([*command, "--config", str(config)]) == 2
+    output, errors = capsys.readouterr()
+    assert said in errors
+    assert len(errors.splitlines()) == 1
     assert not output
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_help_is_quick_and_help_all_adds_the_flags_of_trainer(capsys):
-    code, output, _ = run_lightly("train", "--help")
+@pytest.mark.parametrize(("name", "ours"), [("train", "--eval-depths"), ("distill", "--soft-weight")])
+def test_help_is_quick_and_help_all_adds_the_flags_of_trainer(name, ours, capsys):
+    code, output, _ = run_lightly(name, "--help")
     assert code == 0
-    assert "--eval-depths" in output
+    assert ours in output
     assert "--warmup_steps" not in output
-    assert run(["train", "--help-all"]) == 0
-    output = capsys.readouterr().out
-    assert "--eval-depths" in output
+    assert run([name, "--help-all"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert ours in output
     assert "--warmup_steps" in output
+    assert "(default: 32)" in output  # of ours: a batch
+    assert "(default: as eval_strategy)" in output
 
 
 def test_the_card_of_a_sub_network_names_the_data_that_it_was_measured_on(tmp_path, model, data):

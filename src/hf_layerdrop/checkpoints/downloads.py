@@ -30,7 +30,7 @@ from hf_layerdrop.checkpoints.headers import (
 )
 from hf_layerdrop.checkpoints.http_ranges import RangesIgnored, RemoteFile
 from hf_layerdrop.checkpoints.weight_files import StoredTensor, Stream, read_stored, stream_local, write_weights
-from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.errors import CheckpointError, said_by
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,6 @@ def fetch_kept(model: HubModel, kept: Mapping[str, Sequence[int]], choose: Choos
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HTTPError
 
-    from hf_layerdrop.checkpoints.diagnosis import failure_reason
-
     folder = _folder(model, kept)
     if not model.force_download and (_is_whole(folder) or _has_all(model)):
         return folder if folder.exists() else None
@@ -112,7 +110,7 @@ def fetch_kept(model: HubModel, kept: Mapping[str, Sequence[int]], choose: Choos
         return _fetch(model, folder, kept, choose)
     except (HTTPError, OSError) as error:
         raise CheckpointError(
-            f"The kept layers of {model.repo_id!r} could not be fetched from the Hub ({failure_reason(error)}), so "
+            f"The kept layers of {model.repo_id!r} could not be fetched from the Hub ({said_by(error)}), so "
             "nothing was kept: check the network and the space on the disk, and call again."
         ) from error
 

@@ -53,7 +53,7 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    from hf_layerdrop.checkpoints.diagnosis import nothing_found
+    from hf_layerdrop.checkpoints.unreadable import unreadable
 
     try:
         # Answers at once where a download would retry for long.
@@ -65,7 +65,7 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
         config = read_config(Path(model.download(CONFIG_NAME)).parent)
         return CheckpointHeaders(repo_id, config, _read_tensors(model, files))
     except (HTTPError, HFValidationError, OSError) as error:  # OSError: offline, no network
-        raise CheckpointError(nothing_found(repo_id, error)) from error
+        raise CheckpointError(unreadable(repo_id, error)) from error
 
 
 def _read_tensors(model: HubModel, files: set[str]) -> dict[str, TensorInfo]:

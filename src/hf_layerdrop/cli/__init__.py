@@ -1,7 +1,6 @@
 """The hf-layerdrop command: each file parses the arguments of one command, calls one function and prints the result.
 
-Nothing heavy is imported at the top: help, and every error that arguments, config.json and weight headers decide, come
-at once.
+Nothing heavy is imported at the top, so that help and version come at once.
 """
 
 from __future__ import annotations

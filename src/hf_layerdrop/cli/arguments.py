@@ -9,18 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
-from hf_layerdrop.checkpoints.model_types import unknown_type
 from hf_layerdrop.checkpoints.output_folders import check_above
 from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
-from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, none_beside, processor_files
-from hf_layerdrop.cli.training_values import MAX_SEED
+from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, processor_files
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.table import read_results
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 from hf_layerdrop.tasks.registry import MORE_TASKS, TASKS
 from hf_layerdrop.training.train import RESULTS_FILE
+
+MAX_SEED = 2**32 - 1  # the largest that numpy takes
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
 KeepLayersSpec = Annotated[
@@ -48,6 +48,18 @@ TaskName = Annotated[
         help=f"{', '.join(MORE_TASKS)}, or of GLUE: {', '.join(TASKS)}. Left out: a classification of your own files.",
         show_default=False,
     ),
+]
+TrainFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Local training rows: CSV, TSV, JSON, JSONL or Parquet; for language modelling also TXT.",
+        show_default=False,
+    ),
+]
+ValidationFiles = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Local validation rows; for mnli give it twice.", show_default=False),
 ]
 TextColumns = Annotated[
     str | None,
@@ -89,7 +101,7 @@ NumBeams = Annotated[
 
 Seed = Annotated[
     int,
-    # what numpy takes; and Python's own generators would draw the same for -1 as for 1
+    # Python's own generators would draw the same for -1 as for 1
     typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of everything that is drawn."),
 ]
 
@@ -117,12 +129,6 @@ def found_results(model: str, given: Path | None) -> list[SubNetworkResult] | No
     if given is None and not beside.is_file():
         return None
     return read_results(given or beside)
-
-
-def check_tokenizer(model: str, *, none_wanted: bool) -> None:
-    """Refuse a local model without a tokenizer before anything heavy is imported; one on the Hub is checked later."""
-    if Path(model).is_dir() and not none_wanted and not processor_files(Path(model)):
-        raise CheckpointError(none_beside(model))
 
 
 def require_tokenizer(model: str, config: Mapping[str, Any]) -> None:
@@ -162,8 +168,6 @@ def checked_headers(model: str, *, revision: str | None, token: str | None = Non
     """
     check_revision(model, revision)
     headers = read_headers(model, revision=revision, token=token)
-    if said := unknown_type(headers.config, model):
-        raise CheckpointError(said)
     root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
     return headers
 

@@ -10,16 +10,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.cli.arguments import Model, check_output, checkpoint_facts, require_tokenizer
+from hf_layerdrop.cli.arguments import (
+    LabelColumn,
+    Model,
+    TextColumns,
+    TrainFile,
+    ValidationFiles,
+    check_output,
+    checkpoint_facts,
+    listed,
+    require_tokenizer,
+)
 from hf_layerdrop.cli.sweep import choose_task
-from hf_layerdrop.cli.train import DEFAULTS
-from hf_layerdrop.cli.training_flags import Flags, parse_training_arguments, read_flags
+from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, option_names, parse_training_arguments
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
 from hf_layerdrop.reports.table import format_kept, format_parameters, metric_names
-from hf_layerdrop.tasks.data import load_task_data, local_files
+from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import TASKS
 from hf_layerdrop.tasks.task import MAX_LENGTH
-from hf_layerdrop.training.preflight import check_best_metric
 from hf_layerdrop.training.train import check_output as check_checkpoints
 
 if TYPE_CHECKING:
@@ -41,20 +49,10 @@ def distill_command(
     task: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
     ] = None,
-    train_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Local training rows: CSV, TSV, JSON, JSONL or Parquet.", show_default=False),
-    ] = None,
-    validation_file: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Local validation rows; for mnli give it twice.", show_default=False),
-    ] = None,
-    text_columns: Annotated[
-        str | None, typer.Option(metavar="A[,B]", help="Text columns of your files.", show_default=False)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label column of your files.", show_default=False)
-    ] = None,
+    train_file: TrainFile = None,
+    validation_file: ValidationFiles = None,
+    text_columns: TextColumns = None,
+    label_column: LabelColumn = None,
     temperature: Annotated[
         float, typer.Option(help="Teacher and student are compared at this temperature.")
     ] = DistillationConfig.temperature,
@@ -67,27 +65,24 @@ def distill_command(
     hard_weight: Annotated[float, typer.Option(help="Weight of the labels.")] = DistillationConfig.hard_weight,
     max_length: Annotated[int, typer.Option(min=1, help="Longer inputs are cut to this many tokens.")] = MAX_LENGTH,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Cut a student out of MODEL, a finetuned checkpoint, and train it on the task to imitate the whole model.
 
-    Every flag of TrainingArguments works too (see train --help-all). A run that was stopped goes on with
+    Every flag of TrainingArguments works too (see --help-all). A run that was stopped goes on with
     --resume_from_checkpoint last.
     """
     settings = DistillationConfig(temperature, soft_weight, hidden_weight, hard_weight)
     check_output(output, overwrite=overwrite)
-    columns = [column.strip() for column in text_columns.split(",")] if text_columns else []
+    columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)
     chosen = choose_task(task, columns, label_column, config)
-    local_files(chosen, train_file, validation_file)
     student_layers(keep_layers, stacks)
     require_tokenizer(model, config)
-    flags = _training_flags(context, output)
-    checkpoints = Path(flags["output_dir"][0])
-    check_best_metric(flags.get("metric_for_best_model", [None])[0], chosen.metrics, chosen.name)
-    resume = flags.get("resume_from_checkpoint", [None])[0]
-    check_checkpoints(checkpoints, overwrite=overwrite, resume=resume)
-
-    arguments = parse_training_arguments(flags)
+    quiet = {"eval_strategy": "no", "output_dir": str(_own_checkpoints(output))}
+    arguments = parse_training_arguments(context.args, defaults={**DEFAULTS, **quiet}, options=option_names(context))
+    checkpoints = Path(str(arguments.output_dir))
+    check_checkpoints(checkpoints, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
 
     from hf_layerdrop.distillation.run import distill
 
@@ -112,13 +107,6 @@ def distill_command(
         if checkpoints == _own_checkpoints(output):
             shutil.rmtree(checkpoints, ignore_errors=True)
         _print(Console(), run, f"{Path(model).resolve().name} on {data.task.name}")
-
-
-def _training_flags(context: typer.Context, output: Path) -> Flags:
-    """Join the defaults and the command line; the later one wins."""
-    options = [str(option.name).replace("_", "-") for option in context.command.params]
-    quiet: Flags = {"eval_strategy": ["no"], "output_dir": [str(_own_checkpoints(output))]}
-    return {**DEFAULTS, **quiet, **read_flags(context.args, options=options)}
 
 
 def _own_checkpoints(output: Path) -> Path:

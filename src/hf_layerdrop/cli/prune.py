@@ -17,7 +17,6 @@ from hf_layerdrop.cli.arguments import (
     Revision,
     check_keep_layers,
     check_output,
-    check_tokenizer,
     found_results,
     loading_arguments,
 )
@@ -37,7 +36,6 @@ def prune_command(
     check_output(output, overwrite=overwrite)
     records = found_results(model, results)
     check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle)
-    check_tokenizer(model, none_wanted=no_tokenizer)
 
     from hf_layerdrop.hub.save import save_pruned
 

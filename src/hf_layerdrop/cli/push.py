@@ -15,7 +15,6 @@ from hf_layerdrop.cli.arguments import (
     Results,
     Revision,
     check_keep_layers,
-    check_tokenizer,
     found_results,
     loading_arguments,
 )
@@ -41,7 +40,6 @@ def push_command(
     """Keep only some layers of MODEL and publish them on the Hub as a plain transformers checkpoint, in one commit."""
     records = found_results(model, results)
     check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle, token=token)
-    check_tokenizer(model, none_wanted=no_tokenizer)
 
     from hf_layerdrop.hub.push import push_pruned_to_hub
 

@@ -44,7 +44,7 @@ from hf_layerdrop.search.strategies import (
     check_space,
     find_strategy,
 )
-from hf_layerdrop.tasks.data import load_task_data, local_files
+from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import with_dataset
 from hf_layerdrop.tasks.task import MAX_LENGTH, Task, TaskData
 
@@ -155,8 +155,6 @@ def search_command(
     columns = listed(text_columns)
     chosen = with_dataset(choose_task(task, columns, label_column, headers.config), dataset, dataset_config)
     require_tokenizer(model, headers.config)
-    for files in (validation_file, *([test_file] if test_file else [])):
-        local_files(chosen, None, files, train=False)
     _check_metric(metric, chosen)
     rows = [
         load_task_data(chosen, validation_file=files, text_columns=columns, label_column=label_column, train=False)

@@ -37,7 +37,7 @@ from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.plot import draw_depth_plot
 from hf_layerdrop.reports.table import render_table, write_results
-from hf_layerdrop.tasks.data import load_task_data, local_files
+from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.train import measure_depths
@@ -81,7 +81,6 @@ def sweep_command(
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
     require_tokenizer(model, config)
-    local_files(chosen, None, validation_file, train=False)
     sub_networks = parse_depths(depths, stacks)
 
     data = load_task_data(

@@ -22,47 +22,34 @@ from hf_layerdrop.cli.arguments import (
     NumBeams,
     TaskName,
     TextColumns,
+    TrainFile,
+    ValidationFiles,
     checkpoint_facts,
     listed,
     require_tokenizer,
 )
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import print_signatures
-from hf_layerdrop.cli.training_flags import (
-    Flags,
-    config_flags,
-    parse_training_arguments,
-    read_flags,
-    training_help,
-)
+from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.reports.table import render_table
 from hf_layerdrop.samplers.config import SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
 from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
-from hf_layerdrop.tasks.data import local_files
+from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.from_config import POSITIONS, ModelFromConfig, describe_model, names_model
-from hf_layerdrop.training.preflight import check_best_metric
-from hf_layerdrop.training.train import TrainingRun, check_output
+from hf_layerdrop.training.train import TrainingRun, check_output, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
-# Where finetuning for classification differs from TrainingArguments' own defaults.
-DEFAULTS: Flags = {
-    "per_device_train_batch_size": ["32"],
-    "per_device_eval_batch_size": ["32"],
-    "learning_rate": ["2e-5"],
-    "eval_strategy": ["epoch"],
-    "save_strategy": ["epoch"],
-    "save_total_limit": ["2"],
-}
-# The same where all weights begin at random.
-FROM_SCRATCH: Flags = {"learning_rate": ["5e-4"], "warmup_steps": ["0.05"]}
+# TrainingArguments where all weights begin at random.
+FROM_SCRATCH = {"learning_rate": 5e-4, "warmup_steps": 0.05}
 
 _SAMPLES = 1000  # points at which a schedule is averaged for the table of rates
-_CONFIG = "hf_layerdrop.training_flags"  # key of the context's notes, for what --config says of TrainingArguments
+_CONFIG = "hf_layerdrop.config_words"  # key of the context's notes, for what --config says of TrainingArguments
 
 
 def _read_config(context: typer.Context, given: list[str] | None) -> list[str] | None:
@@ -88,17 +75,9 @@ def _read_options(context: typer.Context, path: Path) -> list[str]:
         str(key).replace("-", "_"): _option_value(value, multiple=options[str(key).replace("-", "_")].multiple)
         for key, value in ours.items()
     }
-    rest = {key: value for key, value in values.items() if key not in ours}
-    context.meta[_CONFIG] = config_flags(rest, options=options)
+    context.meta[_CONFIG] = config_words({str(key): value for key, value in values.items() if key not in ours})
     named = ours.get("config")
     return [] if named is None else [str(named)]
-
-
-def _show_all_help(context: typer.Context, wanted: bool) -> None:
-    if wanted:
-        typer.echo(context.get_help())
-        typer.echo(f"Flags of TrainingArguments:{training_help()}")
-        raise typer.Exit
 
 
 def train_command(
@@ -112,18 +91,8 @@ def train_command(
         ),
     ] = None,
     task: TaskName = None,
-    train_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Local training rows: CSV, TSV, JSON, JSONL or Parquet; for language modelling also TXT.",
-            show_default=False,
-        ),
-    ] = None,
-    validation_file: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Local validation rows; for mnli give it twice.", show_default=False),
-    ] = None,
+    train_file: TrainFile = None,
+    validation_file: ValidationFiles = None,
     dataset: DatasetName = None,
     dataset_config: DatasetConfig = None,
     text_columns: TextColumns = None,
@@ -189,12 +158,7 @@ def train_command(
             show_default=False,
         ),
     ] = None,
-    help_all: Annotated[
-        bool,
-        typer.Option(
-            "--help-all", help="Show every flag of TrainingArguments too.", callback=_show_all_help, is_eager=True
-        ),
-    ] = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Train MODEL with LayerDrop on a task, then measure its sub-networks without further finetuning.
 
@@ -203,22 +167,20 @@ def train_command(
     columns = listed(text_columns)
     chosen = load_task(task) if task else custom_task(columns, label_column=label_column or "label")
     chosen = with_dataset(chosen, dataset, dataset_config)
-    local_files(chosen, train_file, validation_file)
     drop = _layerdrop(layerdrop, shape, sampler, never_drop, structure)
     factor = _schedule(schedule)
     start = _start(model, config, chosen, max(max_length or 0, max_target_length or 0), vocab_size, tokenizer)
     depths = _checked_model(start, drop, eval_depths)
     name = _name(start)
-    flags = _training_flags(context, f"runs/{chosen.name}-{name}", FROM_SCRATCH if model is None else {})
-    check_best_metric(flags.get("metric_for_best_model", [None])[0], chosen.metrics, chosen.name)
-    resume = flags.get("resume_from_checkpoint", [None])[0]
-    check_output(Path(flags["output_dir"][0]), overwrite=overwrite, resume=resume)
+    defaults = {**DEFAULTS, **(FROM_SCRATCH if model is None else {}), "output_dir": f"runs/{chosen.name}-{name}"}
+    arguments = parse_training_arguments(
+        [*context.meta.get(_CONFIG, []), *context.args],
+        defaults=defaults,
+        options=option_names(context),
+        generates=chosen.generation is not None,
+    )
+    check_output(Path(str(arguments.output_dir)), overwrite=overwrite, resume=arguments.resume_from_checkpoint)
 
-    arguments = parse_training_arguments(flags, generates=chosen.generation is not None)
-
-    from hf_layerdrop.reports.table import render_table
-    from hf_layerdrop.tasks.data import load_task_data
-    from hf_layerdrop.training.train import train
     from hf_layerdrop.training.trainers import generation_flags
 
     for field, value in generation_flags(chosen, max_target_length, num_beams).items():
@@ -271,17 +233,6 @@ def _start(
 
 def _name(start: str | ModelFromConfig) -> str:
     return Path(start).name if isinstance(start, str) else start.name
-
-
-def _training_flags(context: typer.Context, output_dir: str, usual: Flags) -> Flags:
-    """Join the defaults, the config file and the command line; the later one wins."""
-    options = [str(option.name).replace("_", "-") for option in context.command.params]
-    given = {**context.meta.get(_CONFIG, {}), **read_flags(context.args, options=options)}
-    flags = {"output_dir": [output_dir], **DEFAULTS, **usual, **given}
-    for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
-        if save not in given and given.get(evaluate, ["no"]) != ["no"]:
-            flags[save] = given[evaluate]  # load_best_model_at_end wants them to agree
-    return flags
 
 
 def _layerdrop(

@@ -1,146 +1,139 @@
-"""The flags of TrainingArguments, known and checked without importing torch: read from the source of transformers."""
+"""The flags of TrainingArguments: transformers' own parser reads them, and what is refused becomes one line.
+
+Transformers is imported where it is used, since its import takes seconds and help is to come at once.
+"""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hf_layerdrop.cli.training_values import check_values, source_of
+from hf_layerdrop.errors import TrainingArgumentsError, said_by
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import HfArgumentParser, TrainingArguments
 
-Flags = dict[str, list[str]]  # name of a field -> its values, as words
+# Where finetuning differs from TrainingArguments' own defaults.
+DEFAULTS: Mapping[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 2e-5,
+    "eval_strategy": "epoch",
+    "save_total_limit": 2,
+}
 
-_VALUE_WHEN_BARE = {"resume_from_checkpoint": ["last"]}
-_NUMBER = re.compile(r"-?\.?\d.*")
-
-
-@cache
-def training_fields() -> dict[str, str]:
-    """Return the annotation of every field of TrainingArguments, as its source writes it."""
-    source = source_of("training_args")
-    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    body = next(node.body for node in classes if node.name == "TrainingArguments")
-    return {
-        node.target.id: ast.unparse(node.annotation)
-        for node in body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+_AS_EVALUATED = {"save_strategy": "eval_strategy", "save_steps": "eval_steps"}
+_SEE = "train --help-all lists all flags of TrainingArguments"
 
 
-def read_flags(words: Sequence[str], *, options: Iterable[str]) -> Flags:
-    """Sort the words that are not our own options into flags of TrainingArguments, and check them.
+def _show_all_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from transformers import TrainingArguments
+
+        saves = {save: f"as {evaluate}" for save, evaluate in _AS_EVALUATED.items()}
+        flags = _parser(TrainingArguments, {**DEFAULTS, **saves}).format_help().partition("options:")[2]
+        typer.echo(f"{context.get_help()}\nFlags of TrainingArguments:{flags}")
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool,
+    typer.Option("--help-all", callback=_show_all_help, is_eager=True, help="Show TrainingArguments' flags too."),
+]
+
+
+def parse_training_arguments(
+    words: Sequence[str],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    options: Iterable[str] = (),
+    generates: bool = False,
+) -> TrainingArguments:
+    """Build TrainingArguments; checkpoints are written when the model is evaluated, unless a flag says otherwise.
 
     Args:
-        words: The rest of the command line. ``--learning_rate`` and ``--learning-rate`` are the same.
+        words: Flags and values, as on the command line; of a flag that is given twice the later one wins.
+        defaults: Values of fields that no word sets.
         options: Names of our own options, to name the nearest of both.
+        generates: Return those of a Seq2SeqTrainer.
 
     Raises:
-        typer.BadParameter: If a flag is unknown, or its value is none that it takes; see `check_values`.
+        TrainingArgumentsError: If a flag is unknown, or the parser or TrainingArguments itself refuses a value.
     """
-    flags: Flags = {}
-    current: list[str] | None = None
-    for word in words:
-        if word.startswith("-") and not _NUMBER.fullmatch(word):
-            written, has_value, value = word.partition("=")
-            name, is_negated = _field(written, options)
-            current = ["false"] if is_negated else [value] if has_value else []
-            flags[name] = current
-        elif current is None:
-            raise typer.BadParameter(f"{word!r} belongs to no option: options start with --, such as --task sst2")
-        else:
-            current.append(word)
-    flags = {name: values or _when_bare(name) for name, values in flags.items()}
-    for name, values in flags.items():
-        check_values(name, values, training_fields()[name])
-    return flags
+    from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-
-def config_flags(values: Mapping[str, Any], *, options: Iterable[str]) -> Flags:
-    """Turn the entries of a config file for TrainingArguments into the flags that say the same, and check them.
-
-    Raises:
-        typer.BadParameter: If a key is neither a field nor one of our options, or its value is none that it takes.
-    """
-    known = training_fields()
-    flags = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            _unknown(f"Unknown key {key!r} in the config file", name, options)
-        if value is not None:
-            flags[name] = [_as_word(item) for item in (value if isinstance(value, list) else [value])]
-            check_values(name, flags[name], known[name])
-    return flags
-
-
-def parse_training_arguments(flags: Mapping[str, Sequence[str]], *, generates: bool = False) -> TrainingArguments:
-    """Build TrainingArguments by transformers' own parser; with ``generates`` those of a Seq2SeqTrainer.
-
-    Raises:
-        typer.BadParameter: If the parser or TrainingArguments itself refuses a value.
-    """
-    from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise typer.BadParameter(message)
-
-    words = [word for name, values in flags.items() for word in _spelled(name, values)]
+    kind = Seq2SeqTrainingArguments if generates else TrainingArguments
+    parser = _parser(kind, {**(defaults or {}), **dict.fromkeys(_AS_EVALUATED)})  # None: no word has set it
+    values, unknown = parser.parse_known_args(words)
+    if unknown:
+        _refuse(unknown[0], [*(field.name for field in fields(kind)), *options])
     try:
-        kind = Seq2SeqTrainingArguments if generates else TrainingArguments
-        (arguments,) = Parser(kind).parse_args_into_dataclasses(words, look_for_args_file=False)
-    except (ValueError, ImportError, OSError) as error:
-        raise typer.BadParameter(f"TrainingArguments refuses its values: {' '.join(str(error).split())}") from error
+        (arguments,) = parser.parse_dict(_with_saves(vars(values)))
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        raise TrainingArgumentsError(f"TrainingArguments refuses its values: {said_by(error)}; {_SEE}.") from error
     return arguments
 
 
-def training_help() -> str:
-    """Describe every flag of TrainingArguments, as transformers' own parser does."""
-    from transformers import HfArgumentParser, TrainingArguments
-
-    parser = HfArgumentParser(TrainingArguments, prog="hf-layerdrop train", add_help=False, usage=" ")
-    return parser.format_help().partition("options:")[2]
-
-
-def _when_bare(name: str) -> list[str]:
-    """Say what a flag means without a value; transformers' own parser wants one where a true-or-false may be None."""
-    return ["true"] if training_fields()[name].startswith("bool") else _VALUE_WHEN_BARE.get(name, [])
+def config_words(values: Mapping[str, Any]) -> list[str]:
+    """Write the entries of a config file as the command line has them."""
+    words = []
+    for name, value in values.items():
+        items = [_as_word(item) for item in (value if isinstance(value, list) else [value]) if item is not None]
+        # Joined by "=", a value may itself begin with a dash.
+        words.extend([f"--{name}={items[0]}"] if len(items) == 1 else [f"--{name}", *items] if items else [])
+    return words
 
 
-def _field(written: str, options: Iterable[str]) -> tuple[str, bool]:
-    """Return the field that a flag sets, and whether it is the ``--no_`` form of a true-or-false one."""
-    name = written.lstrip("-").replace("-", "_")
-    positive = name.removeprefix("no_")
-    if name in training_fields():
-        return name, False
-    if training_fields().get(positive, "").startswith("bool"):
-        return positive, True
-    _unknown(f"Unknown option {written}", name, options)
-
-
-def _unknown(what: str, name: str, options: Iterable[str]) -> NoReturn:
-    spelled = {field: f"--{field}" for field in training_fields()}
-    spelled.update({option.replace("-", "_"): f"--{option}" for option in options})
-    nearest = difflib.get_close_matches(name, spelled, n=1, cutoff=0.5)
-    hint = f"did you mean {spelled[nearest[0]]}" if nearest else "--help-all lists all that there are"
-    raise typer.BadParameter(f"{what}; {hint}")
-
-
-def _spelled(name: str, values: Sequence[str]) -> list[str]:
-    # Joined by "=", a value may itself begin with a dash.
-    return [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+def option_names(context: typer.Context) -> list[str]:
+    """Return our own options of a command, without their dashes."""
+    return [str(option.name).replace("_", "-") for option in context.command.params]
 
 
 def _as_word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _parser(kind: type[TrainingArguments], defaults: Mapping[str, Any]) -> HfArgumentParser:
+    from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
+
+    class Parser(HfArgumentParser):
+        def add_argument(self, *names: Any, **settings: Any) -> Any:
+            if settings.get("type") is string_to_bool:  # transformers wants a value where a true-or-false may be None
+                settings = {"nargs": "?", "const": True, **settings}
+            if names[0] == "--resume_from_checkpoint":
+                settings |= {"nargs": "?", "const": "last"}
+            return super().add_argument(*names, **settings)
+
+        def error(self, message: str) -> NoReturn:
+            raise TrainingArgumentsError(f"{message[:1].upper()}{message[1:]}; {_SEE}.")
+
+    parser = Parser(kind, prog="hf-layerdrop train", add_help=False, usage=" ", allow_abbrev=False)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _with_saves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Save when the model is evaluated, where nothing else is said: load_best_model_at_end wants them to agree."""
+    said = {name: value for name, value in values.items() if value is not None or name not in _AS_EVALUATED}
+    evaluating = {save: values[evaluate] for save, evaluate in _AS_EVALUATED.items()}
+    as_evaluated = {save: value for save, value in evaluating.items() if value not in (None, "no")}
+    return {"save_strategy": "epoch", **as_evaluated, **said}
+
+
+def _refuse(word: str, known: Sequence[str]) -> NoReturn:
+    """Refuse a word that belongs to no flag, and name the nearest."""
+    if not word.startswith("-"):
+        raise TrainingArgumentsError(f"{word!r} belongs to no option: options start with --, such as --task sst2.")
+    written = word.partition("=")[0]
+    spelled = {name.replace("-", "_"): f"--{name}" for name in known}
+    nearest = difflib.get_close_matches(written.lstrip("-").replace("-", "_"), spelled, n=1, cutoff=0.5)
+    hint = f"did you mean {spelled[nearest[0]]}?" if nearest else f"{_SEE}."
+    raise TrainingArgumentsError(f"Unknown option {written}, on the command line or as a key of --config; {hint}")

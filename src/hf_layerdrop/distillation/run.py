@@ -19,7 +19,7 @@ from hf_layerdrop.samplers.keep_layers import KeepLayers
 from hf_layerdrop.tasks.classification import padding_collator
 from hf_layerdrop.tasks.metrics import compute_metrics_for
 from hf_layerdrop.tasks.task import MAX_LENGTH, TaskData, tokenize
-from hf_layerdrop.training.preflight import before_first_step, check_best_metric
+from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
 from hf_layerdrop.training.train import check_output, measure_depths, measured_on, remove_later
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def distill(
     check_replaceable(output_dir, overwrite)
     run_dir = Path(str(arguments.output_dir))
     checkpoint = check_output(run_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
-    check_best_metric(arguments.metric_for_best_model, data.task.metrics, data.task.name)
+    check_arguments(arguments, data.task.metrics, data.task.name)
     tokenizer = load_tokenizer(teacher)
     encoded = tokenize(data, tokenizer, max_length=max_length)
     network = load_checkpoint(teacher)

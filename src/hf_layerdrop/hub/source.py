@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HTTPError
 
-from hf_layerdrop.checkpoints.diagnosis import check_layers_are_whole, nothing_found
 from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
+from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
         return
     if isinstance(model, str | os.PathLike):
         if source and source.failure:
-            raise CheckpointError(nothing_found(source.name, source.failure)) from source.failure
+            raise CheckpointError(unreadable(source.name, source.failure)) from source.failure
         raise CheckpointError(none_beside(os.fspath(model)))
     logger.warning("No tokenizer was found: the checkpoint is saved without one (pass tokenizer=).")
 
@@ -120,6 +120,7 @@ def load_pruned(
     from hf_layerdrop.models.auto import load_checkpoint
     from hf_layerdrop.pruning.loading import adapted_base
     from hf_layerdrop.pruning.prune import prune_layers
+    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
 
     if isinstance(model, str | os.PathLike):
         named: dict[str, Any] = {} if revision is None else {"revision": revision}

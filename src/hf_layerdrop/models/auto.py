@@ -13,8 +13,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
 from hf_layerdrop.architectures.expressible import BUILDING
-from hf_layerdrop.checkpoints.diagnosis import clear_errors
 from hf_layerdrop.checkpoints.headers import read_config
+from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.models.mixin import inject, plain_class
 from hf_layerdrop.models.named import *  # noqa: F403
@@ -185,7 +185,7 @@ def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfi
         return find_config(base, {})
     if config is None and Path(name_or_path).is_dir():
         read_config(Path(name_or_path) / (kwargs.get("subfolder") or ""))
-    with clear_errors(name_or_path):
+    with reading(name_or_path):
         return AutoConfig.from_pretrained(
             config or name_or_path, **{name: kwargs[name] for name in WHERE if name in kwargs}
         )

@@ -28,18 +28,19 @@ from hf_layerdrop.architectures.expressible import BUILDING, Unfilled
 from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_generation, renumber_quantization
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
-from hf_layerdrop.checkpoints.diagnosis import check_layers_are_whole, check_shapes, clear_errors
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.lazy_tensors import LazyTensor, open_tensors
 from hf_layerdrop.checkpoints.page_cache import announce_tensors
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
+from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_files import StoredTensor
 from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.injection.inject import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.plan import Cut, plan_cut
 from hf_layerdrop.pruning.prune import cut_provenance, prune_layers, pruned_config
+from hf_layerdrop.pruning.weight_checks import check_layers_are_whole, check_shapes
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
@@ -69,7 +70,7 @@ def load_plain(
         _announce_kept(headers, keep_layers)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
-    with BUILDING, clear_errors(name_or_path):
+    with BUILDING, reading(name_or_path):
         if keep_layers is None:
             return cls.from_pretrained(name_or_path, *args, **kwargs)
         if adapted_base(name_or_path, kwargs) is not None:
@@ -128,7 +129,7 @@ def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: Ke
         return {name: part.emptied() for name, part in parts.items()}
 
     options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
-    with BUILDING, clear_errors(name_or_path):
+    with BUILDING, reading(name_or_path):
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         model, info = _load_cut(cut, name_or_path, (), options, emptied)
         _settle(model, cut)
@@ -226,7 +227,7 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if name_or_path is None or isinstance(kwargs.get("config"), PreTrainedConfig) or kwargs.get("gguf_file"):
         return None
     if not Path(name_or_path).is_dir():
-        with clear_errors(name_or_path):
+        with reading(name_or_path):
             found, _ = PreTrainedConfig.get_config_dict(name_or_path, **_where(kwargs))
         check_architecture(cls, found, name_or_path)
         return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import TaskError
+from hf_layerdrop.errors import TaskError, said_by
 from hf_layerdrop.tasks.columns import check_columns, wanted_columns
 from hf_layerdrop.tasks.registry import MORE_TASKS
 from hf_layerdrop.tasks.task import Task, TaskData
@@ -155,7 +155,7 @@ def _read_file(path: Path) -> Dataset:
         # `datasets` raises its own, pandas' and pyarrow's errors here; the cause is the one that tells most.
         if "corresponds to no data" in str(error):
             raise TaskError(f"{str(path)!r} has no rows; give a file that has some.") from error
-        reason = _first_line(error.__cause__ or error)
+        reason = said_by(error.__cause__ or error)
         raise TaskError(f"Data file {str(path)!r} cannot be read as {kind} ({reason}); check its contents.") from error
 
 
@@ -172,19 +172,9 @@ def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
     except Exception as error:
         # No network shows as one of a dozen kinds of error, by what fails first: the client, the cache or `datasets`.
         raise TaskError(
-            f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {_cause(error)}); check the "
+            f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {said_by(error)}); check the "
             f"network, or {otherwise}."
         ) from error
-
-
-def _cause(error: Exception) -> str:
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    from hf_layerdrop.checkpoints.diagnosis import failure_reason
-
-    if isinstance(error, HfHubHTTPError | OfflineModeIsEnabled):
-        return failure_reason(error)
-    return _first_line(error)
 
 
 def _is_cached(task: Task) -> bool:
@@ -198,8 +188,3 @@ def _is_cached(task: Task) -> bool:
 
 def _place(split: str, files: Mapping[str, Path]) -> str:
     return f"{str(files[split])!r}" if split in files else f"The {split} split"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ").rstrip(".")

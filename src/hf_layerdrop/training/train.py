@@ -1,7 +1,6 @@
 """Train a model on a task with LayerDrop and measure its sub-networks: one function over Trainer and our callbacks.
 
-Trainer, callbacks and models are imported where they are used, so that the command line can check its output folder and
-checkpoint with this module before it pays for torch.
+Trainer, callbacks and models are imported where they are used, so that the command line can show its help without them.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_k
 from hf_layerdrop.samplers.schedules import Schedule, constant
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
+from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
 from hf_layerdrop.training.from_config import ModelFromConfig
-from hf_layerdrop.training.preflight import before_first_step, check_best_metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -114,7 +113,7 @@ def train(
 
     output_dir = Path(str(arguments.output_dir))
     checkpoint = check_output(output_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
-    check_best_metric(arguments.metric_for_best_model, data.task.metrics, data.task.name)
+    check_arguments(arguments, data.task.metrics, data.task.name)
     if isinstance(model, str):  # before its tokenizer, which a model of images has not, and does not lack
         data.task.model_class.class_for(find_config(model, {}), model)
     tokenizer = _tokenizer_for(model, data, checkpoint)
@@ -366,13 +365,8 @@ def _load_model(
     settings = task.kind.settings(task)
     if isinstance(model, ModelFromConfig):
         return task.model_class.from_config(model.make_config(tokenizer, **settings), layerdrop=layerdrop)
-    try:
-        # The head of another task is replaced, with a warning of transformers.
-        return task.model_class.from_pretrained(model, layerdrop=layerdrop, ignore_mismatched_sizes=True, **settings)
-    except OSError as error:
-        raise CheckpointError(
-            f"No model could be loaded from {model!r}: give a checkpoint folder, or check the name and the network."
-        ) from error
+    # The head of another task is replaced, with a warning of transformers.
+    return task.model_class.from_pretrained(model, layerdrop=layerdrop, ignore_mismatched_sizes=True, **settings)
 
 
 def _check_model(

@@ -17,7 +17,6 @@ from hf_layerdrop.architectures.names import stack_name
 from hf_layerdrop.architectures.shared_kv import lenders
 from hf_layerdrop.checkpoints.header_stacks import StackHeader
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
-from hf_layerdrop.checkpoints.model_types import unknown_type
 from hf_layerdrop.checkpoints.provenance import own_provenance, root_layers, saved_provenance
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.hub.doctor.fields import config_of, config_path, said_of_layer
@@ -124,8 +123,14 @@ def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str
 
 
 def _unknown(headers: CheckpointHeaders) -> Iterator[str]:
-    if said := unknown_type(headers.config, headers.source):
-        yield said
+    from transformers import CONFIG_MAPPING, __version__
+
+    model_type = headers.config.get("model_type")
+    if model_type not in CONFIG_MAPPING and not headers.config.get("auto_map"):
+        yield (
+            f"transformers {__version__} has no model of the type {model_type!r}: correct config.json, or update "
+            "transformers if the model is newer"
+        )
 
 
 def _damaged(headers: CheckpointHeaders) -> Iterator[str]:

@@ -1,0 +1,30 @@
+"""What transformers would make up or report in a log: weights that a checkpoint lacks, or has in other shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hf_layerdrop.errors import CheckpointError
+
+
+def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights of other shapes than the model's; transformers would point to a report that it has logged."""
+    for name, found, wanted in sorted(mismatched):
+        raise CheckpointError(
+            f"The weight {name!r} of the checkpoint has the shape {tuple(found)}, but by its config, with the "
+            f"arguments given, it is {tuple(wanted)}: use the config that belongs to these weights, or pass "
+            "ignore_mismatched_sizes=True in Python to begin such weights anew."
+        )
+
+
+def check_layers_are_whole(missing: Iterable[tuple[str, int, str] | None]) -> None:
+    """Refuse layers that lack a weight: a head may be new, but a layer of random numbers is not worth writing down.
+
+    Args:
+        missing: Stack, layer and name of each weight that the checkpoint has not; None for one of no layer.
+    """
+    for stack, layer, rest in filter(None, missing):
+        raise CheckpointError(
+            f"The checkpoint lacks the weight {rest!r} of layer {layer} of the {stack}, which would have to be made "
+            "up: download it again, or leave this layer out."
+        )
