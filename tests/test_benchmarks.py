@@ -61,7 +61,7 @@ def test_the_startup_benchmark_sets_commands_beside_the_import_of_torch() -> Non
     numbers = json.loads(done.stdout.splitlines()[-1])
     assert numbers["seconds"].keys() - numbers["over_import_torch"].keys() == {"import torch"}
     assert all(seconds > 0 for seconds in numbers["seconds"].values())
-    assert numbers["slowest_seconds"] == max(numbers["seconds"][name] for name in numbers["over_import_torch"])
+    assert numbers["slowest_seconds"] == numbers["seconds"]["--help"]  # other commands have no limit
 
 
 def test_a_part_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
