@@ -113,7 +113,8 @@ def _parser(kind: type[TrainingArguments], defaults: Mapping[str, Any]) -> HfArg
             return super().add_argument(*names, **settings)
 
         def error(self, message: str) -> NoReturn:
-            raise TrainingArgumentsError(f"{message[:1].upper()}{message[1:]}; {_SEE}.")
+            said = message[:1].upper() + message[1:].rstrip(".")
+            raise TrainingArgumentsError(f"{said}; {_SEE}.")
 
     parser = Parser(kind, prog="hf-layerdrop train", add_help=False, usage=" ", allow_abbrev=False)
     parser.set_defaults(**defaults)
