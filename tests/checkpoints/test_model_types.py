@@ -12,7 +12,6 @@ from hf_layerdrop import AutoLayerDropModel, save_pruned
 from hf_layerdrop.checkpoints.model_types import known_types, unknown_type
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import CheckpointError
-from light import run_lightly
 
 CASES = [
     ("bertt", "nearest: bert"),
@@ -44,16 +43,19 @@ def test_all_types_that_transformers_lists_are_known():
 
 
 @pytest.mark.parametrize(("model_type", "said"), CASES)
-def test_an_unknown_type_is_refused_by_commands_at_once(of_type, model_type, said, rows, tmp_path):
+def test_an_unknown_type_is_refused_by_commands(of_type, model_type, said, rows, tmp_path, capsys):
     folder, out = of_type(model_type), tmp_path / "out"
     data = ["--task", "sst2", "--validation-file", rows]
     for words in (
+        ["inspect", folder],
         ["prune", folder, "--keep-layers", "2", "--output", out],
         ["sweep", folder, *data, "--output", out],
         ["train", "--model", folder, *data, "--train-file", rows, "--output_dir", out],
     ):
-        code, shown, errors = run_lightly(*words)
-        assert (code, shown) == (2, "")
+        capsys.readouterr()
+        assert run([str(word) for word in words]) == 2
+        shown, errors = capsys.readouterr()
+        assert shown == ""
         assert said in errors
         assert errors.count("\n") == 1
         assert not out.exists()
@@ -73,6 +75,9 @@ def test_an_unknown_type_is_refused_from_python_in_the_same_words(of_type, model
         assert "pip install git" not in str(caught.value)
 
 
-def test_inspect_lists_it_as_a_trap(of_type, capsys):
-    assert run(["inspect", str(of_type("bertt")), "--json"]) == 0
-    assert "unknown type" in [trap["name"] for trap in json.loads(capsys.readouterr().out)["traps"]]
+def test_inspect_says_so_beside_what_the_files_show(of_type, capsys):
+    assert run(["inspect", str(of_type("bertt")), "--json"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["supported"] is False
+    assert "nearest: bert" in facts["reason"]
+    assert facts["parameters"] > 0

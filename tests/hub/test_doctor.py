@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from architectures.tiny import build_tiny
 from conftest import build
@@ -14,7 +15,6 @@ from hf_layerdrop.architectures.stacks import find_stacks
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.hub.doctor.notes import NOTES
-from light import run_lightly
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3", "mixtral", "bart", "t5", "whisper", "wav2vec2", "clip", "llava",
             "granitemoehybrid", "mistral_large4_text", "longformer", "vjepa2")  # fmt: skip
@@ -170,11 +170,13 @@ def test_a_pickle_is_told_without_being_opened(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("model_type", ["t5", "llava", "mixtral"])
-def test_tables_show_stacks_structures_traps_and_notes_at_once(model_type, saved, monkeypatch):
+def test_tables_show_stacks_structures_traps_and_notes(model_type, saved, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "250")
     model, folder = saved(model_type)
-    code, out, err = run_lightly("inspect", folder)
-    assert (code, err) == (0, "")
+    capsys.readouterr()
+    assert run(["inspect", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     for stack in find_stacks(model):
         assert stack in out
     assert all(word in out for word in ("attention", "pruned", "traps", "DDP", "compile"))
@@ -206,11 +208,18 @@ def test_a_layer_that_is_unlike_the_others_is_named(tmp_path, saved, capsys):
         {"layerdrop": "much", "auto_map": {"AutoModel": "code.Model"}},
     ],
 )
-def test_an_odd_config_is_no_surprise(odd, saved, tmp_path, capsys):
+def test_an_odd_config_is_described_or_refused_as_transformers_reads_it(odd, saved, tmp_path, capsys):
     model, folder = saved("bert")
     model.save_pretrained(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | odd))
+    try:
+        AutoConfig.from_pretrained(tmp_path)
+    except Exception as error:
+        assert run(["inspect", str(tmp_path)]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
+        assert type(error).__name__ in line
+        return
     facts = facts_of(tmp_path, capsys)
     assert facts["stacks"][0]["depth"] == 4
     assert ("auto_map" in odd) == ("own code" in {trap["name"] for trap in facts["traps"]})
