@@ -215,10 +215,9 @@ def test_an_odd_config_is_described_or_refused_as_transformers_reads_it(odd, sav
     (tmp_path / "config.json").write_text(json.dumps(config | odd))
     try:
         AutoConfig.from_pretrained(tmp_path)
-    except Exception as error:
+    except Exception:
         assert run(["inspect", str(tmp_path)]) == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
-        assert type(error).__name__ in line
+        assert "cannot be read" in capsys.readouterr().err
         return
     facts = facts_of(tmp_path, capsys)
     assert facts["stacks"][0]["depth"] == 4

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.class_by_weights import class_by_weights
 from hf_layerdrop.checkpoints.diagnosis import clear_errors
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
-from hf_layerdrop.checkpoints.model_types import known_types, unknown_type
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.errors import CheckpointError
 
@@ -48,11 +46,17 @@ def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfi
     with clear_errors(name_or_path):
         try:
             return AutoConfig.from_pretrained(found, **where)
-        except StrictDataclassError:
-            raise
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             fields, _ = PreTrainedConfig.get_config_dict(found, **where)
-            raise CheckpointError(_what_is_wrong(fields, str(name_or_path), error)) from error
+            is_known = fields.get("model_type") in CONFIG_MAPPING
+            if fields.get("auto_map") and not is_known:
+                raise CheckpointError(_needs_own_code(name_or_path)) from error
+            if isinstance(error, ValueError) and not is_known:  # transformers says which type it does not know
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(
+                f"The config of {str(name_or_path)!r} cannot be read ({reason}): correct it, or download it again."
+            ) from error
 
 
 def find_class(
@@ -102,16 +106,6 @@ def _tensors(name_or_path: Any, kwargs: Mapping[str, Any], headers: CheckpointHe
     if folder := kwargs.get("subfolder"):
         return read_checkpoint(Path(source) / folder).tensors if Path(source).is_dir() else {}
     return read_headers(source, revision=kwargs.get("revision"), token=kwargs.get("token") or None).tensors
-
-
-def _what_is_wrong(fields: Mapping[str, Any], checkpoint: str, error: Exception) -> str:
-    """Say why transformers makes no config of these fields."""
-    if fields.get("auto_map") and fields.get("model_type") not in known_types():
-        return _needs_own_code(checkpoint)
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return unknown_type(fields, checkpoint) or (
-        f"The config of {checkpoint!r} cannot be read ({reason}): correct it, or download it again."
-    )
 
 
 def _needs_own_code(name_or_path: Any) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_layerdrop.checkpoints.headers import has_only_pickle, read_config
-from hf_layerdrop.checkpoints.model_types import unknown_type
 from hf_layerdrop.checkpoints.output_folders import check_above
 from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
@@ -166,8 +165,6 @@ def checked_model(model: str, *, revision: str | None, token: str | None = None)
     """
     check_revision(model, revision)
     headers = read_headers(model, revision=revision, token=token)
-    if said := unknown_type(headers.config, headers.source):
-        raise CheckpointError(said)
 
     from hf_layerdrop.checkpoints.stored_model import find_stored_model
 

@@ -1,4 +1,4 @@
-"""hf-layerdrop inspect: what a checkpoint holds and what a cut will mean, from its config and weight headers alone.
+"""hf-layerdrop inspect: what a checkpoint holds and what a cut will mean; no weights are read.
 
 Torch is imported where the model is built without weights; ``--help`` does without.
 """
