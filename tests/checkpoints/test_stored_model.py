@@ -359,3 +359,53 @@ def test_gguf_is_refused_by_name_with_the_next_step(door, left, bert, tmp_path, 
     with pytest.raises(CheckpointError, match=r"gguf_file='model-q4\.gguf'"):
         load_checkpoint(bert, keep_layers=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_gguf_is_read_by_transformers_and_cut_to_a_plain_checkpoint(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    config = transformers.LlamaConfig(**TINY, num_hidden_layers=4, num_key_value_heads=2, initializer_range=0.3)
+    model = transformers.LlamaForCausalLM(config)
+    write_gguf(gguf, tmp_path / "model.gguf", model)
+    save_pruned(tmp_path, tmp_path / "out", keep_layers=KEPT, gguf_file="model.gguf", tokenizer=False)
+    cut = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    prune_layers(model, KEPT)
+    ids = torch.arange(8)[None]
+    assert torch.equal(cut(ids).logits, model.eval()(ids).logits)
+
+
+def write_gguf(gguf, path, model):
+    """Write a Llama as llama.cpp names its parts."""
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(64)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    parts = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    parts |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"} | {"self_attn.o_proj": "attn_output"}
+    parts |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+    names |= {f"model.layers.{i}.{ours}": f"blk.{i}.{theirs}" for i in range(4) for ours, theirs in parts.items()}
+    for name, weight in model.state_dict().items():
+        writer.add_tensor(f"{names[name.removesuffix('.weight')]}.weight", interleaved(name, weight, config).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def interleaved(name, weight, config):
+    """Return queries and keys in llama.cpp's order of the pairs that are rotated."""
+    if "q_proj" not in name and "k_proj" not in name:
+        return weight
+    return (
+        weight.view(config.num_attention_heads, 2, -1, weight.shape[1])
+        .transpose(1, 2)
+        .reshape(weight.shape)
+        .contiguous()
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -27,7 +27,8 @@ def class_by_weights(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> ty
     Raises:
         CheckpointError: If transformers has no class for the type.
     """
-    classes = list(dict.fromkeys(_candidates(config)))
+    first = _FIRST_OF_DECODERS if getattr(config, "is_decoder", False) else _FIRST
+    classes = list(dict.fromkeys(_candidates(config, first)))
     fits = {cls: fit for cls in classes if (fit := _misfits(cls, config, tensors)) is not None}
     if not fits:
         raise CheckpointError(
@@ -37,9 +38,13 @@ def class_by_weights(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> ty
     return min(fits, key=lambda cls: fits[cls])
 
 
-def _candidates(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
-    """Yield the classes that the Auto classes have for a config."""
-    first = _FIRST_OF_DECODERS if getattr(config, "is_decoder", False) else _FIRST
+def class_that_generates(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of a config's model type that generates text, or the base model if there is none."""
+    return next(_candidates(config, ("ForCausalLM", "ForSeq2SeqLM", "")))
+
+
+def _candidates(config: PreTrainedConfig, first: Sequence[str]) -> Iterator[type[PreTrainedModel]]:
+    """Yield the classes that the Auto classes have for a config, those of these heads first."""
     others = [auto for auto in vars(modeling_auto).values() if isinstance(auto, type)]
     for auto in (*(getattr(transformers, f"AutoModel{head}") for head in first), *others):
         mapping = getattr(auto, "_model_mapping", None) if issubclass(auto, _BaseAutoModelClass) else None

@@ -10,7 +10,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
-from hf_layerdrop.checkpoints.class_by_weights import class_by_weights
+from hf_layerdrop.checkpoints.class_by_weights import class_by_weights, class_that_generates
 from hf_layerdrop.checkpoints.diagnosis import clear_errors
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.remote_headers import read_headers
@@ -73,6 +73,8 @@ def find_class(
         CheckpointError: If it names none that transformers has.
     """
     config = find_config(name_or_path, kwargs)
+    if not config.architectures and kwargs.get("gguf_file"):  # it names no class: what is in GGUF is there to generate
+        return class_that_generates(config)
     if not config.architectures and (tensors := _tensors(name_or_path, kwargs, headers)):
         return class_by_weights(config, tensors)
     names = [name for name in config.architectures or () if hasattr(transformers, name)]

@@ -79,6 +79,7 @@ def load_plain(
             # reader of GGUF makes the names of weights while it reads them.
             loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
             prune_layers(_model_of(loaded), keep_layers, source=_shown_source(name_or_path))
+            _forget_unpacked(_model_of(loaded))
             return loaded
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         if headers is not None:
@@ -88,6 +89,13 @@ def load_plain(
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
         _settle(loaded, cut)
         return (loaded, info) if kwargs.get("output_loading_info") else loaded
+
+
+def _forget_unpacked(model: PreTrainedModel) -> None:
+    """Let a model be saved whose weights were quantized in a file of GGUF, and are no longer."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not getattr(quantizer, "packed_modules", True):
+        quantizer.remove_quantization_config(model)
 
 
 def _unevenly_missing(cut: Cut, missing: Iterable[str]) -> list[tuple[str, int, str]]:
