@@ -250,7 +250,8 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
         return None
     headers = read_checkpoint(folder)
-    check_depths(headers)
+    if not set(kwargs) & _DEPTHS:
+        check_depths(headers)
     return headers
 
 

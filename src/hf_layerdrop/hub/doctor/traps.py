@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hf_layerdrop.architectures.families import (
     FEATURE_LAYER_FIELDS,
     KINDS_FIELD,
+    LAYER_TAPS,
     NATIVE_RATE_FIELDS,
     SLICES_FIELD,
     TIED_FIELD,
@@ -142,7 +143,8 @@ def _damaged(model: StoredModel) -> Iterator[str]:
 def _by_number(model: StoredModel) -> Iterator[str]:
     for field in FEATURE_LAYER_FIELDS:
         if (value := model.headers.config.get(field)) is not None:
-            yield f"{field} = {value} picks hidden states by number, which after a cut counts the layers that are left"
+            after = "which a cut changes along" if field in LAYER_TAPS else "which a cut leaves, for other layers"
+            yield f"{field} = {value} picks hidden states by number, {after}"
 
 
 def _tied(model: StoredModel) -> Iterator[str]:
