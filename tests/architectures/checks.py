@@ -14,6 +14,7 @@ from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers, remove
 from hf_layerdrop.architectures.families import bias_in_first_block
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.headers import read_checkpoint
+from hf_layerdrop.checkpoints.stored_model import find_stored_model
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.pruning.loading import load_plain
 from hf_layerdrop.pruning.prune import sub_network
@@ -206,11 +207,11 @@ def _own_config(model: PreTrainedModel, folder: str) -> dict[str, Any]:
 
 
 def headers_agree(tiny: Tiny) -> bool:
-    """Tell whether config.json and weight names alone show the stacks that the model has."""
+    """Tell whether its checkpoint shows the stacks that the model has."""
     with tempfile.TemporaryDirectory() as folder:
         tiny.model.save_pretrained(folder)
         try:
-            found = {stack.name: stack.depth for stack in read_checkpoint(folder).stacks()}
+            found = find_stored_model(read_checkpoint(folder)).depths
         except LayerDropError:
             return False
     return found == {name: stack.depth for name, stack in find_stacks(tiny.model).items()}

@@ -43,7 +43,7 @@ layers".
 "Refused" is said before anything is read or written, by a sentence with the reason. Some types are refused
 for some cuts only, those that the config of plain transformers cannot express. "Not built here" includes types
 that plain transformers itself cannot train, or generates otherwise with a cache, in their tiny form. "Headers"
-tells whether `hf-layerdrop inspect` sees the same stacks without building the model.
+tells whether `hf-layerdrop inspect` shows the same stacks for its checkpoint.
 
 `make architectures` walks again and writes this page. Its journal, `architectures.jsonl`, lets an interrupted
 walk go on; delete it to begin anew.

@@ -12,6 +12,7 @@ from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers, remove
 from hf_layerdrop.architectures.families import BIAS_IN_FIRST_BLOCK, cut_fields
 from hf_layerdrop.architectures.stacks import depths_of, find_stacks
 from hf_layerdrop.checkpoints.headers import read_checkpoint
+from hf_layerdrop.checkpoints.stored_model import find_stored_model
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.injection.passthrough import handed_on
 from hf_layerdrop.pruning.loading import load_plain
@@ -61,11 +62,13 @@ def test_a_family_keeps_every_promise(model_type, tiny):
 
 
 @pytest.mark.parametrize("model_type", STACKS)
-def test_stacks_are_named_after_the_parts_of_a_model_also_by_headers(model_type, tiny, tmp_path):
+def test_stacks_are_named_after_the_parts_of_a_model_also_in_a_checkpoint(model_type, tiny, tmp_path):
     model = tiny(model_type).model
     assert {name: stack.path for name, stack in find_stacks(model).items()} == STACKS[model_type]
     model.save_pretrained(tmp_path)
-    assert {stack.name: stack.depth for stack in read_checkpoint(tmp_path).stacks()} == depths_of(model)
+    stored = find_stored_model(read_checkpoint(tmp_path))
+    assert {stack.name: stack.path for stack in stored.stacks} == STACKS[model_type]
+    assert stored.depths == depths_of(model)
 
 
 def test_a_part_of_a_composite_model_is_cut_by_its_name(tiny, tmp_path):

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_layerdrop.checkpoints.header_stacks import find_stacks
 from hf_layerdrop.checkpoints.headers import has_only_pickle, read_checkpoint, read_config, read_header
 from hf_layerdrop.checkpoints.remote_headers import read_headers
-from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, LayerDropError
 
 BERT_CONFIG = {"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 4}
 
@@ -46,18 +45,10 @@ def bert_folder(tmp_path):
     return tmp_path
 
 
-def sizes_of(shapes):
-    return {name: math.prod(shape) for name, shape in shapes.items()}
-
-
 def test_a_checkpoint_is_described_by_its_headers(bert_folder):
     headers = read_checkpoint(bert_folder)
-    (stack,) = headers.stacks()
     assert headers.model_type == "bert"
     assert headers.parameters == 40 + 16 + 4 * 20
-    assert (stack.name, stack.path, stack.depth) == ("encoder", "encoder.layer", 4)
-    assert stack.config_field == "num_hidden_layers"
-    assert stack.parameters == (20, 20, 20, 20)
 
 
 def test_headers_agree_with_what_safetensors_writes_and_reads(tmp_path):
@@ -146,7 +137,6 @@ def test_shards_are_read_by_the_index(bert_folder):
     index = bert_folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     headers = read_checkpoint(bert_folder)
-    assert headers.stacks()[0].depth == 4
     assert {name: tensor.file for name, tensor in headers.tensors.items()} == weight_map
 
     index.write_text(json.dumps({"weight_map": {**weight_map, "more": "shard-0.safetensors"}}))
@@ -214,95 +204,6 @@ def test_a_broken_config_is_refused(tmp_path, content):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("path", "config", "name", "field"),
-    [
-        ("encoder.layer", {"num_hidden_layers": 4}, "encoder", "num_hidden_layers"),
-        ("roberta.encoder.layer", {"num_hidden_layers": 4}, "encoder", "num_hidden_layers"),
-        ("model.decoder.layers", {"decoder_layers": 4, "num_hidden_layers": 6}, "decoder", "decoder_layers"),
-        ("transformer.h", {"n_layer": 4}, "layers", "n_layer"),
-        ("model.layers", {"num_hidden_layers": 4, "num_experts": 2}, "layers", "num_hidden_layers"),
-        ("language_model.layers", {"text_config": {"num_hidden_layers": 4}}, "text", "text_config.num_hidden_layers"),
-    ],
-)
-def test_stacks_are_found_by_looking(path, config, name, field):
-    (stack,) = find_stacks(sizes_of(bert_shapes(path=path)), config)
-    assert (stack.name, stack.path, stack.depth, stack.config_field) == (name, path, 4, field)
-
-
-def test_both_stacks_of_an_encoder_decoder_are_found():
-    shapes = {**bert_shapes(3, "model.encoder.layers"), **bert_shapes(2, "model.decoder.layers")}
-    config = {"encoder_layers": 3, "decoder_layers": 2, "num_hidden_layers": 3}
-    assert [(s.name, s.depth, s.config_field) for s in find_stacks(sizes_of(shapes), config)] == [
-        ("encoder", 3, "encoder_layers"),
-        ("decoder", 2, "decoder_layers"),
-    ]
-
-
-def test_the_outermost_number_counts_layers_and_inner_ones_do_not():
-    shapes = {f"model.layers.{i}.mlp.experts.{j}.w": (2, 3) for i in range(3) for j in range(8)}
-    (stack,) = find_stacks(sizes_of(shapes), {"num_hidden_layers": 3})
-    assert stack.parameters == (48, 48, 48)
-
-
-def test_numbered_weights_beside_the_stack_are_left_alone():
-    shapes = {**bert_shapes(), "classifiers.0.weight": (2, 4), "classifiers.1.weight": (2, 4)}
-    assert [stack.name for stack in find_stacks(sizes_of(shapes), BERT_CONFIG)] == ["encoder"]
-
-
-@pytest.mark.parametrize(
-    ("layers", "said"),
-    [(range(3), "hold 3 layers.*num_hidden_layers = 4"), (range(5), "hold 5 layers"), ((0, 1, 3), "layers missing: 2")],
-)
-def test_weights_that_contradict_the_config_are_refused(layers, said):
-    shapes = {f"encoder.layer.{layer}.w": (2, 2) for layer in layers}
-    with pytest.raises(CheckpointError, match=said):
-        find_stacks(sizes_of(shapes), BERT_CONFIG)
-
-
-def test_a_decoder_that_contradicts_the_config_is_refused_though_the_encoder_fits():
-    shapes = {**bert_shapes(4, "model.encoder.layers"), **bert_shapes(3, "model.decoder.layers")}
-    with pytest.raises(CheckpointError, match="decoder_layers = 4"):
-        find_stacks(sizes_of(shapes), {"encoder_layers": 4, "decoder_layers": 4, "num_hidden_layers": 4})
-
-
-def test_models_without_layers_of_their_own_are_refused_with_the_reason():
-    shared = {"encoder.albert_layer_groups.0.albert_layers.0.ffn.weight": (2, 2)}
-    with pytest.raises(UnsupportedModelError, match="ALBERT"):
-        find_stacks(sizes_of(shared), {"model_type": "albert", "num_hidden_layers": 12})
-    with pytest.raises(UnsupportedModelError, match="no stack"):
-        find_stacks(sizes_of({"linear.weight": (2, 2)}), {"model_type": "mine"})
-
-
 def test_every_refusal_is_a_value_error():
     assert issubclass(CheckpointError, ValueError)
     assert issubclass(CheckpointError, LayerDropError)
-
-
-TINY_MODELS = {
-    "BertModel": {"num_hidden_layers": 4},
-    "BertForSequenceClassification": {"num_hidden_layers": 2, "num_labels": 2},
-    "BertForMaskedLM": {"num_hidden_layers": 4},
-    "RobertaForQuestionAnswering": {"num_hidden_layers": 4},
-    "BartModel": {"encoder_layers": 4, "decoder_layers": 3},
-    "BartForCausalLM": {"encoder_layers": 4, "decoder_layers": 3},
-    "BartForConditionalGeneration": {"encoder_layers": 2, "decoder_layers": 2},
-    "GPT2LMHeadModel": {"n_layer": 4},
-    "LlamaForCausalLM": {"num_hidden_layers": 4, "num_key_value_heads": 2},
-}
-SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
-BART_SHAPE = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-
-
-@pytest.mark.parametrize("name", TINY_MODELS)
-def test_headers_show_the_stacks_that_the_model_has_in_memory(name, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    from hf_layerdrop.architectures.stacks import depths_of
-
-    model_class = getattr(transformers, name)
-    model = model_class(model_class.config_class(**SHAPE, **BART_SHAPE, **TINY_MODELS[name]))
-    model.save_pretrained(tmp_path)
-    headers = read_checkpoint(tmp_path)
-    assert {stack.name: stack.depth for stack in headers.stacks()} == depths_of(model)
-    buffers = [buffer for buffer_name, buffer in model.named_buffers() if buffer_name in headers.tensors]
-    assert headers.parameters == model.num_parameters() + sum(buffer.numel() for buffer in buffers)

@@ -139,6 +139,7 @@ def in_places(arguments, places):
 def test_wrong_input_is_answered_by_one_line_and_writes_nothing(case, places, tmp_path, capsys):
     arguments, said = BAD_INPUT[case]
     before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
     code = run(in_places(arguments, places))
     out, err = capsys.readouterr()
     assert code == 2, err

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from classifiers import bart, model, rows, save_classifier  # noqa: F401 - fixtures
+from hf_layerdrop.checkpoints.remote_headers import read_headers
+from hf_layerdrop.checkpoints.stored_model import find_stored_model
 from hf_layerdrop.cli import run
 from hf_layerdrop.evaluation.evaluate import evaluate_depths
 from hf_layerdrop.search.record import Selection
@@ -79,10 +81,8 @@ def test_a_test_file_is_what_the_winner_is_scored_on(model, rows, tmp_path):
 
 
 def test_budgets_by_parameters_and_latency(model, rows, tmp_path, capsys):
-    from hf_layerdrop.checkpoints.remote_headers import read_headers
-
     whole = read_headers(model).parameters
-    one = read_headers(model).stacks()[0].parameters[0]
+    one = find_stored_model(read_headers(model)).stacks[0].parameters[0]
     output = tmp_path / "selection.json"
     assert search(model, rows, output, "--max-parameters", str(whole - one)) == 0
     found = Selection.from_dict(json.loads(output.read_text()))
@@ -112,6 +112,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_wrong_input_is_one_line_and_writes_nothing(model, rows, tmp_path, arguments, message, capsys):
     output = tmp_path / "selection.json"
+    capsys.readouterr()
     assert search(model, rows, output, *arguments) == 2
     errors = capsys.readouterr().err
     assert message in errors

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from architectures.tiny import build_tiny
 from conftest import build
@@ -207,11 +208,17 @@ def test_a_layer_that_is_unlike_the_others_is_named(tmp_path, saved, capsys):
         {"layerdrop": "much", "auto_map": {"AutoModel": "code.Model"}},
     ],
 )
-def test_an_odd_config_is_no_surprise(odd, saved, tmp_path, capsys):
+def test_an_odd_config_is_described_or_refused_as_transformers_reads_it(odd, saved, tmp_path, capsys):
     model, folder = saved("bert")
     model.save_pretrained(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | odd))
+    try:
+        AutoConfig.from_pretrained(tmp_path)
+    except Exception:
+        assert run(["inspect", str(tmp_path)]) == 2
+        assert "cannot be read" in capsys.readouterr().err
+        return
     facts = facts_of(tmp_path, capsys)
     assert facts["stacks"][0]["depth"] == 4
     assert ("auto_map" in odd) == ("own code" in {trap["name"] for trap in facts["traps"]})

@@ -104,7 +104,7 @@ WRONG_SHARDS = [
     (name_a_pickle, "part.bin' is corrupt"),
     (
         lose_a_layer_of_the_index,
-        r"hold 3 layers of .* \(layers missing: 2\), but config.json says num_hidden_layers = 4",
+        r"hold 3 layers \(0 to 3, without 2\) of .*, but config.json says num_hidden_layers = 4",
     ),
     (empty_the_index, "index.json' is corrupt: it has no weight_map"),
     (make_the_index_a_list, "index.json' is corrupt: it is not a JSON object"),

@@ -1,8 +1,8 @@
 """What looking at a model or a config cannot know, as data: the only place that has heard of model families.
 
-`stacks.py` and `headers.py` find stacks by looking (a run of same-kind blocks whose length a config field gives). What
-they have in common, the names of depth fields and of stacks, and what looking gets wrong, stands here: which config
-fields go along with a cut, what the first block owns for all, what a layer returns, and the refusals.
+`stacks.py` finds stacks by looking (a run of same-kind blocks whose length a config field gives). What it looks for,
+the names of depth fields, and what looking gets wrong, stands here: which config fields go along with a cut, what the
+first block owns for all, what a layer returns, and the refusals.
 """
 
 from __future__ import annotations
@@ -124,13 +124,6 @@ TRAILING_COUNTERS = ("num_kv_shared_layers", "num_last_full_attention_layers")
 # What a layer returns after its hidden states where reading it does not tell: names of its arguments, or "".
 RETURNED: dict[str, tuple[str, ...]] = {"openai-gpt": ("", ""), "rwkv": ("state", "")}
 
-# Words in the path of weights that tell a part of a composite model, for those who see no more than weight names.
-PART_WORDS: dict[str, tuple[str, ...]] = {
-    "text": ("text", "language", "llm"),
-    "vision": ("vision", "visual", "image"),
-    "audio": ("audio", "speech"),
-}
-
 # Native LayerDrop: config fields are floats with these names; the module that owns the stack reads its copy from
 # `layerdrop`.
 NATIVE_RATE_ATTRIBUTE = "layerdrop"
@@ -197,11 +190,6 @@ SLICES_FIELD = "hidden_size_per_layer_input"
 
 # How a part of a layer that adds the residual itself calls it.
 RESIDUAL_ARGUMENTS = ("input_tensor", "residual")
-
-
-def part_words(part: str) -> tuple[str, ...]:
-    """Return the words by which weight names speak of a part of a composite model."""
-    return (part, *PART_WORDS.get(part, ()))
 
 
 def depth_field(config: Mapping[str, Any], stack: str, depth: int, path: str = "") -> str | None:

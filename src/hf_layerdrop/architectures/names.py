@@ -1,4 +1,4 @@
-"""Name the stacks of a model: the same names whether one looks at the model or at its weight files."""
+"""Name the stacks of a model after their places in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find the stacks of a model in memory: runs of blocks whose length a config field gives."""
+"""Find the stacks of a model, in memory or on the meta device: runs of blocks whose length a config field gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_layerdrop.architectures.families import depth_field, refusal
+from hf_layerdrop.architectures.families import DEPTH_FIELDS, depth_field, refusal
 from hf_layerdrop.architectures.names import Place, may_be_stack, names_of, stack_name
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.errors import UnsupportedModelError
@@ -73,10 +73,12 @@ def find_stacks(model: nn.Module) -> dict[str, Stack]:
         _check_type(model, stack.model_type)
         _check_layers(model, stack)
     if not stacks:
+        fields = _fields(model.config)
+        said = [f"{field} = {fields[field]}" for field in DEPTH_FIELDS["layers"] if fields.get(field) is not None]
         raise UnsupportedModelError(
             f"{type(model).__name__} has no stack of layers: looked for a ModuleList of blocks of one class whose "
             "length is the "
-            "depth in its config (num_hidden_layers, encoder_layers, ...) and found none."
+            f"depth in its config ({said[0] if said else 'num_hidden_layers, encoder_layers, ...'}) and found none."
         )
     names = names_of([Place(stack.path, stack.config_path) for stack in stacks])
     return {name: replace(stack, name=name) for name, stack in zip(names, stacks, strict=True)}

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TypeGuard
 
-from hf_layerdrop.checkpoints.header_stacks import StackHeader, find_stacks
 from hf_layerdrop.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -72,10 +71,6 @@ class CheckpointHeaders:
         """Number of parameters; tied weights are stored, and counted, once."""
         return sum(tensor.parameters for tensor in self.tensors.values())
 
-    def stacks(self) -> list[StackHeader]:
-        """Find the stacks; see `find_stacks`."""
-        return find_stacks({name: tensor.parameters for name, tensor in self.tensors.items()}, self.config)
-
 
 def has_only_pickle(folder: str | Path) -> bool:
     """Tell a folder whose weights can be read by unpickling alone."""
@@ -99,6 +94,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(no_folder(folder))
     if not (folder / CONFIG_NAME).is_file():
+        check_not_gguf(str(folder), (path.name for path in folder.iterdir()))
         raise CheckpointError(
             f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
         )
@@ -158,6 +154,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         return _read_sharded(folder)
     if has_only_pickle(folder):
         raise CheckpointError(only_pickle(str(folder)))
+    check_not_gguf(str(folder), (path.name for path in folder.iterdir()))
     raise CheckpointError(
         f"The folder {str(folder)!r} has no weights ({WEIGHTS_NAME} or {INDEX_NAME}): download the checkpoint again."
     )
@@ -278,6 +275,19 @@ def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int, file: PureP
 
 def _refuse(file: PurePath, reason: str) -> NoReturn:
     raise CheckpointError(f"The file {str(file)!r} is corrupt: {reason}; download it again.")
+
+
+def check_not_gguf(source: str, files: Iterable[str]) -> None:
+    """Refuse weights that are GGUF alone: transformers has a reader for them, which is asked for by the file's name.
+
+    Raises:
+        CheckpointError: If one of the files is GGUF.
+    """
+    if found := sorted(name for name in files if name.lower().endswith(".gguf")):
+        raise CheckpointError(
+            f"{source!r} has its weights only as GGUF ({found[0]}), which the command line does not read: in Python, "
+            f"give gguf_file={found[0]!r} to from_pretrained or save_pruned, which transformers' own reader then reads."
+        )
 
 
 def only_pickle(source: str) -> str:

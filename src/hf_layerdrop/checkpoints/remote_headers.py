@@ -7,13 +7,16 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from hf_layerdrop.checkpoints.adapter_files import ADAPTER_CONFIG, adapted_base
 from hf_layerdrop.checkpoints.downloads import HubModel
 from hf_layerdrop.checkpoints.headers import (
     CONFIG_NAME,
     INDEX_NAME,
+    PICKLE_NAMES,
     WEIGHTS_NAME,
     CheckpointHeaders,
     TensorInfo,
+    check_not_gguf,
     check_uploaded,
     find_placed,
     only_pickle,
@@ -36,16 +39,24 @@ def read_headers(
 ) -> CheckpointHeaders:
     """Read the headers of a local folder, or of a model on the Hub if there is no such folder.
 
+    Those of an adapter are its base's.
+
     Raises:
         CheckpointError: There is no such checkpoint, or it is broken; see `read_checkpoint`.
     """
+    if (base := adapted_base(name_or_path, {})) is not None:
+        return read_headers(base, token=token)
     if Path(name_or_path).exists() or not _HUB_ID.fullmatch(str(name_or_path)):
         return read_checkpoint(name_or_path)
     return read_hub_checkpoint(str(name_or_path), revision=revision, token=token)
 
 
-def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str | None = None) -> CheckpointHeaders:
+def read_hub_checkpoint(
+    repo_id: str, *, revision: str | None = None, token: str | None = None, is_base: bool = False
+) -> CheckpointHeaders:
     """Read config.json and the weight headers of a model on the Hub; no weights are fetched, if it has ranges.
+
+    Those of an adapter are its base's, of which ``is_base`` says that it must not be an adapter again.
 
     Raises:
         CheckpointError: There is no such model, or it is broken.
@@ -60,6 +71,11 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
         info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
         model = HubModel(repo_id, info.sha or "main", token=token)
         files = {sibling.rfilename for sibling in info.siblings or ()}
+        if CONFIG_NAME not in files or not files & {WEIGHTS_NAME, INDEX_NAME, *PICKLE_NAMES}:
+            check_not_gguf(repo_id, files)
+        if CONFIG_NAME not in files and ADAPTER_CONFIG in files and not is_base:
+            base = adapted_base(Path(model.download(ADAPTER_CONFIG)).parent, {})
+            return read_hub_checkpoint(str(base), token=token, is_base=True)
         if CONFIG_NAME not in files:
             raise CheckpointError(f"{repo_id!r} has no {CONFIG_NAME} on the Hub: give a repository that holds a model.")
         config = read_config(Path(model.download(CONFIG_NAME)).parent)

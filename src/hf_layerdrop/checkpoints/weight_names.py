@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -15,6 +15,8 @@ from hf_layerdrop.architectures.families import bias_in_first_block
 from hf_layerdrop.architectures.names import LAYER_NUMBER
 from hf_layerdrop.architectures.stacks import Stack
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+
+T = TypeVar("T")
 
 _SHOWN = 5  # of the layers that are missing: a wrong name may number a layer by a billion
 
@@ -28,9 +30,9 @@ class WeightNames:
 
     def __init__(self, model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
         self.stacks = stacks
-        conversions = get_model_conversion_mapping(model)
-        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
-        self._converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        self._renamings, self._converters = conversions_of(model)
+        ignored = model._keys_to_ignore_on_load_unexpected or ()
+        self._ignored = re.compile("|".join(rf"({pattern})" for pattern in ignored) or r"(?!)")
         base = re.escape(model.base_model_prefix)
         tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}
         self._patterns = {
@@ -44,6 +46,10 @@ class WeightNames:
             if match := pattern.fullmatch(renamed):
                 return name, int(match[1]), match[2]
         return None
+
+    def is_ignored(self, weight: str, stack: str, layer: int) -> bool:
+        """Tell a weight of a block after the last layer that the model class passes over, as one that predicts more."""
+        return layer >= self.stacks[stack].depth and self._ignored.search(weight) is not None
 
     def renumbered(self, weight: str, stack: str, old: int, new: int) -> str:
         """Return the name that a weight of layer ``old`` has in layer ``new``."""
@@ -61,12 +67,42 @@ class WeightNames:
         )
 
 
+def conversions_of(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    """Return how transformers renames and converts the weights of older checkpoints of a model."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    return renamings, [each for each in conversions if isinstance(each, WeightConverter)]
+
+
+def group_by_layer(
+    weights: Mapping[str, T], names: WeightNames
+) -> tuple[dict[str, dict[int, list[tuple[str, T]]]], list[str]]:
+    """Group weights by stack and layer, each with its name in the layer; return also those that are passed over.
+
+    Raises:
+        CheckpointError: If the layers are not those that the config counts.
+    """
+    layers: dict[str, dict[int, list[tuple[str, T]]]] = {name: {} for name in names.stacks}
+    ignored = []
+    for weight, value in weights.items():
+        if (place := names.layer_of(weight)) is None:
+            continue
+        stack, layer, rest = place
+        if names.is_ignored(weight, stack, layer):
+            ignored.append(weight)
+        else:
+            layers[stack].setdefault(layer, []).append((rest, value))
+    _check_held({name: set(found) for name, found in layers.items()}, names.stacks)
+    return layers, ignored
+
+
 def keep_weights(
     weights: Mapping[str, Any], names: WeightNames, kept: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the weights of the kept layers under their new numbers, and all that belongs to no layer, in their order.
 
-    What the first block owns for all goes to the first block that is kept.
+    What the first block owns for all goes to the first block that is kept. Blocks after the last layer that the model
+    class passes over are left out: their numbers would be those of no model.
 
     Raises:
         CheckpointError: If the layers in the checkpoint are not those that its config counts.
@@ -79,11 +115,30 @@ def keep_weights(
             yield weight, value
             continue
         name, layer, rest = place
+        if names.is_ignored(weight, name, layer):
+            continue
         found[name].add(layer)
         if layer in kept[name]:
             yield names.renumbered(weight, name, layer, kept[name].index(layer)), value
         elif layer == 0 and _is_for_all(rest, stacks[name]):
             yield weight, value
+    _check_held(found, stacks)
+
+
+def check_layers(weights: Iterable[str], names: WeightNames) -> None:
+    """Refuse weights of other layers than a model has; none at all may be what is wanted, of a stack that is new.
+
+    Raises:
+        CheckpointError: If there are.
+    """
+    found: dict[str, set[int]] = {}
+    for weight in weights:
+        if (place := names.layer_of(weight)) and not names.is_ignored(weight, *place[:2]):
+            found.setdefault(place[0], set()).add(place[1])
+    _check_held(found, {name: names.stacks[name] for name in found})
+
+
+def _check_held(found: Mapping[str, set[int]], stacks: Mapping[str, Stack]) -> None:
     for name, stack in stacks.items():
         if not found[name]:
             raise UnsupportedModelError(
@@ -91,10 +146,10 @@ def keep_weights(
                 "cannot be chosen while loading; load the whole model and call prune_layers."
             )
         if found[name] != set(range(stack.depth)):
+            field = ".".join(filter(None, (stack.config_path, stack.depth_field)))
             raise CheckpointError(
-                f"The config says that the {name} has {stack.depth} layers, but the weights hold "
-                f"{_listed(found[name])}; "
-                "the checkpoint's files do not belong together, so download it again."
+                f"The weights hold {_listed(found[name])} of the {name}, but config.json says {field} = "
+                f"{stack.depth}: use the config that belongs to these weights, or download the checkpoint again."
             )
 
 
@@ -105,8 +160,6 @@ def _is_for_all(name: str, stack: Stack) -> bool:
 
 
 def _listed(layers: set[int]) -> str:
-    if not layers:
-        return "none"
     absent = list(islice((layer for layer in range(max(layers)) if layer not in layers), _SHOWN + 1))
     missing = ", ".join([*map(str, absent[:_SHOWN]), *["..."] * (len(absent) > _SHOWN)])
     return f"{len(layers)} layers ({min(layers)} to {max(layers)}{', without ' * bool(missing)}{missing})"

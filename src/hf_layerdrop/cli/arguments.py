@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
+from hf_layerdrop.checkpoints.headers import has_only_pickle, read_config
 from hf_layerdrop.checkpoints.output_folders import check_above
 from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
@@ -21,6 +21,8 @@ from hf_layerdrop.tasks.registry import MORE_TASKS, TASKS
 from hf_layerdrop.training.train import RESULTS_FILE
 
 MAX_SEED = 2**32 - 1  # the largest that numpy takes
+if TYPE_CHECKING:
+    from hf_layerdrop.checkpoints.stored_model import StoredModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or the id of a model on the Hub.")]
 KeepLayersSpec = Annotated[
@@ -159,17 +161,23 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"The output folder {str(folder)!r} exists: give another by --output, or --overwrite.")
 
 
-def checked_headers(model: str, *, revision: str | None, token: str | None = None) -> CheckpointHeaders:
-    """Read the headers of a checkpoint that is to be trained, measured or cut.
+def checked_model(model: str, *, revision: str | None, token: str | None = None) -> StoredModel:
+    """Look at a checkpoint that is to be trained, measured or cut; of a PEFT adapter, at its base.
 
     Raises:
-        CheckpointError: They cannot be read, or what the config says of LayerDrop is damaged or of another model.
+        CheckpointError: It cannot be read, or what the config says of LayerDrop is damaged or of another model.
+        UnsupportedModelError: It cannot be cut by layers.
         typer.BadParameter: A revision of a local folder.
     """
     check_revision(model, revision)
     headers = read_headers(model, revision=revision, token=token)
-    root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
-    return headers
+
+    from hf_layerdrop.checkpoints.stored_model import find_stored_model
+
+    where = {"revision": revision, "token": token} if headers.source == model else {}
+    stored = find_stored_model(headers, **where)
+    root_layers(saved_provenance(headers.config), stored.depths)
+    return stored
 
 
 def check_revision(model: str, revision: str | None) -> None:
@@ -184,7 +192,7 @@ def check_revision(model: str, revision: str | None) -> None:
 def checkpoint_facts(
     model: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
 ) -> tuple[Mapping[str, Any], dict[str, int]]:
-    """Return the config of a checkpoint and the depth of each stack, read from headers.
+    """Return the config of a checkpoint and the depth of each stack.
 
     Pickled weights have no headers: with ``allow_pickle`` no stacks are returned for them, and what is asked of the
     layers is checked when the model is loaded.
@@ -194,14 +202,14 @@ def checkpoint_facts(
         config = read_config(model)
         saved_provenance(config)
         return config, {}
-    headers = checked_headers(model, revision=revision, token=token)
-    return headers.config, {stack.name: stack.depth for stack in headers.stacks()}
+    stored = checked_model(model, revision=revision, token=token)
+    return stored.headers.config, stored.depths
 
 
 def check_keep_layers(
     model: str, keep_layers: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
 ) -> None:
-    """Check a specification against the headers of a checkpoint, before anything heavy is imported or read."""
+    """Check a specification against what a checkpoint holds, before any weights are read."""
     _, depths = checkpoint_facts(model, revision=revision, allow_pickle=allow_pickle, token=token)
     if depths:
         parse_keep_layers(keep_layers, depths)

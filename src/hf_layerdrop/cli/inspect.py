@@ -1,10 +1,12 @@
-"""hf-layerdrop inspect: what a checkpoint holds and what a cut will mean, from its config and weight headers alone."""
+"""hf-layerdrop inspect: what a checkpoint holds and what a cut will mean; no weights are read.
+
+Torch is imported where the model is built without weights; ``--help`` does without.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +15,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.checkpoints.header_stacks import StackHeader
+from hf_layerdrop.checkpoints.adapter_files import describe_adapter
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
 from hf_layerdrop.checkpoints.provenance import own_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.cli.arguments import Model, Revision, check_revision
-from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.hub.doctor.fields import config_of, fields_that_change
-from hf_layerdrop.hub.doctor.notes import notes_for
-from hf_layerdrop.hub.doctor.possible import possible_structures
-from hf_layerdrop.hub.doctor.traps import find_traps, kinds_of
+from hf_layerdrop.errors import LayerDropError
 
 
 def inspect_command(
@@ -39,38 +37,26 @@ def inspect_command(
     if has_only_pickle(model):
         facts = describe_pickle(model)
     else:
-        headers = read_headers(model, revision=revision)
+        headers = read_headers(model, revision=revision)  # of an adapter, of its base
+
+        from hf_layerdrop.hub.doctor.facts import describe_checkpoint
+
+        adapter = headers.source != model
         try:
-            facts = describe_checkpoint(headers)
-        except UnsupportedModelError as error:
+            facts = describe_checkpoint(headers, **({} if adapter else {"revision": revision}))
+        except LayerDropError as error:
             if as_json:
                 facts = {**_of_the_whole(headers), "supported": False, "reason": str(error)}
                 typer.echo(json.dumps(facts, indent=2))
             raise
+        if adapter:
+            facts |= {"model": model, "adapter": describe_adapter(model, headers.source)}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
     console = Console()
     for table in _tables(facts):
         console.print(table)
-
-
-def describe_checkpoint(headers: CheckpointHeaders) -> dict[str, Any]:
-    """Collect what the headers and the config say, as plain JSON values.
-
-    Raises:
-        UnsupportedModelError: If the model cannot be cut by layers; the message says why.
-    """
-    stacks = headers.stacks()
-    kinds = max(len(kinds_of(headers, stack)) for stack in stacks)
-    return {
-        **_of_the_whole(headers),
-        "supported": True,
-        "stacks": [_describe_stack(headers, stack, alone=len(stacks) == 1) for stack in stacks],
-        "traps": [asdict(trap) for trap in find_traps(headers, stacks)],
-        "notes": notes_for(headers.config, stacks, kinds=kinds),
-        "hf_layerdrop": own_provenance(headers.config) or None,
-    }
 
 
 def describe_pickle(folder: str) -> dict[str, Any]:
@@ -102,20 +88,6 @@ def _of_the_whole(headers: CheckpointHeaders) -> dict[str, Any]:
     }
 
 
-def _describe_stack(headers: CheckpointHeaders, stack: StackHeader, *, alone: bool) -> dict[str, Any]:
-    part = config_of(headers.config, stack)
-    return {
-        "name": stack.name,
-        "path": stack.path,
-        "depth": stack.depth,
-        "config_field": stack.config_field,
-        "rates": (own_provenance(headers.config).get("rates") or {}).get(stack.name),
-        "parameters_per_layer": list(stack.parameters),
-        "structures": [asdict(found) for found in possible_structures(part, stack, headers.tensors, alone=alone)],
-        "fields_that_change": fields_that_change(headers.config, stack),
-    }
-
-
 def _tables(facts: Mapping[str, Any]) -> list[Table]:
     tables = [_facts_table(facts)]
     if facts["stacks"]:
@@ -133,6 +105,9 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_row("model", facts["model"])
     table.add_row("model type", f"{facts['model_type']} ({', '.join(facts['architectures'] or ['no architecture'])})")
     table.add_row("parameters", "not looked at" if facts["parameters"] is None else f"{facts['parameters']:,}")
+    if adapter := facts.get("adapter"):
+        size = "" if adapter["parameters"] is None else f", {adapter['parameters']:,} parameters"
+        table.add_row("adapter", f"{adapter['type'] or 'PEFT'}{size}; all else is said of its base, {adapter['base']}")
     for name, value in (facts["hf_layerdrop"] or {}).items():
         if name != "rates" and value is not None:
             table.add_row(name.replace("_", " "), _line(value))

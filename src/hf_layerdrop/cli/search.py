@@ -24,7 +24,7 @@ from hf_layerdrop.cli.arguments import (
     Seed,
     TaskName,
     TextColumns,
-    checked_headers,
+    checked_model,
     listed,
     loading_arguments,
     require_tokenizer,
@@ -142,9 +142,9 @@ def search_command(
         "max_parameters": read_count(max_parameters),
         "max_size_mb": max_size_mb,
     }
-    headers = checked_headers(model, revision=revision)
-    stacks = {stack.name: stack.depth for stack in headers.stacks()}
-    check_budgets(depth, budgets, headers)
+    stored = checked_model(model, revision=revision)
+    config, stacks = stored.headers.config, stored.depths
+    check_budgets(depth, budgets, stored)
     if depth is not None:
         check_space(name, Space(stacks, parse_depth(depth, stacks)), max_sub_networks or MAX_SETS)
     for file in (output, *([journal] if journal else [])):
@@ -153,8 +153,8 @@ def search_command(
         raise OutputExistsError(f"The selection file {str(output)!r} exists: give another by --output, or --overwrite.")
     check_wanted(report, overwrite=overwrite)
     columns = listed(text_columns)
-    chosen = with_dataset(choose_task(task, columns, label_column, headers.config), dataset, dataset_config)
-    require_tokenizer(model, headers.config)
+    chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
+    require_tokenizer(model, config)
     _check_metric(metric, chosen)
     rows = [
         load_task_data(chosen, validation_file=files, text_columns=columns, label_column=label_column, train=False)
@@ -181,7 +181,7 @@ def search_command(
             **asked,
         )
     selection.write(output, overwrite=overwrite)
-    written = write_wanted(report, model, headers.config, revision, rows[0].task, stacks, selection=selection)
+    written = write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)
     show(Console(), selection, model, output)
     for path in written:
         Console().print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)

@@ -79,8 +79,8 @@ def _load_for_task(
     """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
     from transformers.models.auto.auto_factory import _get_model_class
 
-    from hf_layerdrop.models.auto import find_config
-    from hf_layerdrop.pruning.loading import WHERE, load_plain
+    from hf_layerdrop.checkpoints.model_class import find_config, where_of
+    from hf_layerdrop.pruning.loading import load_plain
 
     loading = {**kwargs.get("model_kwargs", {}), **{key: kwargs[key] for key in _FOR_LOADING if key in kwargs}}
     if "device_map" in kwargs:
@@ -91,7 +91,7 @@ def _load_for_task(
             model_class = _get_model_class(config, auto_class._model_mapping)
             if _pipeline_class(served)._load_tokenizer and kwargs.get("tokenizer") is None:
                 # Before the weights, and at all: transformers would make an empty one, to which all words are unknown.
-                load_tokenizer(_home(name, loading), **{key: loading[key] for key in WHERE if key in loading})
+                load_tokenizer(_home(name, loading), **where_of(loading))
             return load_plain(model_class, name, keep_layers=keep_layers, **loading)
     raise UnsupportedModelError(
         f"{name!r} is of model type {config.model_type!r}, which transformers does not serve as {task!r}: choose a "
@@ -101,7 +101,7 @@ def _load_for_task(
 
 def _home(name: str, loading: Mapping[str, Any]) -> str:
     """Return where tokenizer and processors lie: with an adapter that has none of its own, beside its base model."""
-    from hf_layerdrop.pruning.loading import adapted_base
+    from hf_layerdrop.checkpoints.adapter_files import adapted_base
 
     base = adapted_base(name, loading)
     return name if base is None or processor_files(Path(name)) else base

@@ -116,9 +116,9 @@ def load_pruned(
     from transformers import PreTrainedModel
 
     from hf_layerdrop.architectures.stacks import find_stacks
+    from hf_layerdrop.checkpoints.adapter_files import adapted_base
     from hf_layerdrop.checkpoints.weight_names import WeightNames
     from hf_layerdrop.models.auto import load_checkpoint
-    from hf_layerdrop.pruning.loading import adapted_base
     from hf_layerdrop.pruning.prune import prune_layers
     from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
 

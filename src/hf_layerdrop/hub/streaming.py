@@ -60,8 +60,9 @@ def find_streamed(
 
 
 def _find_tensors(name: str, keep_layers: Any, load_kwargs: dict[str, Any]) -> tuple[StreamedCheckpoint | None, str]:
-    from hf_layerdrop.models.auto import find_class, find_config
-    from hf_layerdrop.pruning.loading import adapted_base, load_shell
+    from hf_layerdrop.checkpoints.adapter_files import adapted_base
+    from hf_layerdrop.checkpoints.model_class import find_class, find_config
+    from hf_layerdrop.pruning.loading import load_shell
 
     if adapted_base(name, load_kwargs) is not None:
         return None, "it is a PEFT adapter"

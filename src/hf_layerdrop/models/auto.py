@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
 from hf_layerdrop.architectures.expressible import BUILDING
-from hf_layerdrop.checkpoints.headers import read_config
-from hf_layerdrop.checkpoints.unreadable import reading
-from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.checkpoints.model_class import find_class, find_config
+from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.models.mixin import inject, plain_class
 from hf_layerdrop.models.named import *  # noqa: F403
 from hf_layerdrop.models.named import NAMED
-from hf_layerdrop.pruning.loading import WHERE, adapted_base, load_plain
+from hf_layerdrop.pruning.loading import load_plain
 from hf_layerdrop.samplers.config import LayerDrop
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
@@ -157,35 +154,3 @@ def load_checkpoint(
     if layerdrop is not None:
         inject(loaded, layerdrop)
     return loaded
-
-
-def find_class(name_or_path: Any, kwargs: Mapping[str, Any]) -> type[PreTrainedModel]:
-    """Return the transformers class that the config of a checkpoint names.
-
-    Raises:
-        CheckpointError: If it names none that transformers has.
-    """
-    config = find_config(name_or_path, kwargs)
-    names = [name for name in config.architectures or () if hasattr(transformers, name)]
-    if not names:
-        raise CheckpointError(
-            f"The config of {str(name_or_path)!r} names the architectures {config.architectures}, none of which "
-            "transformers "
-            "has; load it with one of the AutoLayerDropModelFor... classes."
-        )
-    return getattr(transformers, names[0])
-
-
-def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return the config of a checkpoint, or the one that is among the arguments of ``from_pretrained``."""
-    config = kwargs.get("config")
-    if isinstance(config, PreTrainedConfig):
-        return config
-    if config is None and (base := adapted_base(name_or_path, kwargs)) is not None:
-        return find_config(base, {})
-    if config is None and Path(name_or_path).is_dir():
-        read_config(Path(name_or_path) / (kwargs.get("subfolder") or ""))
-    with reading(name_or_path):
-        return AutoConfig.from_pretrained(
-            config or name_or_path, **{name: kwargs[name] for name in WHERE if name in kwargs}
-        )

@@ -8,7 +8,6 @@ renumbered layer can match again, and ``save_pretrained`` reverses it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -28,28 +27,30 @@ from hf_layerdrop.architectures.expressible import BUILDING, Unfilled
 from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_generation, renumber_quantization
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
+from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.lazy_tensors import LazyTensor, open_tensors
+from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, where_of
 from hf_layerdrop.checkpoints.page_cache import announce_tensors
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
+from hf_layerdrop.checkpoints.stored_model import check_depths
 from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_files import StoredTensor
-from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
+from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.injection.inject import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.plan import Cut, plan_cut
 from hf_layerdrop.pruning.prune import cut_provenance, prune_layers, pruned_config
 from hf_layerdrop.pruning.weight_checks import check_layers_are_whole, check_shapes
-from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
-
-# Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
-WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 Change = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 # Arguments with which transformers looks for other files than model.safetensors or its shards, or for more of them.
 _FILES_OF_THEIR_OWN = {"variant", "gguf_file", "state_dict", "adapter_kwargs", "proxies", "trust_remote_code"}
+_DEPTHS = set(chain(*DEPTH_FIELDS.values()))  # one that is given on purpose is transformers' business
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -66,24 +67,36 @@ def load_plain(
         UnsupportedModelError: If the model's layers cannot be taken out.
     """
     headers = check_source(cls, name_or_path, kwargs)
-    if headers is not None and keep_layers is not None:
-        _announce_kept(headers, keep_layers)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
     with BUILDING, reading(name_or_path):
         if keep_layers is None:
-            return cls.from_pretrained(name_or_path, *args, **kwargs)
-        if adapted_base(name_or_path, kwargs) is not None:
-            # Transformers puts an adapter into a model by layer numbers, which are those of the whole model.
+            loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
+            if headers is not None and not set(kwargs) & _DEPTHS:
+                _check_held(_model_of(loaded), headers)
+            return loaded
+        if kwargs.get("gguf_file") or adapted_base(name_or_path, kwargs) is not None:
+            # Transformers puts an adapter into a model by layer numbers, which are those of the whole model; and its
+            # reader of GGUF makes the names of weights while it reads them.
             loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
             prune_layers(_model_of(loaded), keep_layers, source=_shown_source(name_or_path))
+            _forget_unpacked(_model_of(loaded))
             return loaded
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
+        if headers is not None:
+            _announce_kept(headers, cut)
         loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
         _settle(loaded, cut)
         return (loaded, info) if kwargs.get("output_loading_info") else loaded
+
+
+def _forget_unpacked(model: PreTrainedModel) -> None:
+    """Let a model be saved whose weights were quantized in a file of GGUF, and are no longer."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not getattr(quantizer, "packed_modules", True):
+        quantizer.remove_quantization_config(model)
 
 
 def _unevenly_missing(cut: Cut, missing: Iterable[str]) -> list[tuple[str, int, str]]:
@@ -148,7 +161,7 @@ def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers
     """Read the config of a checkpoint, and find out which of its layers are kept."""
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
-        config = cls.config_class.from_pretrained(config or name_or_path, **_where(kwargs))
+        config = cls.config_class.from_pretrained(config or name_or_path, **where_of(kwargs))
     revision = kwargs.get("revision") or getattr(config, "_commit_hash", None)
     cut = plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
     _check_quantization(cut)
@@ -228,7 +241,7 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
         return None
     if not Path(name_or_path).is_dir():
         with reading(name_or_path):
-            found, _ = PreTrainedConfig.get_config_dict(name_or_path, **_where(kwargs))
+            found, _ = PreTrainedConfig.get_config_dict(name_or_path, **where_of(kwargs))
         check_architecture(cls, found, name_or_path)
         return None
     folder = Path(name_or_path) / (kwargs.get("subfolder") or "")
@@ -238,56 +251,20 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
         return None
     headers = read_checkpoint(folder)
-    if not set(kwargs) & set(chain(*DEPTH_FIELDS.values())):  # a depth given on purpose is transformers' business
-        with suppress(UnsupportedModelError):  # looking at names knows less than looking at the model, which follows
-            headers.stacks()
+    if not set(kwargs) & _DEPTHS:
+        check_depths(headers)
     return headers
 
 
-def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
-    """Return the base model that the config of a PEFT adapter in a folder names; None for any other checkpoint."""
-    config = Path(name_or_path or "", kwargs.get("subfolder") or "", "adapter_config.json")
-    if not config.is_file():
-        return None
-    try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, TypeError, KeyError):
-        base = None
-    if not isinstance(base, str) or not base:
-        raise CheckpointError(
-            f"{str(config)!r} names no base_model_name_or_path: have the adapter saved again, or write the folder "
-            "or the Hub id of its base model there."
-        )
-    return base
+def _check_held(model: PreTrainedModel, headers: CheckpointHeaders) -> None:
+    """Refuse files of other layers than the config counts: transformers makes up what is missing, with a warning."""
+    with suppress(UnsupportedModelError):  # a model without stacks, which may be loaded whole
+        check_layers(headers.tensors, WeightNames(model, find_stacks(model)))
 
 
-def _announce_kept(headers: CheckpointHeaders, keep_layers: KeepLayers) -> None:
-    """Have the system begin to read the kept layers while the model is built; what is wrong is said later."""
-    try:
-        stacks = {stack.name: stack for stack in headers.stacks()}
-        kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in stacks.items()})
-    except LayerDropError:
-        return
-    dropped = tuple(
-        f"{stack.path}.{layer}." for name, stack in stacks.items() for layer in {*range(stack.depth)} - {*kept[name]}
-    )
-    announce_tensors(
-        Path(headers.source), [tensor for name, tensor in headers.tensors.items() if not name.startswith(dropped)]
-    )
-
-
-def _where(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in WHERE if name in kwargs}
-
-
-def check_architecture(cls: type[PreTrainedModel], config: Mapping[str, Any], name_or_path: Any) -> None:
-    """Refuse a checkpoint of another model type, which transformers would load with random weights and a warning."""
-    wanted, found = cls.config_class.model_type if cls.config_class else None, config.get("model_type")
-    if wanted and found and wanted != found:
-        raise CheckpointError(
-            f"{str(name_or_path)!r} is a checkpoint of model type {found!r}, but {cls.__name__} loads {wanted!r}; "
-            "use an AutoLayerDropModel class, which chooses by the checkpoint."
-        )
+def _announce_kept(headers: CheckpointHeaders, cut: Cut) -> None:
+    """Have the system begin to read the kept layers while the model is built."""
+    announce_tensors(Path(headers.source), list(cut.choose(headers.tensors).values()))
 
 
 def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:

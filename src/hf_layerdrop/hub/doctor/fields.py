@@ -6,26 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_layerdrop.architectures.families import OVERRIDES_FIELD, cut_fields
-from hf_layerdrop.checkpoints.header_stacks import StackHeader
+from hf_layerdrop.checkpoints.stored_model import StoredStack
 
 
-def config_of(config: Mapping[str, Any], stack: StackHeader) -> Mapping[str, Any]:
-    """Return the part of a config that counts a stack."""
-    for name in stack.config_field.split(".")[:-1]:
-        config = config[name]
-    return config
-
-
-def config_path(stack: StackHeader) -> str:
+def config_path(stack: StoredStack) -> str:
     """Return what stands before the fields of the part of a config that counts a stack."""
     return stack.config_field.rpartition(".")[0] + "." * ("." in stack.config_field)
 
 
-def fields_that_change(config: Mapping[str, Any], stack: StackHeader) -> list[str]:
+def fields_that_change(stack: StoredStack) -> list[str]:
     """Return the fields that go along with a cut: the depth first, then what lists, numbers or counts layers."""
-    part = config_of(config, stack)
-    others = sorted(cut_fields(part, stack.depth, range(0, stack.depth, 2)))
-    if part.get(OVERRIDES_FIELD):
+    others = sorted(cut_fields(stack.config, stack.depth, range(0, stack.depth, 2)))
+    if stack.config.get(OVERRIDES_FIELD):
         others.append(OVERRIDES_FIELD)
     return [stack.config_field, *(config_path(stack) + field for field in others)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_layerdrop.checkpoints.header_stacks import StackHeader
+from hf_layerdrop.checkpoints.stored_model import StoredStack
 
 # What a model goes through: what it needs for LayerDrop.
 NOTES: dict[str, str] = {
@@ -23,7 +23,7 @@ _CACHE = ("compile, two stacks", "set config.use_cache = False for training, or 
 _KINDS = ("compile, kinds", "its layers are of {kinds} kinds, each with graphs of its own")
 
 
-def notes_for(config: Mapping[str, Any], stacks: Sequence[StackHeader], *, kinds: int = 1) -> dict[str, str]:
+def notes_for(config: Mapping[str, Any], stacks: Sequence[StoredStack], *, kinds: int = 1) -> dict[str, str]:
     """Return the notes that concern a model; ``kinds`` is the number of kinds that its layers are of."""
     blocks = ", ".join(f"{stack.path}.*" for stack in stacks)
     notes = dict(NOTES)

@@ -1,4 +1,4 @@
-"""Which structures of a stack can be dropped, and which pruned for good, as far as weight names tell (3.2.1)."""
+"""Which structures of a stack can be dropped, and which pruned for good, as far as names of weights tell (3.2.1)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_layerdrop.architectures.families import HEAD_FIELDS, HEAD_WIDTH_FIELD, OUTPUT_PROJECTIONS, SLICES_FIELD
-from hf_layerdrop.checkpoints.header_stacks import StackHeader
-from hf_layerdrop.checkpoints.headers import TensorInfo
+from hf_layerdrop.checkpoints.stored_model import StoredStack
 
 YES, NO, LATER, ASKED = "yes", "no", "if its code shows it", "if its config can say so"
 
@@ -25,21 +24,11 @@ class Possible:
     why: str = ""
 
 
-def possible_structures(
-    config: Mapping[str, Any], stack: StackHeader, tensors: Mapping[str, TensorInfo], *, alone: bool
-) -> list[Possible]:
-    """Tell what can be dropped and pruned in a stack; ``alone`` if the model has no other.
-
-    Args:
-        config: The part of the config that counts the stack.
-        stack: The stack.
-        tensors: All tensors of the checkpoint.
-        alone: Whether it is the only stack of the model.
-    """
-    prefix = f"{stack.path}.0."
-    matrices = [n.removeprefix(prefix) for n, t in tensors.items() if n.startswith(prefix) and len(t.shape) > 1]
+def possible_structures(stack: StoredStack, *, alone: bool) -> list[Possible]:
+    """Tell what can be dropped and pruned in a stack; ``alone`` if the model has no other."""
+    matrices = [name for name, tensor in stack.layers[0] if len(tensor.shape) > 1]
     layer = Possible("layer", YES, YES)
-    if config.get(SLICES_FIELD):
+    if stack.config.get(SLICES_FIELD):
         layer = Possible("layer", YES, NO, "its embeddings hold a slice for each layer")
     if not any(map(_of_attention, matrices)):
         none = "no attention was found by the names of its weights"
@@ -49,20 +38,20 @@ def possible_structures(
         layer,
         Possible("attention", LATER, NO, _NO_FIELD),
         Possible("ffn", LATER if ffn else NO, NO, _NO_FIELD if ffn else "no feed-forward was found"),
-        _heads(config, stack, len({name for name in matrices if _is_output_projection(name)}), alone=alone),
+        _heads(stack, len({name for name in matrices if _is_output_projection(name)}), alone=alone),
     ]
 
 
-def _heads(config: Mapping[str, Any], stack: StackHeader, attentions: int, *, alone: bool) -> Possible:
+def _heads(stack: StoredStack, attentions: int, *, alone: bool) -> Possible:
     if not attentions:
         return Possible("head", NO, NO, f"no output projection was found ({', '.join(OUTPUT_PROJECTIONS)})")
-    count = _first(config, HEAD_FIELDS.get(stack.name, HEAD_FIELDS["layers"]))
+    count = _first(stack.config, HEAD_FIELDS.get(stack.name, HEAD_FIELDS["layers"]))
     said = f"{count} a layer" if count else "their number stands in the model's code"
     if attentions > 1:
         said += f", in each of {attentions} attentions"
     if not alone or attentions > 1:
         return Possible("head", LATER, NO, f"{said}; prune_heads takes models of one stack without cross-attention")
-    if config.get(HEAD_WIDTH_FIELD):
+    if stack.config.get(HEAD_WIDTH_FIELD):
         return Possible(
             "head", LATER, YES, f"{said}; equally many in each layer, as {HEAD_WIDTH_FIELD} gives their width"
         )

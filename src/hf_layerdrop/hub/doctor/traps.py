@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hf_layerdrop.architectures.families import (
     FEATURE_LAYER_FIELDS,
     KINDS_FIELD,
+    LAYER_TAPS,
     NATIVE_RATE_FIELDS,
     SLICES_FIELD,
     TIED_FIELD,
@@ -15,14 +16,14 @@ from hf_layerdrop.architectures.families import (
 )
 from hf_layerdrop.architectures.names import stack_name
 from hf_layerdrop.architectures.shared_kv import lenders
-from hf_layerdrop.checkpoints.header_stacks import StackHeader
-from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
+from hf_layerdrop.checkpoints.headers import TensorInfo
 from hf_layerdrop.checkpoints.provenance import own_provenance, root_layers, saved_provenance
+from hf_layerdrop.checkpoints.stored_model import StoredModel, StoredStack
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.hub.doctor.fields import config_of, config_path, said_of_layer
+from hf_layerdrop.hub.doctor.fields import config_path, said_of_layer
 from hf_layerdrop.samplers.draws import shallowest_depth
 
-Signature = Mapping[str, tuple[int, ...]]
+Signature = Mapping[str, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,29 @@ class Trap:
     says: str
 
 
-def find_traps(headers: CheckpointHeaders, stacks: Sequence[StackHeader]) -> list[Trap]:
+def find_traps(model: StoredModel) -> list[Trap]:
     """Return the traps of a checkpoint."""
     traps = [
         Trap(name, stack.name, says)
-        for stack in stacks
+        for stack in model.stacks
         for name, look in _OF_A_STACK.items()
-        for says in look(headers, stack)
+        for says in look(stack)
     ]
-    return traps + [Trap(name, "", says) for name, look in _OF_A_MODEL.items() for says in look(headers)]
+    for stack in model.stacks:
+        traps += [Trap("depths never drawn", stack.name, says) for says in _never_drawn(model, stack)]
+    return traps + [Trap(name, "", says) for name, look in _OF_A_MODEL.items() for says in look(model)]
 
 
-def kinds_of(headers: CheckpointHeaders, stack: StackHeader) -> list[str]:
+def kinds_of(stack: StoredStack) -> list[str]:
     """Return the kinds that the config says the layers of a stack are of."""
-    kinds = config_of(headers.config, stack).get(KINDS_FIELD)
+    kinds = stack.config.get(KINDS_FIELD)
     if not isinstance(kinds, list) or len(kinds) != stack.depth:
         return []
     return sorted({str(kind) for kind in kinds})
 
 
-def _position_bias(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    bias = bias_in_first_block(config_of(headers.config, stack).get("model_type", headers.model_type))
+def _position_bias(stack: StoredStack) -> Iterator[str]:
+    bias = bias_in_first_block(stack.config.get("model_type"))
     if bias is not None:
         yield (
             f"block 0 owns {' and '.join(bias.weights)} for all: a cut moves it to the first kept block, and it is "
@@ -62,13 +65,13 @@ def _position_bias(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[s
         )
 
 
-def _kinds(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    if len(kinds := kinds_of(headers, stack)) > 1:
+def _kinds(stack: StoredStack) -> Iterator[str]:
+    if len(kinds := kinds_of(stack)) > 1:
         yield f"layers are of several kinds ({', '.join(kinds)}): {KINDS_FIELD} is cut along, each keeps its own"
 
 
-def _borrowed(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    found = lenders(config_of(headers.config, stack), stack.depth)
+def _borrowed(stack: StoredStack) -> Iterator[str]:
+    found = lenders(stack.config, stack.depth)
     if found:
         lent, borrowing = sorted(set(found.values())), sorted(found)
         yield (
@@ -77,11 +80,11 @@ def _borrowed(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
         )
 
 
-def _unlike(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
+def _unlike(stack: StoredStack) -> Iterator[str]:
     """Find layers that are built otherwise by their number alone: like others by the config, unlike them in shape."""
-    part = config_of(headers.config, stack)
-    bias = bias_in_first_block(part.get("model_type", headers.model_type))
-    layers = _layers(headers.tensors, stack, set(bias.weights) if bias else set())
+    part = stack.config
+    bias = bias_in_first_block(part.get("model_type"))
+    layers = [_signature(layer, set(bias.weights) if bias else set()) for layer in stack.layers]
     alike: dict[str, list[int]] = {}
     for number in range(stack.depth):
         alike.setdefault(said_of_layer(part, stack.depth, number), []).append(number)
@@ -95,13 +98,13 @@ def _unlike(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
             )
 
 
-def _slices(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    if config_of(headers.config, stack).get(SLICES_FIELD):
+def _slices(stack: StoredStack) -> Iterator[str]:
+    if stack.config.get(SLICES_FIELD):
         yield "its embeddings hold a slice for each layer, which no cut takes along: it can be trained, and not pruned"
 
 
-def _native(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    part = config_of(headers.config, stack)
+def _native(stack: StoredStack) -> Iterator[str]:
+    part = stack.config
     for field in NATIVE_RATE_FIELDS[stack_name(stack.path)]:
         if isinstance(rate := part.get(field), float) and rate > 0:
             yield (
@@ -111,8 +114,8 @@ def _native(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
             return
 
 
-def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str]:
-    saved = own_provenance(headers.config)
+def _never_drawn(model: StoredModel, stack: StoredStack) -> Iterator[str]:
+    saved = own_provenance(model.headers.config)
     rate = max((saved.get("rates") or {}).get(stack.name, ()), default=0.0)
     sampler = (saved.get("trained_with") or {}).get("sampler")
     if sampler == "depth" and 0 < rate <= 1 and (least := shallowest_depth(rate, stack.depth)) > 1:
@@ -122,37 +125,35 @@ def _never_drawn(headers: CheckpointHeaders, stack: StackHeader) -> Iterator[str
         )
 
 
-def _unknown(headers: CheckpointHeaders) -> Iterator[str]:
-    from transformers import CONFIG_MAPPING, __version__
-
-    model_type = headers.config.get("model_type")
-    if model_type not in CONFIG_MAPPING and not headers.config.get("auto_map"):
+def _passed_over(model: StoredModel) -> Iterator[str]:
+    if model.ignored:
         yield (
-            f"transformers {__version__} has no model of the type {model_type!r}: correct config.json, or update "
-            "transformers if the model is newer"
+            f"{len(model.ignored)} weights, such as {model.ignored[0]!r}, are no part of {model.architecture}, which "
+            "passes over them, as its class declares: they are not counted here, and a cut leaves them out"
         )
 
 
-def _damaged(headers: CheckpointHeaders) -> Iterator[str]:
+def _damaged(model: StoredModel) -> Iterator[str]:
     try:
-        root_layers(saved_provenance(headers.config), {stack.name: stack.depth for stack in headers.stacks()})
+        root_layers(saved_provenance(model.headers.config), model.depths)
     except CheckpointError as error:
         yield str(error)
 
 
-def _by_number(headers: CheckpointHeaders) -> Iterator[str]:
+def _by_number(model: StoredModel) -> Iterator[str]:
     for field in FEATURE_LAYER_FIELDS:
-        if (value := headers.config.get(field)) is not None:
-            yield f"{field} = {value} picks hidden states by number, which after a cut counts the layers that are left"
+        if (value := model.headers.config.get(field)) is not None:
+            after = "which a cut changes along" if field in LAYER_TAPS else "which a cut leaves, for other layers"
+            yield f"{field} = {value} picks hidden states by number, {after}"
 
 
-def _tied(headers: CheckpointHeaders) -> Iterator[str]:
-    if headers.config.get(TIED_FIELD):
+def _tied(model: StoredModel) -> Iterator[str]:
+    if model.headers.config.get(TIED_FIELD):
         yield "input and output embeddings are one tensor: they stay tied, and are counted once"
 
 
-def _own_code(headers: CheckpointHeaders) -> Iterator[str]:
-    if headers.config.get("auto_map"):
+def _own_code(model: StoredModel) -> Iterator[str]:
+    if model.headers.config.get("auto_map"):
         yield "it comes with code of its own (auto_map), which is not run unless trust_remote_code is given"
 
 
@@ -163,27 +164,23 @@ _OF_A_STACK = {
     "unlike layers": _unlike,
     "slices": _slices,
     "native LayerDrop": _native,
-    "depths never drawn": _never_drawn,
 }
 _OF_A_MODEL = {
     "hidden states by number": _by_number,
     "tied weights": _tied,
     "own code": _own_code,
-    "unknown type": _unknown,
+    "passed over": _passed_over,
     "damaged entry": _damaged,
 }
 
 
-def _layers(tensors: Mapping[str, TensorInfo], stack: StackHeader, spared: set[str]) -> Sequence[Signature]:
-    """Return names and shapes of the weights of each layer, without those of modules that one layer owns for all."""
-    layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(stack.depth)]
-    prefix = f"{stack.path}."
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            number, _, rest = name.removeprefix(prefix).partition(".")
-            if number.isdecimal() and not spared & set(rest.split(".")):
-                layers[int(number)][rest] = tensor.shape
-    return layers
+def _signature(layer: Sequence[tuple[str, TensorInfo]], spared: set[str]) -> Signature:
+    """Return names and shapes of the weights of a layer, without those of modules that one layer owns for all."""
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for name, tensor in layer:
+        if not spared & set(name.split(".")):
+            shapes[name] = (*shapes.get(name, ()), tensor.shape)
+    return {name: tuple(sorted(found)) for name, found in shapes.items()}
 
 
 def _usual(layers: Sequence[Signature], of_all: Sequence[Signature]) -> Signature:
@@ -198,7 +195,8 @@ def _difference(layer: Signature, usual: Signature) -> str:
         if name not in usual:
             return f"{name} besides"
         if layer[name] != usual[name]:
-            return f"{name} is {' x '.join(map(str, layer[name]))}"
+            shapes = [" x ".join(map(str, shape)) for shape in dict.fromkeys(layer[name])]
+            return f"{name} is {', '.join(shapes)}" if len(layer[name]) == 1 else f"{len(layer[name])} of {name}"
     return ""
 
 
