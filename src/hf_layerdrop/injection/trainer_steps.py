@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
-from hf_layerdrop.injection.state import STATE_ATTRIBUTE
+from hf_layerdrop.injection.injected import injected_models, states_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -29,9 +29,16 @@ def calling_trainer() -> Trainer:
     raise LayerDropStateError("This callback was not called by a Trainer; add it to Trainer(callbacks=[...]).")
 
 
-def learn(injected: nn.Module, loss: torch.Tensor, *, step_ended: bool = True) -> None:
-    """Show a loss to what learns the drop rates, and write the rates into the config, which is saved with the model."""
-    draws = getattr(injected, STATE_ATTRIBUTE)
-    draws.learn(loss, step_ended=step_ended)
-    if step_ended and (saved := getattr(injected.config, "hf_layerdrop", None)):
-        saved.update(draws.learned())
+def learn(module: nn.Module, loss: torch.Tensor, *, step_ended: bool = True) -> None:
+    """Show a loss to what learns the drop rates, and write the rates into the configs, which are saved with the models.
+
+    Raises:
+        LayerDropStateError: If no rates of any injected model inside of ``module`` are learned.
+    """
+    states = list(states_of(module).values())
+    learning = [state.learner is not None for state in states]
+    for state, model, learns in zip(states, injected_models(module).values(), learning, strict=True):
+        if learns or not any(learning):
+            state.learn(loss, step_ended=step_ended)
+            if step_ended and (saved := getattr(model.config, "hf_layerdrop", None)):
+                saved.update(state.learned())

@@ -31,9 +31,10 @@ from hf_layerdrop.checkpoints.adapters import check_adapters, cut_adapters
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, root_layers, saved_provenance
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
-from hf_layerdrop.injection.inject import remove_layerdrop, switch_off_native
+from hf_layerdrop.injection.inject import remove_layerdrop
+from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models
+from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
-from hf_layerdrop.injection.state import STATE_ATTRIBUTE, find_injected
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
@@ -63,7 +64,7 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers | None, **provenance:
     root_layers(saved, cutter.depths)
     if find_injected(model) is not None:
         remove_layerdrop(model)
-    switch_off_native(model, cutter.stacks)
+    switch_off_native(model)
     renumber_generation(getattr(model, "generation_config", None), cutter.stacks, kept)
     _assign_quantization(model.config, cutter.stacks, kept)
     cutter.cut(kept)
@@ -98,9 +99,9 @@ class Cutter:
 
     def __init__(self, model: nn.Module) -> None:
         model = transformers_model(model)
-        injected = find_injected(model)
+        states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
-        self._draws = list(getattr(injected, STATE_ATTRIBUTE).draws.values()) if injected is not None else []
+        self._draws = [draw for state in states for draw in state.draws.values()]
         if any(draw.paused for draw in self._draws):
             raise LayerDropStateError(
                 "The model is a sub-network for the length of a with block; cut it after the block."
