@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import EncoderDecoderModel, Trainer, TrainerCallback
 
-from conftest import DEPTH, assert_same_tensors, batch_for, build, recorded_runs
+from conftest import DEPTH, assert_same_tensors, batch_for, build, layers_of, recorded_runs
 from hf_layerdrop import (
     DepthEvaluationCallback,
     LayerDropBertForSequenceClassification,
@@ -27,8 +27,8 @@ from hf_layerdrop import (
     remove_layerdrop,
     set_rates,
     set_step,
+    sub_network,
 )
-from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection.inject import scale_rates
 from hf_layerdrop.injection.injected import find_injected, injected_models
@@ -219,10 +219,16 @@ def test_a_part_of_an_injected_model_is_not_injected_again() -> None:
 
 
 def test_a_cut_of_a_composite_model_pauses_and_removes_all() -> None:
-    model = encoder_decoder(1.0)
-    prune_layers(model, dict(zip(depths_of(model), (2, 2), strict=True)))
+    model, ids = encoder_decoder(1.0), batch_for("BertModel")["input_ids"]
+    stacks = {name: len(layers) for name, layers in layers_of(model).items()}
+    with sub_network(model, "all"), recorded_runs(model) as runs:
+        model(input_ids=ids, decoder_input_ids=ids)
+    assert {name: len(ran) for name, ran in runs.items()} == stacks == dict.fromkeys(stacks, DEPTH)
+    with recorded_runs(model) as runs:
+        model(input_ids=ids, decoder_input_ids=ids)
+    assert not any(runs.values())
+    prune_layers(model, "all")
     assert find_injected(model) is None
-    assert (model.encoder.config.num_hidden_layers, model.decoder.config.num_hidden_layers) == (2, 2)
 
 
 # --- Trainer ---------------------------------------------------------------------------------------
@@ -250,7 +256,8 @@ class Spy(TrainerCallback):
 
 def trainer_for(module: nn.Module, folder: Path, *callbacks: TrainerCallback, **changes: Any) -> Trainer:
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 3}
-    settings |= {"logging_steps": 2, "seed": 5, "learning_rate": 0.01, "save_strategy": "steps", **changes}
+    settings |= {"logging_steps": 2, "seed": 5, "learning_rate": 0.01, "save_strategy": "steps"}
+    settings |= {"remove_unused_columns": False, "label_names": ["labels"], **changes}
     sets = {"train_dataset": rows(), "eval_dataset": rows(6)}
     return Trainer(module, arguments(folder, **settings), callbacks=list(callbacks), **sets)
 

@@ -177,17 +177,18 @@ def test_the_depth_sampler_drops_the_rate_that_was_asked_for_and_logs_it(rate: f
     assert layerdrop_state(model).take_log()["layerdrop_rate"] == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3])
-def test_the_depth_sampler_holds_its_rate_over_all_layers_where_some_are_protected(rate: float) -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_the_depth_sampler_holds_its_rate_over_the_layers_that_are_not_protected(rate: float) -> None:
     model = build(HEAD, num_hidden_layers=6)
     inject_layerdrop(model, LayerDropConfig(rate, sampler="depth", never_drop=(1, -1)))
-    assert layerdrop_state(model).draws["encoder"].mean_kept == pytest.approx(6 * (1 - rate))
+    assert layerdrop_state(model).draws["encoder"].mean_kept == pytest.approx(6 - 4 * rate)
+    assert layerdrop_state(model).take_log()["layerdrop_rate"] == pytest.approx(rate * 4 / 6)
     assert all(mask[1] and mask[5] for mask in depth_draws(model, 100))
 
 
 def test_a_rate_that_the_depth_sampler_cannot_reach_is_refused() -> None:
-    with pytest.raises(LayerDropConfigError, match="at most a share of"):
-        inject_layerdrop(build(HEAD), LayerDropConfig(0.5, sampler="depth", never_drop=(0, 1, 2)))
+    with pytest.raises(LayerDropConfigError, match="can drop at most 0 layers"):
+        inject_layerdrop(build(HEAD), LayerDropConfig(0.5, sampler="depth", never_drop=(1, 2, 3)))
 
 
 def begun_by_version_1(folder: Path, **settings: Any) -> PreTrainedModel:

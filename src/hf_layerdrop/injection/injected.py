@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from hf_layerdrop.injection.state import LayerDropState
 
 STATE_ATTRIBUTE = "_layerdrop"
 
@@ -23,9 +20,8 @@ def injected_models(module: nn.Module) -> dict[str, nn.Module]:
     """
     modules = module.named_modules() if isinstance(module, nn.Module) else ()
     found = [(path.split("."), part) for path, part in modules if STATE_ATTRIBUTE in part.__dict__]
-    shared = sum(
-        1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*(path for path, _ in found), strict=False))
-    )
+    by_level = zip(*(path for path, _ in found), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, by_level))
     return {".".join(name for name in path[shared:] if name not in _OF_WRAPPERS): part for path, part in found}
 
 
@@ -35,8 +31,8 @@ def find_injected(module: nn.Module) -> nn.Module | None:
     return next((part for part in modules if STATE_ATTRIBUTE in part.__dict__), None)
 
 
-def states_of(module: nn.Module) -> dict[str, LayerDropState]:
-    """Return the states of the injected models inside of ``module`` by path, and tell each where it stands."""
+def states_of(module: nn.Module) -> dict[str, Any]:
+    """Return the `LayerDropState` of each injected model inside of ``module`` by path, and tell it where it stands."""
     states = {path: getattr(model, STATE_ATTRIBUTE) for path, model in injected_models(module).items()}
     for path, state in states.items():
         state.stand_at(path, beside=next(iter(states.values())))

@@ -358,7 +358,7 @@ class StackDraw:
             masks = masks[shallowest_depth(rate, self.depth, version=1) - 1 :]
             return masks, (1 / len(masks),) * len(masks)
         masks = tuple(sorted(masks, key=sum))
-        weights = depth_weights([mask.count(False) for mask in masks[::-1]], rate * self.depth)[::-1]
+        weights = depth_weights([mask.count(False) for mask in masks[::-1]], sum(self.rates))[::-1]
         drawn = [(mask, weight) for mask, weight in zip(masks, weights, strict=True) if weight]
         return tuple(mask for mask, _ in drawn), tuple(weight for _, weight in drawn)
 

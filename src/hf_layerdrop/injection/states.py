@@ -13,6 +13,7 @@ import torch
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.injection.state import LayerDropState
+from hf_layerdrop.injection.trainer_steps import log_of
 
 
 class LayerDropStates:
@@ -123,18 +124,3 @@ class LayerDropStates:
 
     def _merged(self, by_path: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {f"{path}.{name}": value for path, values in by_path.items() for name, value in values.items()}
-
-
-def log_of(states: Mapping[str, LayerDropState]) -> dict[str, float]:
-    """Return what is logged of models by path: the mean rate of all layers, and of several each under its path."""
-    logs = {path: state.take_log() for path, state in states.items()}
-    if len(logs) == 1:
-        return next(iter(logs.values()))
-    layers = {path: sum(state.depths.values()) for path, state in states.items()}
-    mean = sum(log["layerdrop_rate"] * layers[path] for path, log in logs.items()) / sum(layers.values())
-    renamed = {
-        f"layerdrop_{path.replace('.', '_')}_{key.removeprefix('layerdrop_')}": value
-        for path, log in logs.items()
-        for key, value in log.items()
-    }
-    return {"layerdrop_rate": mean, **renamed}

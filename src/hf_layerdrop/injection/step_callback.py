@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +13,7 @@ from transformers.trainer_callback import ExportableState
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.injected import injected_models, states_of
-from hf_layerdrop.injection.states import log_of
-from hf_layerdrop.injection.trainer_steps import calling_trainer, learn
-
-if TYPE_CHECKING:
-    from hf_layerdrop.injection.state import LayerDropState
+from hf_layerdrop.injection.trainer_steps import calling_trainer, learn, log_of
 
 
 class LayerDropStepCallback(TrainerCallback, ExportableState):
@@ -30,7 +26,7 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, LayerDropState] = {}
+        self._states: dict[str, Any] = {}
         self._first_step = 0
 
     def state(self) -> dict[str, Any]:
@@ -96,7 +92,7 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
             control.should_log = True  # logging takes the wish to log as granted, but the loss is still to come
 
 
-def _saved_of(draws: LayerDropState) -> dict[str, Any]:
+def _saved_of(draws: Any) -> dict[str, Any]:
     """Return what a checkpoint keeps of one model."""
     saved: dict[str, Any] = {"depths": draws.depths, "sampler_version": draws.sampler_version}
     if draws.learner is not None:
@@ -104,7 +100,7 @@ def _saved_of(draws: LayerDropState) -> dict[str, Any]:
     return {**saved, "set_rates": draws.configured} if draws.was_set else saved
 
 
-def _resume(draws: LayerDropState, saved: dict[str, Any]) -> None:
+def _resume(draws: Any, saved: dict[str, Any]) -> None:
     """Go on from what a checkpoint keeps of one model; one of an older version keeps less, and had another sampler."""
     _check_depths(saved.get("depths", draws.depths), draws.depths)
     if "depths" in saved:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -42,3 +43,18 @@ def learn(module: nn.Module, loss: torch.Tensor, *, step_ended: bool = True) -> 
             state.learn(loss, step_ended=step_ended)
             if step_ended and (saved := getattr(model.config, "hf_layerdrop", None)):
                 saved.update(state.learned())
+
+
+def log_of(states: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is logged of models by path: the mean rate of all layers, and of several each under its path."""
+    logs = {path: state.take_log() for path, state in states.items()}
+    if len(logs) == 1:
+        return next(iter(logs.values()))
+    layers = {path: sum(state.depths.values()) for path, state in states.items()}
+    mean = sum(log["layerdrop_rate"] * layers[path] for path, log in logs.items()) / sum(layers.values())
+    renamed = {
+        f"layerdrop_{path.replace('.', '_')}_{key.removeprefix('layerdrop_')}": value
+        for path, log in logs.items()
+        for key, value in log.items()
+    }
+    return {"layerdrop_rate": mean, **renamed}

@@ -49,8 +49,8 @@ class LayerDropConfig:
             (3.2.1). All but ``layer`` need ``sampler="bernoulli"``. See `structures.py` and `structure_drop.py`.
         sampler: ``bernoulli`` draws each layer on its own (the paper). ``depth`` draws a depth, from a minimum to N and
             as evenly as the rate allows, and keeps the evenly spread set of that depth, so that every training forward
-            is one of the sub-networks that are used later; ``rate`` is then the average share of layers dropped, which
-            is held exactly, at most 0.5.
+            is one of the sub-networks that are used later; ``rate`` is then the average share dropped of the layers
+            that ``never_drop`` leaves, at most 0.5, and is held exactly.
             ``learned`` draws each layer on its own with a rate that is learned while training (3.2.2); ``rate`` is
             then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
         execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
@@ -333,11 +333,11 @@ def masks_by_depth(depth: int, kept: Collection[int]) -> tuple[Mask, ...]:
 
 
 def _check_depths_reach(rate: float, depth: int, kept: Collection[int], stack: str) -> None:
-    most = most_dropped(sorted(mask.count(False) for mask in masks_by_depth(depth, kept))) / depth
-    if rate > most + 1e-9:
+    most = most_dropped(sorted(mask.count(False) for mask in masks_by_depth(depth, kept)))
+    if rate * (depth - len(kept)) > most + 1e-9:
         raise LayerDropConfigError(
-            f"rate is {rate}, but of {depth} layers with {len(kept)} in never_drop, sampler='depth' can drop at most a "
-            f"share of {most:.3g} of the {stack} on average; give a lower rate, or other layers to never_drop."
+            f"rate is {rate}, but of the {stack} of {depth} layers with {len(kept)} in never_drop, sampler='depth' can "
+            f"drop at most {most:.3g} layers on average; give a lower rate, or other layers to never_drop."
         )
 
 
