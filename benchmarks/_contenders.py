@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, remove_layerdrop, set_rates, set_step
-from hf_layerdrop.injection.state import find_injected
+from hf_layerdrop.injection.injected import find_injected
 
 VOCABULARY = 1000
 Mask = Sequence[bool]

@@ -181,7 +181,7 @@ class _Forward:
     def prepare(self, step: int) -> None:
         """Inject or remove, and let the interpreter get used to it."""
         from hf_layerdrop import inject_layerdrop, remove_layerdrop
-        from hf_layerdrop.injection.state import find_injected
+        from hf_layerdrop.injection.injected import find_injected
 
         if find_injected(self.model) is not None:
             remove_layerdrop(self.model)

@@ -1,6 +1,8 @@
 """Cut a model in memory: promises 8 to 11 and 13 of the design, as far as no checkpoint is read."""
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from conftest import (
     output_of,
 )
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, sub_network
+from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.pruning.prune import Cutter, count_parameters
 
@@ -393,3 +396,24 @@ def test_generation_with_one_stack_cut_equals_the_model_cut_by_hand(stack):
         for use_cache in (True, False):
             found, expected = generated(model, use_cache=use_cache), generated(cut, use_cache=use_cache)
             assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_threads_cut_one_model_in_turns(head):
+    model, seen = build(head), []
+    expected = {name: len(layers) for name, layers in layers_of(model).items()}
+
+    def cut(layer):
+        kept = {name: [layer] for name in expected}
+        for _ in range(5):
+            with sub_network(model, kept):
+                time.sleep(0.001)
+                seen.append((depths_of(model), {name: len(layers) for name, layers in layers_of(model).items()}))
+
+    threads = [threading.Thread(target=cut, args=(layer,)) for layer in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 15
+    assert all(depths == layers == dict.fromkeys(expected, 1) for depths, layers in seen)
+    assert depths_of(model) == expected

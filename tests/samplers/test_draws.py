@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from hf_layerdrop.injection.state import LayerDropState
 from hf_layerdrop.samplers.config import LayerDropConfig
-from hf_layerdrop.samplers.draws import bernoulli, integers, one_of, shallowest_depth, thresholds, uniforms
+from hf_layerdrop.samplers.draws import (
+    bernoulli,
+    depth_weights,
+    integers,
+    most_dropped,
+    one_of,
+    shallowest_depth,
+    thresholds,
+    uniforms,
+)
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 
 COUNTERS = st.tuples(
@@ -102,7 +111,7 @@ def test_bernoulli_drops_each_layer_at_its_own_rate_and_on_its_own():
     assert abs(np.corrcoef(drawn[:, 2], drawn[:, 3])[0, 1]) < 0.06
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.25, 0.4, 0.5])
 def test_the_depth_sampler_draws_every_evenly_spread_set_from_its_minimum_and_no_other(rate):
     depth = 8
     drawn = masks(LayerDropConfig(rate, sampler="depth"), depth=depth, steps=4000)
@@ -110,17 +119,61 @@ def test_the_depth_sampler_draws_every_evenly_spread_set_from_its_minimum_and_no
     shallowest = shallowest_depth(rate, depth)
     allowed = [evenly_spread(count, depth) for count in range(shallowest, depth + 1)]
     assert set(kept) == set(allowed)
+    weights = depth_weights(range(depth), rate * depth)
     for layers in allowed:
-        assert kept.count(layers) / len(kept) == pytest.approx(1 / len(allowed), abs=0.04)
-    assert 1 - np.mean(drawn) == pytest.approx(rate, abs=0.5 / depth + 0.02)  # depths are whole numbers
+        assert kept.count(layers) / len(kept) == pytest.approx(weights[depth - len(layers)], abs=0.04)
+    assert 1 - np.mean(drawn) == pytest.approx(rate, abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5])
+def test_the_first_version_of_the_depth_sampler_draws_as_it_did(rate):
+    depth = 8
+    state = LayerDropState(LayerDropConfig(rate, sampler="depth"), {"encoder": depth})
+    state.use_sampler_version(1)
+    allowed = [evenly_spread(count, depth) for count in range(shallowest_depth(rate, depth, version=1), depth + 1)]
+    for step in range(50):
+        state.begin_step(step)
+        number = uniforms(0, step, 0, 0, "encoder", 1)[0]
+        expected = allowed[int(number * len(allowed))]
+        assert state.draws["encoder"].draw() == tuple(layer in expected for layer in range(depth))
+
+
+def test_where_both_versions_draw_depths_alike_they_draw_the_same():
+    state = LayerDropState(LayerDropConfig(0.25, sampler="depth"), {"encoder": 8})
+    drawn = []
+    for version in (2, 1):
+        state.use_sampler_version(version)
+        drawn.append([])
+        for step in range(200):
+            state.begin_step(step)
+            drawn[-1].append(state.draws["encoder"].draw())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 5
 
 
 @given(rate=st.floats(0, 0.5), depth=st.integers(1, 48))
-def test_the_shallowest_depth_drops_the_rate_on_average(rate, depth):
-    shallowest = shallowest_depth(rate, depth)
+def test_the_shallowest_depth_of_the_first_version_drops_the_rate_to_within_half_a_layer(rate, depth):
+    shallowest = shallowest_depth(rate, depth, version=1)
     assert 1 <= shallowest <= depth
     mean_dropped = 1 - (shallowest + depth) / 2 / depth
     assert mean_dropped == pytest.approx(rate, abs=0.5 / depth + 1e-9)
+
+
+@given(share=st.floats(0, 1), kept=st.integers(0, 3), depth=st.integers(1, 48))
+def test_the_weights_of_depths_add_up_and_drop_what_was_asked_for(share, kept, depth):
+    dropped = sorted(max(depth - max(count, kept), 0) for count in range(1, depth + 1))
+    target = share * min(most_dropped(dropped), depth / 2)
+    weights = depth_weights(dropped, target)
+    assert all(weight >= 0 for weight in weights)
+    assert sum(weights) == pytest.approx(1)
+    assert sum(weight * count for weight, count in zip(weights, dropped, strict=True)) == pytest.approx(target)
+    if target <= sum(dropped) / depth:  # as even as the target allows: the deeper the likelier, and all of them likely
+        assert weights == sorted(weights, reverse=True)
+
+
+@given(depth=st.integers(2, 48))
+def test_a_rate_of_a_half_is_reached_with_every_depth(depth):
+    assert most_dropped(range(depth)) >= depth / 2 - 1e-9
 
 
 @given(number=st.floats(0, 1, exclude_max=True), count=st.integers(1, 24))

@@ -124,8 +124,9 @@ TRAILING_COUNTERS = ("num_kv_shared_layers", "num_last_full_attention_layers")
 # What a layer returns after its hidden states where reading it does not tell: names of its arguments, or "".
 RETURNED: dict[str, tuple[str, ...]] = {"openai-gpt": ("", ""), "rwkv": ("state", "")}
 
-# Native LayerDrop: config fields are floats with these names; the module that owns the stack reads its copy from
-# `layerdrop`.
+# Native LayerDrop: how the fields of configs and the attributes of modules that hold its rate are called, those of a
+# stack, and the attribute of the module that loops over it; what reads none looks into its config in every forward.
+NATIVE_RATE = re.compile(r"(?!hf_)(.+_)?layer_?drop")
 NATIVE_RATE_ATTRIBUTE = "layerdrop"
 NATIVE_RATE_FIELDS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder_layerdrop", "layerdrop"),

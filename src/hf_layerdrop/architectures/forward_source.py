@@ -44,6 +44,15 @@ def returned_values(kind: Any) -> frozenset[int | None]:
     return frozenset(_values(node.value, tuples) for node in nodes if isinstance(node, ast.Return))
 
 
+def names_in_forward(kind: type, names: Collection[str]) -> list[str]:
+    """Return which of these attributes, of whatever, the ``forward`` of a class reads; none if it has no source."""
+    try:
+        read = {node.attr for node in ast.walk(_function(kind, "forward")) if isinstance(node, ast.Attribute)}
+    except (OSError, TypeError):
+        return []
+    return [name for name in names if name in read]
+
+
 def takes_and_uses(kind: type, argument: str) -> bool:
     """Tell whether the ``forward`` of a class has an argument of this name, and does something with it.
 

@@ -142,6 +142,7 @@ _FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "trained_with": ("the settings of a LayerDropConfig", _training),
     "distilled_with": ("numbers by name", _map_of(_number)),
     "measured_on": ("the name of a data set, its config and its splits", _measured),
+    "sampler_version": ("a whole number, 0 or more", _index),
     "seed": ("a whole number, 0 or more", _index),
     "source": ("a name", _text),
     "revision": ("a name", _text),

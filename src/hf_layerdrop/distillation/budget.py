@@ -9,8 +9,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_layerdrop.injection.inject import layerdrop_state
+from hf_layerdrop.injection.injected import find_injected
 from hf_layerdrop.injection.stack_draw import StackDraw
-from hf_layerdrop.injection.state import STATE_ATTRIBUTE, find_injected
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,4 @@ def layers_since(model: nn.Module, before: dict[str, tuple[int, int]], depths: d
 
 
 def _draws(model: nn.Module) -> dict[str, StackDraw]:
-    injected = find_injected(model)
-    return getattr(injected, STATE_ATTRIBUTE).draws if injected is not None else {}
+    return layerdrop_state(model).draws if find_injected(model) is not None else {}

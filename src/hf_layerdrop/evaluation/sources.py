@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.metrics import named_metric, predicted
 
@@ -31,9 +32,10 @@ class ModelSource:
 
     def __init__(self, model: PreTrainedModel, metric: Any) -> None:
         self.model = model
-        self.device = model.device
+        inner = transformers_model(model)  # a plain module may stand around it
+        self.device = inner.device
         self.shares_prefixes = True
-        if metric is None and "ForSequenceClassification" in type(model).__name__ and model.num_labels > 1:
+        if metric is None and "ForSequenceClassification" in type(inner).__name__ and inner.num_labels > 1:
             metric = "accuracy"
         self._metric = as_metric(metric) if metric is not None and metric != "loss" else None
 
@@ -79,7 +81,8 @@ class TrainerSource:
         self.shares_prefixes = not getattr(trainer.args, "predict_with_generate", False)
         if not self.shares_prefixes:
             _use_generation_arguments(trainer)
-        if self.model.device != self.device and getattr(self.model, "hf_device_map", None) is None:
+        inner = transformers_model(self.model)
+        if inner.device != self.device and getattr(inner, "hf_device_map", None) is None:
             self.model.to(self.device)
 
     @property

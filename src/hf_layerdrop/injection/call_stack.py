@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from torch import nn
+
 
 def callers() -> Iterator[FrameType]:
     """Yield the frames of the callers of the function that calls this, innermost first."""
@@ -13,3 +15,12 @@ def callers() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def running_module() -> nn.Module | None:
+    """Return the outermost module among the callers: the model that is trained, with all that is wrapped around it."""
+    found = None
+    for frame in callers():
+        if isinstance(module := frame.f_locals.get("self"), nn.Module):
+            found = module
+    return found

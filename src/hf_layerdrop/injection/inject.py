@@ -2,7 +2,8 @@
 
 The module that loops over a stack draws one mask when its forward begins; each layer looks at its place in that mask
 before anything of its own runs, hooks included. See `adoption.py` for why the class of a layer is changed rather than
-the layer wrapped.
+the layer wrapped. Any number of models may be injected side by side in one module: what is said to the module is said
+to all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,15 +23,9 @@ from transformers import PreTrainedModel
 # record is made by hand; the collector they write to has no public name.
 from transformers.utils.output_capturing import _active_collector
 
-from hf_layerdrop.architectures.families import (
-    NATIVE_RATE_ATTRIBUTE,
-    NATIVE_RATE_FIELDS,
-    bias_in_first_block,
-    returned_arguments,
-)
-from hf_layerdrop.architectures.names import stack_name
+from hf_layerdrop.architectures.families import bias_in_first_block, returned_arguments
 from hf_layerdrop.architectures.shared_kv import lenders
-from hf_layerdrop.architectures.stacks import Stack, configs_of, find_stacks
+from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.architectures.wrappers import check_module, transformers_model
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropStateError
@@ -45,13 +39,16 @@ from hf_layerdrop.injection.compiling import (
     warn_of_whole_model,
 )
 from hf_layerdrop.injection.first_block_bias import lend_bias, return_bias
+from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models, states_of
 from hf_layerdrop.injection.masking import MaskedLayer, MaskedStack, MaskedStackOwner
+from hf_layerdrop.injection.native import restore_native, switch_off_native
 from hf_layerdrop.injection.passthrough import handed_on, hidden_states_of_call
 from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
 from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
 from hf_layerdrop.injection.recorded_outputs import gives_weights, recorded_key
-from hf_layerdrop.injection.stack_draw import StackDraw
-from hf_layerdrop.injection.state import STATE_ATTRIBUTE, LayerDropState, find_injected
+from hf_layerdrop.injection.stack_draw import StackDraw, masks_of
+from hf_layerdrop.injection.state import LayerDropState, forget
+from hf_layerdrop.injection.states import LayerDropStates
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
 from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 
@@ -77,6 +74,7 @@ def inject_layerdrop(model: nn.Module, config: LayerDrop) -> None:
     refuse_compiled(model)
     model = transformers_model(model)
     stacks = find_stacks(model)
+    _check_free(model, stacks)
     depths = {name: stack.depth for name, stack in stacks.items()}
     lent = {name: _lent(vars(stack.config(model.config)), stack.depth) for name, stack in stacks.items()}
     _check_lenders(lent, config, config.rates_for(depths))
@@ -87,26 +85,21 @@ def inject_layerdrop(model: nn.Module, config: LayerDrop) -> None:
     if find_injected(model) is not None:
         remove_layerdrop(model)
     _own_config(model)
-    state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model, stacks)}
+    state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model)}
     _replace_damaged(model.config)
     setattr(model, STATE_ATTRIBUTE, state)
     put_in = _mask_stack if config.execution == "mask" else _adopt_stack
     for name, stack in stacks.items():
+        for draw in state.draws_of(name):
+            draw.list_name = stack.path.rpartition(".")[2]
         parts[name].adopt_owner(stack.owner(model), state.draws_of(name))
         if name in state.draws:
             put_in(model, stack, state.draws[name])
         parts[name].adopt_parts()
-    _register_with_trainer()
     if state.drops:
         write_down(model, trained_with=config.to_dict())
     elif saved_provenance(model.config):
         write_down(model)
-
-
-def _register_with_trainer() -> None:
-    from hf_layerdrop.injection.step_callback import register_with_trainer  # imports Trainer, which only training needs
-
-    register_with_trainer()
 
 
 def _replace_damaged(config: Any) -> None:
@@ -116,6 +109,19 @@ def _replace_damaged(config: Any) -> None:
     except CheckpointError as error:
         logger.warning("%s It is written anew.", error)
         delattr(config, CONFIG_KEY)
+
+
+def _check_free(model: nn.Module, stacks: Mapping[str, Stack]) -> None:
+    """Refuse a part of a model in which LayerDrop is injected: its layers would belong to two."""
+    own = {id(vars(part)[STATE_ATTRIBUTE].agreement) for part in injected_models(model).values()}
+    for stack in stacks.values():
+        place = next(iter(stack.layers(model))).__dict__.get("_layerdrop_place")
+        draw = place[0] if isinstance(place, tuple) else getattr(place, "draw", None)
+        if draw is not None and id(draw.agreement) not in own:
+            raise LayerDropStateError(
+                f"This {type(model).__name__} is a part of a model in which LayerDrop is injected; change the rates of "
+                "that model by set_rates, or call remove_layerdrop on it first."
+            )
 
 
 def _lent(config: Mapping[str, Any], depth: int) -> tuple[int, ...]:
@@ -138,12 +144,18 @@ def _check_lenders(
 
 
 def remove_layerdrop(model: nn.Module) -> None:
-    """Undo `inject_layerdrop` exactly, in place.
+    """Undo `inject_layerdrop` exactly, in place, in every injected model inside of ``model``.
 
     Raises:
         LayerDropStateError: If LayerDrop is not injected.
     """
-    state, root = layerdrop_state(model), injected_model(model)
+    injected_model(model)
+    for root in injected_models(model).values():
+        _remove(root)
+
+
+def _remove(root: nn.Module) -> None:
+    state = getattr(root, STATE_ATTRIBUTE)
     for name, stack in find_stacks(root).items():
         release_parts(stack.layers(root))
         if name in state.draws:
@@ -151,35 +163,71 @@ def remove_layerdrop(model: nn.Module) -> None:
         release_owner(stack.owner(root))
     _restore_config(root, state.originals)
     delattr(root, STATE_ATTRIBUTE)
+    forget(id(state))
 
 
 def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
     """Use other rates from the next forward on, in place; the sampler, the shape and ``never_drop`` stay.
 
-    Stacks that a dict does not name keep their rates. Where rates are learned, the mean of the given ones is the new
-    target, and the learning goes on.
+    They take the place of the rates that were configured, in everything that follows: a schedule scales them from its
+    next step on, and they are what is saved. Stacks that a dict does not name keep their rates. Where ``model`` holds
+    several injected models, all of them are reached, and a dict may name a stack of one by its path:
+    ``{"query.encoder": 0.1}``. Where rates are learned, the mean of the given ones is the new target, and the learning
+    goes on.
 
     Raises:
         LayerDropConfigError: If a rate is outside of [0, 1], their number does not fit a stack, or a layer would be
             dropped from which another borrows.
         LayerDropStateError: If LayerDrop is not injected.
     """
-    state, root = layerdrop_state(model), injected_model(model)
+    injected_model(model)
+    states = states_of(model)
+    _check_named(rates, states)
+    changes = {path: _changed_rates(state, _rates_for(rates, path, state)) for path, state in states.items()}
+    for (path, state), root in zip(states.items(), injected_models(model).values(), strict=True):
+        if not changes[path]:
+            continue
+        state.set_rates(changes[path])
+        saved = saved_provenance(root.config)
+        write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
+
+
+def _check_named(rates: Any, states: Mapping[str, LayerDropState]) -> None:
+    """Refuse the name of a stack that none of several models has; an only one says itself what it has."""
+    if len(states) == 1 or not isinstance(rates, Mapping):
+        return
+    names = {f"{path}.{name}": name for path, state in states.items() for name in state.depths}
+    if unknown := sorted(set(map(str, rates)) - set(names) - set(names.values())):
+        raise LayerDropConfigError(f"rate names the stack {unknown[0]!r}; the module has {', '.join(names)}.")
+
+
+def _rates_for(rates: Any, path: str, state: LayerDropState) -> Any:
+    """Return which of the given rates are those of the model at ``path``, under its own names of its stacks."""
+    if not isinstance(rates, Mapping) or not path:
+        return rates
+    by_stack = {name: rates[name] for name in state.depths if name in rates}
+    return {**by_stack, **{name: rates[full] for name in state.depths if (full := f"{path}.{name}") in rates}}
+
+
+def _changed_rates(state: LayerDropState, rates: Any) -> dict[str, tuple[float, ...]]:
+    """Return the rates of each layer of the stacks that change.
+
+    Raises:
+        LayerDropConfigError: If they do not fit.
+    """
     given = rates.values() if isinstance(rates, Mapping) else [rates]
     shaped = all(isinstance(rate, int | float) for rate in given)
     settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
     by_stack = LayerDropConfig.from_dict(settings).rates_for(state.depths)
     changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
     _check_lenders(state.lent, state.config, {**state.rates, **changed})
-    state.set_rates(changed)
-    saved = saved_provenance(root.config)
-    write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
+    return changed
 
 
 def scale_rates(model: nn.Module, factor: float) -> None:
-    """Use the configured rates times ``factor`` from the next forward on, in place: what a schedule does.
+    """Use the rates of the config, or of `set_rates`, times ``factor`` from the next forward on: what a schedule does.
 
-    What is saved with the model are the configured rates, which a resumed schedule scales again.
+    What is saved with the model are the rates that are scaled, which a resumed schedule scales again.
 
     Raises:
         LayerDropConfigError: If ``factor`` is outside of [0, 1].
@@ -198,6 +246,8 @@ def scale_rates(model: nn.Module, factor: float) -> None:
 def set_step(model: nn.Module, step: int, micro_step: int = 0) -> None:
     """Tell the draws which optimizer step begins, for training loops without Trainer, whose steps are followed anyway.
 
+    All injected models inside of ``model`` are told, and draw apart from each other, also with one seed.
+
     Raises:
         LayerDropConfigError: If ``step`` or ``micro_step`` is negative or not a whole number.
         LayerDropStateError: If LayerDrop is not injected.
@@ -208,17 +258,22 @@ def set_step(model: nn.Module, step: int, micro_step: int = 0) -> None:
     layerdrop_state(model).begin_step(step, micro_step)
 
 
-def layerdrop_state(model: nn.Module) -> LayerDropState:
+def layerdrop_state(model: nn.Module) -> LayerDropState | LayerDropStates:
     """Return the LayerDrop state of an injected model; raw training loops save and load its ``state_dict``.
+
+    Of a module that holds several injected models, it is one state that drives all of them, whose stacks, draws and
+    saved state are named by the path of each model, such as ``query.encoder``.
 
     Raises:
         LayerDropStateError: If LayerDrop is not injected.
     """
-    return getattr(injected_model(model), STATE_ATTRIBUTE)
+    injected_model(model)
+    states = states_of(model)
+    return next(iter(states.values())) if len(states) == 1 else LayerDropStates(states)
 
 
 def injected_model(model: nn.Module) -> nn.Module:
-    """Return the model in which LayerDrop is injected: ``model``, or the one that a wrapper such as DDP holds.
+    """Return the model in which LayerDrop is injected: ``model``, or the first one that a wrapper such as DDP holds.
 
     Raises:
         LayerDropStateError: If there is none.
@@ -235,42 +290,8 @@ def write_down(model: nn.Module, **entries: Any) -> None:
     """Write the rates in use, and ``entries``, into ``config.hf_layerdrop``, which ``save_pretrained`` saves."""
     state = getattr(model, STATE_ATTRIBUTE)
     saved = saved_provenance(model.config)
-    setattr(model.config, CONFIG_KEY, {**saved, "rates": state.rates, **state.learned(), "seed": state.seed, **entries})
-
-
-def switch_off_native(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[str, dict[str, float]]:
-    """Set the model's own LayerDrop rates to 0, in its modules and its config, and return what they were, by stack."""
-    found: dict[str, dict[str, float]] = {}
-    for name, stack in stacks.items():
-        owner, config = stack.owner(model), stack.config(model.config)
-        fields = NATIVE_RATE_FIELDS[stack_name(stack.path)]
-        rates = {field: rate for field in fields if isinstance(rate := getattr(config, field, None), int | float)}
-        if isinstance(rate := getattr(owner, NATIVE_RATE_ATTRIBUTE, None), float):
-            rates[NATIVE_RATE_ATTRIBUTE + "@owner"] = rate
-        found[name] = rates
-        _set_native(model, stack, dict.fromkeys(rates, 0.0))
-    return found
-
-
-def restore_native(model: PreTrainedModel, rates: Mapping[str, Mapping[str, float]]) -> None:
-    """Undo `switch_off_native`."""
-    for name, stack in find_stacks(model).items():
-        _set_native(model, stack, rates.get(name, {}))
-
-
-def native_rates(model: PreTrainedModel) -> dict[str, float]:
-    """Return the rates of the model's own LayerDrop by stack, for stacks that have one."""
-    owners = {name: stack.owner(model) for name, stack in find_stacks(model).items()}
-    rates = {name: getattr(owner, NATIVE_RATE_ATTRIBUTE, None) for name, owner in owners.items()}
-    return {name: rate for name, rate in rates.items() if isinstance(rate, float)}
-
-
-def _set_native(model: PreTrainedModel, stack: Stack, rates: Mapping[str, float]) -> None:
-    for field, rate in rates.items():
-        name, _, on_owner = field.partition("@")
-        for target in [stack.owner(model)] if on_owner else configs_of(model, stack):
-            if hasattr(target, name):
-                setattr(target, name, rate)
+    known = {"seed": state.seed, "sampler_version": state.sampler_version}
+    setattr(model.config, CONFIG_KEY, {**saved, "rates": state.rates_to_save(), **state.learned(), **known, **entries})
 
 
 def _own_config(model: PreTrainedModel) -> None:
@@ -282,7 +303,9 @@ def _own_config(model: PreTrainedModel) -> None:
         for module in model.modules():
             if id(getattr(module, "config", None)) in copies:
                 module.config = copies[id(module.config)]
-        _restore_config(model, getattr(other, STATE_ATTRIBUTE).originals)
+        originals = getattr(other, STATE_ATTRIBUTE).originals
+        of_configs = {place: rate for place, rate in originals["native"].items() if place[1] is not None}
+        _restore_config(model, {**originals, "native": of_configs})
     _config_users[id(model.config)] = model
 
 
@@ -316,7 +339,7 @@ class _StackOwner:
         call(refuse_replica, self)
         if (call is untraced or self._compiled_call_impl is not None) and call(self._may_draw):
             untraced(warn_of_whole_model)
-        outer = call(_masks_of, draws)
+        outer = call(masks_of, draws)
         for draw in draws:
             call(draw.begin, self, (*args, *kwargs.values()))
         try:
@@ -325,8 +348,8 @@ class _StackOwner:
                 call(draw.check_heeded)
             return output
         finally:
-            for draw, mask in zip(draws, outer, strict=True):
-                draw.mask = mask
+            for draw, (mask, running) in zip(draws, outer, strict=True):
+                draw.mask, draw.running = mask, running
 
 
 class _DroppableLayer:
@@ -345,7 +368,7 @@ class _DroppableLayer:
     def _run_or_drop(self, *args: Any, **kwargs: Any) -> Any:
         draw, index = self._layerdrop_place
         call = untraced if in_compiled_region() else direct
-        if call(draw.runs, index):
+        if call(draw.runs, index, self.training):
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             if draw.learner is not None:
                 call(self._note_activation, args, kwargs, output)
@@ -365,10 +388,6 @@ class _DroppableLayer:
         if isinstance(output, tuple):
             return (with_zero_gradients(output[0], *self._layerdrop_place, layer), *output[1:])
         return with_zero_gradients(output, *self._layerdrop_place, layer)
-
-
-def _masks_of(draws: Sequence[StackDraw]) -> list[Any]:
-    return [draw.mask for draw in draws]
 
 
 def _hidden_states_of(output: Any) -> torch.Tensor:
@@ -437,7 +456,3 @@ def _record_dropped(
         for key in map(recorded_key, part._forward_hooks.values()):
             if "attentions" in key and key in collected and (crosses or "cross" not in key):
                 collected[key].append(None)
-
-
-if "transformers.trainer" in sys.modules:  # an injected model may also come from a pickle
-    _register_with_trainer()

@@ -30,8 +30,9 @@ from hf_layerdrop.samplers.draws import Mask
 class Place:
     """A layer's place in the mask: ``keep`` is a tensor of one boolean in a forward that may drop layers, else None."""
 
-    def __init__(self, argument: str) -> None:
+    def __init__(self, argument: str, draw: StackDraw) -> None:
         self.argument = argument  # the name of the layer's hidden states, where they are given by name
+        self.draw = draw
         self.keep: torch.Tensor | None = None
 
 
@@ -46,7 +47,7 @@ class MaskedStack:
     def __init__(self, draw: StackDraw, owner: nn.Module, layers: Iterable[nn.Module]) -> None:
         self.draw = draw
         self.owner = owner
-        self.places = [Place(name_of_hidden_states(layer)) for layer in layers]
+        self.places = [Place(name_of_hidden_states(layer), draw) for layer in layers]
         self.keep: torch.Tensor | None = None
         self._enter()
 
@@ -112,16 +113,22 @@ class MaskedStackOwner:
         """Draw, and run."""
         stacks = self._layerdrop_draws
         refuse_replica(self)  # type: ignore[arg-type]
+        compiling = torch.compiler.is_compiling()
         outer = [stack.keep for stack in stacks]
+        running = [] if compiling else [stack.draw.running for stack in stacks]
         for stack in stacks:
             stack.use(stack.begin((*args, *kwargs.values())) if self.training and stack.draw.active else None)
-            if not (stack.draw.active or torch.compiler.is_compiling()):
-                stack.draw.begin(self, ())  # type: ignore[arg-type] # nothing to draw, but to count and to compare
+            if not compiling:
+                stack.draw.running = True
+                if not stack.draw.active:
+                    stack.draw.begin(self, ())  # type: ignore[arg-type] # nothing to draw, but to count and to compare
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
             for stack, keep in zip(stacks, outer, strict=True):
                 stack.use(keep)
+            for stack, was_running in zip(stacks, running, strict=False):
+                stack.draw.running = was_running
 
 
 class MaskedLayer:
@@ -131,12 +138,15 @@ class MaskedLayer:
     """
 
     _layerdrop_place: Place
+    training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the layer, and choose."""
         keep = self._layerdrop_place.keep
         if not torch.compiler.is_compiling():
             keep = _bound_to_checkpoint(self._layerdrop_place, keep)
+            if keep is None and self.training:
+                self._layerdrop_place.draw.warn_if_passed_by()
         if keep is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         name = None if args else self._layerdrop_place.argument

@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import checkpoint
 from transformers import GenerationMixin
 
@@ -34,6 +35,16 @@ def in_backward() -> bool:
 def inside_generate() -> bool:
     """Tell whether ``generate`` is among the callers."""
     return any(frame.f_code is _GENERATE for frame in callers())
+
+
+def inside_own_generate() -> bool:
+    """Tell whether a model's own loop of generation is among the callers: ``generate`` or ``generate_speech``, say."""
+    for frame in callers():
+        code = frame.f_code
+        named_so = code.co_argcount and code.co_name.lstrip("_").startswith("generate")
+        if named_so and isinstance(frame.f_locals.get(code.co_varnames[0]), nn.Module):
+            return True
+    return False
 
 
 def inside_trainer() -> bool:

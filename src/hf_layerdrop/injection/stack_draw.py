@@ -6,7 +6,9 @@ of it is copied and pickled with the model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,10 +18,23 @@ from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import recomputation
 from hf_layerdrop.injection.ranks import ddp
 from hf_layerdrop.injection.ranks.agreement import Agreement
-from hf_layerdrop.samplers.config import LayerDropConfig
-from hf_layerdrop.samplers.draws import Mask, bernoulli, integers, one_of, shallowest_depth, thresholds, uniforms
-from hf_layerdrop.samplers.keep_layers import evenly_spread
+from hf_layerdrop.injection.trainable import with_one_to_train
+from hf_layerdrop.samplers.config import LayerDropConfig, masks_by_depth
+from hf_layerdrop.samplers.draws import (
+    SAMPLER_VERSION,
+    Mask,
+    bernoulli,
+    depth_weights,
+    integers,
+    one_of,
+    shallowest_depth,
+    thresholds,
+    uniforms,
+    weighted,
+)
 from hf_layerdrop.samplers.learned.learner import RateLearner
+
+logger = logging.getLogger(__name__)
 
 
 class StackDraw:
@@ -33,6 +48,8 @@ class StackDraw:
         forwards: Training forwards that were counted.
         layers_run: Layers that ran in them, recomputations not counted.
         layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped.
+        list_name: How the module that loops over the layers calls their list.
+        running: Whether a forward of that module is under way.
         learner: What learns the rates from the draws, where they are learned.
     """
 
@@ -58,6 +75,10 @@ class StackDraw:
         self.name = name if structure == "layer" else f"{name}/{structure}"
         self.groups = tuple(groups or [1] * depth)
         self.depth = sum(self.groups)
+        self.list_name = ""
+        self.place = ""  # of the model among those of a module that holds several
+        self.running = False
+        self._warned = False
         self.fixed: Mask | None = None
         self._within = within
         self.mask: Mask | None = None
@@ -70,8 +91,8 @@ class StackDraw:
         self._measured = False
         self._heeded = False  # whether a layer has asked for its place in the mask of this forward
         self._told_steps = False
-        self._agreement = agreement or Agreement()
-        self._agreement.join(self)
+        self.agreement = agreement or Agreement()  # with the other ranks
+        self.agreement.join(self)
         self._reentrant_drops = False
         self._counted = False  # a forward with gradient, in this micro-step
         self._rehearsed: int | None = None  # the place of the last forward without gradient
@@ -79,6 +100,7 @@ class StackDraw:
         self._has_sibling = has_sibling  # the decoder gets the cache, and the encoder is not shown it
         self._checkpointed = False  # whether parts of layers were seen inside a checkpoint
         self._sampler = config.sampler
+        self._version = SAMPLER_VERSION
         self._execution = config.execution
         self._always_kept = config.always_kept(name, depth)
         self.set_rates(rates)
@@ -88,15 +110,31 @@ class StackDraw:
         self.rates = tuple(rates)
         self._group_rates = self._by_group(self.rates)
         self._thresholds = thresholds(self._group_rates)
-        self._agreement.reached = self._agreement.reached and agreed
+        self.agreement.reached = self.agreement.reached and agreed
         self._active = any(self.rates)
         if self._sampler == "depth":
-            self._masks = self._masks_by_depth(max(self.rates))
+            self._masks, self._weights = self._masks_by_depth(max(self.rates))
+            self._cumulated = tuple(accumulate(self._weights))
+
+    def use_sampler_version(self, version: int) -> None:
+        """Draw as this version of the sampler did."""
+        self._version = version
+        self.set_rates(self.rates, agreed=self.agreement.reached)
 
     def set_seed(self, seed: int) -> None:
         """Draw from this seed from the next forward on."""
         self.seed = seed
-        self._agreement.reached = False
+        self.agreement.reached = False
+
+    @property
+    def place(self) -> str:
+        """Where the model stands among the injected models of a module: a part of the counter; empty if it is alone."""
+        return self._place
+
+    @place.setter
+    def place(self, place: str) -> None:
+        self._place = place
+        self._counted_as = f"{place}.{self.name}" if place else self.name
 
     @property
     def active(self) -> bool:
@@ -108,7 +146,7 @@ class StackDraw:
         """What decides the next draw, in words; the place of a forward counts for nothing where nothing is drawn."""
         place = f"{self.step}.{self.micro_step}" + (f".{self.next_forward}" if self._active else "")
         how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
-        return f"{self.name}: {how}, seed {self.seed}, step {place}"
+        return f"{self._counted_as}: {how}, seed {self.seed}, step {place}"
 
     def may_drop(self, training: bool) -> bool:
         """Tell whether anything can be dropped in this mode, so that a graph cannot be the same in every forward."""
@@ -118,15 +156,21 @@ class StackDraw:
     def mean_kept(self) -> float:
         """Mean number of layers that a training forward runs."""
         if self._sampler == "depth" and self._active:
-            return sum(map(sum, self._masks)) / len(self._masks)
+            return sum(sum(mask) * weight for mask, weight in zip(self._masks, self._weights, strict=True))
         return self.depth - sum(self._group_rates)
+
+    @property
+    def mean_rate(self) -> float:
+        """Mean share that a training forward drops."""
+        return 1 - self.mean_kept / self.depth if self.depth else 0.0
 
     def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
         """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
         self._measured = self._heeded = False
+        self.running = True
         counts = owner.training and torch.is_grad_enabled() and not recomputation.in_backward()
-        if counts and not self._agreement.reached and not self.paused:  # at rate 0, too: the others may wait for it
-            self._agreement.seek(owner)
+        if counts and not self.agreement.reached and not self.paused:  # at rate 0, too: the others may wait for it
+            self.agreement.seek(owner)
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if counts:
             self.layer_forwards += self._count_layers()
@@ -137,9 +181,11 @@ class StackDraw:
             return 0 if self._within is not None else len(self.groups)
         return self.depth if self.mask is None else self.mask.count(True)
 
-    def runs(self, layer: int) -> bool:
+    def runs(self, layer: int, training: bool = False) -> bool:
         """Tell whether a layer runs in the forward that is under way, or ran in the one that is recomputed."""
         if self.mask is None:
+            if training and self._active and not self.running:
+                self.warn_if_passed_by()
             return not (self._active and self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
         self._heeded = True
         if not self.mask[layer] and not torch.is_grad_enabled():
@@ -180,12 +226,31 @@ class StackDraw:
 
     def draw(self) -> Mask:
         """Return the mask that the counter stands at; a pure function of rates, seed, counter and name."""
-        counter = (self.seed, self.step, self.micro_step, self.forward, self.name)
+        counter = self._counter
         if self._sampler == "depth":
-            return one_of(self._masks, uniforms(*counter, 1)[0])
+            number = uniforms(*counter, 1)[0]
+            return one_of(self._masks, number) if self._version == 1 else weighted(self._masks, self._cumulated, number)
         mask = bernoulli(self._thresholds, integers(*counter, self.depth))
         layers = self._within.mask if self._within is not None else None
         return mask if layers is None else tuple(map(all, zip(mask, self._by_group(layers), strict=True)))
+
+    @property
+    def _counter(self) -> tuple[int, int, int, int, str]:
+        return (self.seed, self.step, self.micro_step, self.forward, self._counted_as)
+
+    def _mask_for(self, owner: nn.Module) -> Mask:
+        """Return the mask of this place of the counter, with one more layer if else nothing would be trained."""
+        mask = self.draw()
+        if all(mask):
+            return mask
+        within = self._within.mask if self._within is not None else None
+        allowed = self._by_group(within) if within is not None else None
+        return with_one_to_train(self, owner, mask, allowed, self._margins)
+
+    def _margins(self) -> list[int]:
+        """Return for each group by how much its number lies above that below which it is dropped."""
+        numbers = integers(*self._counter, self.depth)
+        return [number - threshold for number, threshold in zip(numbers, self._thresholds, strict=True)]
 
     def in_force(self) -> Mask | None:
         """Return the mask of the forward that is under way, or that a checkpoint inside of it repeats."""
@@ -209,10 +274,15 @@ class StackDraw:
         counts = torch.is_grad_enabled()
         if recomputation.inside_generate():
             return None
+        if not counts and recomputation.inside_own_generate():
+            self._warn("the model generates, in a loop of its own")
+            return None
         given = (*inputs, recomputation.cache_of_caller()) if self._has_sibling else inputs
         if any(holds_tokens(value) for value in given):
+            if counts:
+                self._warn("a forward was given a cache that holds tokens (prefix tuning, chunks of a long text)")
             return None
-        mask = self.draw()
+        mask = self._mask_for(owner)
         recorded = self._record(mask)
         if counts or recorded:
             self._note(owner, mask)
@@ -236,7 +306,7 @@ class StackDraw:
                 "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
                 "injected; build it afterwards, or add hf_layerdrop.LayerDropStepCallback() to its callbacks."
             )
-        self._agreement.seek(owner)
+        self.agreement.seek(owner)
         ddp.note_forward(self, mask)
         if self.learner is not None and not self._repeats:
             self.learner.note_draw(self.name, self.rates, mask)
@@ -275,16 +345,45 @@ class StackDraw:
                 "layers it dropped are unknown; use torch.utils.checkpoint or the model's own gradient checkpointing. "
                 "A loss that caches gradients (GradCache) has to be the only one of its step."
             )
-        mask = self.draw()
+        mask = self._mask_for(owner)
         self._record(mask)
         self._note(owner, mask)
         self._repeats = True
         return mask
 
-    def _masks_by_depth(self, rate: float) -> tuple[Mask, ...]:
-        depths = range(shallowest_depth(rate, self.depth), self.depth + 1)
-        kept = [set(evenly_spread(depth, self.depth)) | self._always_kept for depth in depths]
-        return tuple(tuple(layer in layers for layer in range(self.depth)) for layers in kept)
+    def _masks_by_depth(self, rate: float) -> tuple[tuple[Mask, ...], tuple[float, ...]]:
+        """Return the masks that are drawn, the shallowest first, and how likely each is."""
+        masks = masks_by_depth(self.depth, self._always_kept)
+        if self._version == 1:
+            masks = masks[shallowest_depth(rate, self.depth, version=1) - 1 :]
+            return masks, (1 / len(masks),) * len(masks)
+        masks = tuple(sorted(masks, key=sum))
+        weights = depth_weights([mask.count(False) for mask in masks[::-1]], sum(self.rates))[::-1]
+        drawn = [(mask, weight) for mask, weight in zip(masks, weights, strict=True) if weight]
+        return tuple(mask for mask, _ in drawn), tuple(weight for _, weight in drawn)
+
+    def warn_if_passed_by(self) -> None:
+        """Warn of layers that train without a draw, since the ``forward`` of what loops over them was called."""
+        if not self._active or self.running or self._warned or self.paused:
+            return
+        if torch.is_grad_enabled() and not recomputation.in_backward():
+            self._warn("the forward() of the module that loops over its layers was called, and not the module")
+
+    def _warn(self, why: str) -> None:
+        """Say once that nothing is dropped though a rate is set and the model is in train mode."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "LayerDrop is off in a training forward of the %s, though its rates are %s: %s.",
+                self._counted_as,
+                list(self.rates),
+                why,
+            )
+
+
+def masks_of(draws: Sequence[StackDraw]) -> list[tuple[Mask | None, bool]]:
+    """Return what the forward that is under way goes on with when one inside of it has ended."""
+    return [(draw.mask, draw.running) for draw in draws]
 
 
 def holds_tokens(value: Any) -> bool:

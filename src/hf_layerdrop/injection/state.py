@@ -8,21 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import finalize
 
 import torch
-from torch import nn
 
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection.ranks.agreement import Agreement
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.draws import SAMPLER_VERSION
 from hf_layerdrop.samplers.learned.learner import RateLearner
-
-STATE_ATTRIBUTE = "_layerdrop"
 
 
 class LayerDropState:
-    """All of it for one model: the config, a draw for each stack, and what has to be put back on removal."""
+    """All of it for one model: the config, a draw for each stack, and what has to be put back on removal.
+
+    Attributes:
+        configured: The rates that a schedule scales, by stack: those of the config, or the last that were set.
+        was_set: Whether they were set since LayerDrop was injected.
+        place: Where the model stands among the other injected models of a module; empty if it is the only one.
+        next_step: The step after the last that began, with which the next training goes on.
+        sampler_version: By which version of the samplers it draws: what was begun with an old one is ended with it.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,7 @@ class LayerDropState:
     ) -> None:
         """Prepare the draws; ``groups`` says by stack and structure how many parts each layer has that are dropped."""
         self.config = config
-        agreement = Agreement()
+        self.agreement = Agreement()
         self.draws = {
             draw.name: draw
             for name, rates in config.rates_for(depths).items()
@@ -42,11 +49,15 @@ class LayerDropState:
                 config,
                 (groups or {}).get(name, {}),
                 has_sibling=len(depths) > 1,
-                agreement=agreement,
+                agreement=self.agreement,
             )
         }
         self.depths = dict(depths)
-        self.micro_step = 0
+        self.configured = self.rates
+        self.was_set = False
+        self.place = ""
+        self.micro_step = self.next_step = 0
+        self.sampler_version = SAMPLER_VERSION
         self.originals: dict[str, Any] = {}
         self.lent: dict[str, tuple[int, ...]] = {}  # by stack, layers that others borrow from
         self.learner: RateLearner | None = None
@@ -56,6 +67,12 @@ class LayerDropState:
             for draw in self.draws.values():
                 draw.learner = self.learner
         self.set_seed(config.seed if config.seed is not None else 0)
+        _note_living(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be known to Trainer as a copy, and out of a pickle."""
+        self.__dict__.update(state)
+        _note_living(self)
 
     @property
     def rates(self) -> dict[str, list[float]]:
@@ -67,12 +84,41 @@ class LayerDropState:
         """Whether any rate is above 0."""
         return any(any(rates) for rates in self.rates.values())
 
+    def stand_at(self, place: str, *, beside: LayerDropState) -> None:
+        """Draw apart from the other injected models of a module, of which ``beside`` is the first, and agree with them.
+
+        The place in the module is then a part of the counter; a model that stands alone draws as it always did.
+        """
+        self.agreement.stand_beside(beside.agreement)
+        if place and place != self.place:
+            self.place = place
+            self.agreement.reached = False
+            for draw in self.draws.values():
+                draw.place = place
+
+    def use_sampler_version(self, version: int) -> None:
+        """Draw as this version of the samplers did.
+
+        Raises:
+            LayerDropStateError: If this version of the package does not know it.
+        """
+        if version > SAMPLER_VERSION:
+            raise LayerDropStateError(
+                f"The checkpoint draws its layers with version {version} of the samplers, but this hf_layerdrop knows "
+                f"them up to version {SAMPLER_VERSION}; update it."
+            )
+        self.sampler_version = version
+        for draw in self.draws.values():
+            draw.use_sampler_version(version)
+
     def draws_of(self, stack: str) -> list[StackDraw]:
         """Return the draws of a stack, one for each structure."""
         return [draw for draw in self.draws.values() if draw.stack == stack]
 
     def set_rates(self, rates: Mapping[str, Sequence[float]]) -> None:
         """Use these rates, one a layer, in the stacks that are named; where rates are learned, hold their mean."""
+        self.was_set = True
+        self.configured |= {name: list(values) for name, values in rates.items()}
         if self.learner is not None:
             self.learner.set_target(rates)
             self._use_learned_rates(agreed=False)
@@ -82,14 +128,17 @@ class LayerDropState:
                 draw.set_rates(values)
 
     def scale_rates(self, factor: float) -> None:
-        """Use the configured rates, or those that were learned, times ``factor``; every rank has to do the same."""
+        """Use the rates that were set, or learned, times ``factor``; every rank has to do the same."""
         if self.learner is not None:
             self.learner.factor = factor
             self._use_learned_rates()
             return
-        rates = self.config.rates_for(self.depths)
         for draw in self.draws.values():
-            draw.set_rates([rate * factor for rate in rates[draw.stack]], agreed=True)
+            draw.set_rates([rate * factor for rate in self.configured[draw.stack]], agreed=True)
+
+    def rates_to_save(self) -> dict[str, list[float]]:
+        """Return the rates that are written into the config: what a schedule scales, or what was learned."""
+        return self.learned().get("rates") or {name: list(rates) for name, rates in self.configured.items()}
 
     def learn(self, loss: torch.Tensor, *, step_ended: bool) -> None:
         """Show the loss of a micro-step to what learns the rates, which are fixed until the step has ended."""
@@ -127,14 +176,14 @@ class LayerDropState:
         """Set the counter of every stack to the first forward of a step, or of a micro-step of it."""
         if self.learner is not None and micro_step == 0:
             self.learner.check_losses_come()
-        self.micro_step = micro_step
+        self.micro_step, self.next_step = micro_step, step + 1
         for draw in self.draws.values():
             draw.begin_step(step, micro_step)
 
     def take_log(self) -> dict[str, float]:
         """Return the mean rate in use, and the mean number of layers that a forward has run since the last call."""
-        rates = [rate for draw in self.draws.values() for rate in draw.rates]
-        log = {"layerdrop_rate": sum(rates) / len(rates)}
+        layers = sum(len(draw.rates) for draw in self.draws.values())
+        log = {"layerdrop_rate": sum(draw.mean_rate * len(draw.rates) for draw in self.draws.values()) / layers}
         for name, draw in self.draws.items():
             key = f"layerdrop_{'' if len(self.depths) == 1 else draw.stack + '_'}{draw.structure}s_used"
             log[key] = draw.layers_run / draw.forwards if draw.forwards else float(draw.depth)
@@ -154,6 +203,8 @@ class LayerDropState:
         return {
             "seed": self.seed,
             "rates": self.rates,
+            "configured_rates": self.configured,
+            "sampler_version": self.sampler_version,
             "counters": {name: [draw.step, draw.micro_step, draw.next_forward] for name, draw in self.draws.items()},
             **({"learned": self.learner.state_dict()} if self.learner is not None else {}),
         }
@@ -163,6 +214,23 @@ class LayerDropState:
 
         Raises:
             LayerDropConfigError: If the state is of a model with other stacks or depths.
+        """
+        self.check_fits(state)
+        self.use_sampler_version(state.get("sampler_version", 1))
+        self.set_seed(state["seed"])
+        configured = {**self.configured, **state.get("configured_rates", {})}
+        self.set_rates(state["rates"])
+        self.configured = configured
+        self.load_learned(state.get("learned", {}))
+        for name, draw in self.draws.items():
+            draw.go_to(*state["counters"][name])
+            self.next_step = draw.step + 1
+
+    def check_fits(self, state: Mapping[str, Any]) -> None:
+        """Refuse a saved state that is of another model.
+
+        Raises:
+            LayerDropConfigError: If it is of other stacks, depths or draws, or no state at all.
         """
         if missing := {"seed", "rates", "counters"} - set(state):
             raise LayerDropConfigError(
@@ -183,11 +251,6 @@ class LayerDropState:
                 f"The saved LayerDrop state is of draws for {', '.join(state['counters'])}, but this model draws for "
                 f"{', '.join(self.draws)}; inject the structure that it was trained with."
             )
-        self.set_seed(state["seed"])
-        self.set_rates(state["rates"])
-        self.load_learned(state.get("learned", {}))
-        for name, draw in self.draws.items():
-            draw.go_to(*state["counters"][name])
 
 
 def _draws_of(
@@ -202,7 +265,24 @@ def _draws_of(
     ]
 
 
-def find_injected(model: nn.Module) -> nn.Module | None:
-    """Return the injected model: ``model``, or the one that a wrapper (DDP, PEFT) holds; None if there is none."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return next((module for module in modules if STATE_ATTRIBUTE in module.__dict__), None)
+# Those that live, by id, each with what takes it out again.
+_living: dict[int, finalize] = {}
+
+
+def _note_living(state: LayerDropState) -> None:
+    """Let Trainer tell its steps to injected models while there are any."""
+    from hf_layerdrop.injection.step_callback import register_with_trainer  # imports Trainer, which only training needs
+
+    end = _living[id(state)] = finalize(state, forget, id(state))
+    end.atexit = False
+    register_with_trainer()
+
+
+def forget(state_id: int) -> None:
+    """Let go of a state that is gone, or was removed from its model; with the last one, Trainer is as before."""
+    from hf_layerdrop.injection.step_callback import unregister_from_trainer
+
+    if (end := _living.pop(state_id, None)) is not None:
+        end.detach()
+    if not _living:
+        unregister_from_trainer()

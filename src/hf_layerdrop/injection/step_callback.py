@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -11,33 +12,35 @@ from transformers.trainer_callback import ExportableState
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
-from hf_layerdrop.injection.state import STATE_ATTRIBUTE, LayerDropState, find_injected
-from hf_layerdrop.injection.trainer_steps import calling_trainer, learn
+from hf_layerdrop.injection.injected import injected_models, states_of
+from hf_layerdrop.injection.trainer_steps import calling_trainer, learn, log_of
 
 
 class LayerDropStepCallback(TrainerCallback, ExportableState):
-    """Hand Trainer's step, micro-step and seed to the draws of the model that it trains, if there are any.
+    """Hand Trainer's step, micro-step and seed to the draws of the models inside of the one that it trains, if any.
 
-    Where drop rates are learned, also hand them the loss, and keep what was learned in ``trainer_state.json``: this
-    file ends a checkpoint, so that a checkpoint is never complete without it.
+    Each further ``train()`` goes on with the step at which the one before it ended, so that it draws other layers than
+    that did. What a resumed run cannot know otherwise is kept in ``trainer_state.json``: the step that its ``train()``
+    began with, rates that were set since LayerDrop was injected, the version of the sampler, and, where drop rates are
+    learned, what was learned. This file ends a checkpoint, so that a checkpoint is never complete without it.
     """
 
     def __init__(self) -> None:
-        self._draws: LayerDropState | None = None
+        self._states: dict[str, Any] = {}
+        self._first_step = 0
 
     def state(self) -> dict[str, Any]:
-        """Return what Trainer saves of this callback in each checkpoint."""
-        attributes: dict[str, Any] = {}
-        if self._draws is not None:
-            attributes["depths"] = self._draws.depths
-            if self._draws.learner is not None:
-                attributes["learned"] = self._draws.learner.state_dict()
-        return {"args": {}, "attributes": attributes}
+        """Return what Trainer saves of this callback in each checkpoint: that of each model under its path."""
+        saved = {path: _saved_of(state) for path, state in self._states.items()}
+        if not saved:
+            return {"args": {}, "attributes": {}}
+        attributes = next(iter(saved.values())) if len(saved) == 1 else {"models": saved}
+        return {"args": {}, "attributes": {**attributes, "first_step": self._first_step}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Take the seed of the training arguments where the config has none, write it down, and resume learning.
+        """Take the seed of the training arguments where the config has none, write it down, and resume.
 
         Raises:
             LayerDropStateError: If the checkpoint is of a model with other depths: Trainer loads the layers that fit.
@@ -45,50 +48,67 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         # A checkpoint that was trained without this callback does not know its name, under which Trainer saves.
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
-        if (injected := find_injected(model)) is None:
-            return
-        draws = self._draws = _state_of(injected)
+        self._states = states_of(model)
+        self._first_step = max((draws.next_step for draws in self._states.values()), default=0)
         if state.global_step:
-            _check_depths(attributes.get("depths", draws.depths), draws.depths)
-            if learned := attributes.get("learned"):
-                draws.load_learned(learned)
-        if draws.config.seed is None:
-            draws.set_seed(args.seed)
-        if saved := getattr(injected.config, "hf_layerdrop", None):
-            saved["seed"] = draws.seed
+            self._first_step = attributes.get("first_step", 0)
+            for path, draws in self._states.items():
+                of_model = attributes.get("models", {}).get(path, {}) if path else attributes
+                _resume(draws, of_model)
+        for draws, injected in zip(self._states.values(), injected_models(model).values(), strict=True):
+            if draws.config.seed is None:
+                draws.set_seed(args.seed)
+            if saved := getattr(injected.config, "hf_layerdrop", None):
+                saved |= {"seed": draws.seed, "sampler_version": draws.sampler_version, "rates": draws.rates_to_save()}
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Begin the step that the trainer begins: after a resume, the one that the uninterrupted run would begin."""
-        if (injected := find_injected(model)) is not None:
-            _state_of(injected).begin_step(state.global_step)
+        for draws in states_of(model).values():
+            draws.begin_step(self._first_step + state.global_step)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Begin the next forward of those whose gradients one step accumulates."""
-        if (injected := find_injected(model)) is not None:
-            draws = _state_of(injected)
-            if draws.learner is not None:
-                learn(injected, _loss_of_trainer(), step_ended=False)
-            draws.begin_step(state.global_step, draws.micro_step + 1)
+        states = states_of(model).values()
+        if any(draws.learner is not None for draws in states):
+            learn(model, _loss_of_trainer(), step_ended=False)
+        for draws in states:
+            draws.begin_step(self._first_step + state.global_step, draws.micro_step + 1)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Log the rate in use and the mean number of layers that ran, each time that the loss is logged."""
-        injected = find_injected(model)
-        if injected is None:
-            return
-        draws = _state_of(injected)
-        if draws.learner is not None:
-            learn(injected, _loss_of_trainer())
+        states = states_of(model)
+        if any(draws.learner is not None for draws in states.values()):
+            learn(model, _loss_of_trainer())
         if not control.should_log:
             return
-        if draws.drops or draws.config.mean_rate:
-            calling_trainer().log(draws.take_log())
+        if any(draws.drops or draws.config.mean_rate for draws in states.values()):
+            calling_trainer().log(log_of(states))
             control.should_log = True  # logging takes the wish to log as granted, but the loss is still to come
+
+
+def _saved_of(draws: Any) -> dict[str, Any]:
+    """Return what a checkpoint keeps of one model."""
+    saved: dict[str, Any] = {"depths": draws.depths, "sampler_version": draws.sampler_version}
+    if draws.learner is not None:
+        return {**saved, "learned": draws.learner.state_dict()}
+    return {**saved, "set_rates": draws.configured} if draws.was_set else saved
+
+
+def _resume(draws: Any, saved: dict[str, Any]) -> None:
+    """Go on from what a checkpoint keeps of one model; one of an older version keeps less, and had another sampler."""
+    _check_depths(saved.get("depths", draws.depths), draws.depths)
+    if "depths" in saved:
+        draws.use_sampler_version(saved.get("sampler_version", 1))
+    if learned := saved.get("learned"):
+        draws.load_learned(learned)
+    if set_rates := saved.get("set_rates"):
+        draws.set_rates(set_rates)
 
 
 def _loss_of_trainer() -> torch.Tensor:
@@ -110,12 +130,8 @@ def _check_depths(saved: dict[str, int], depths: dict[str, int]) -> None:
         )
 
 
-def _state_of(injected: nn.Module) -> LayerDropState:
-    return getattr(injected, STATE_ATTRIBUTE)
-
-
 def register_with_trainer() -> None:
-    """Add `LayerDropStepCallback` to the callbacks that every Trainer starts with.
+    """Add `LayerDropStepCallback` to the callbacks that every Trainer starts with, while there are injected models.
 
     Trainer has no hook that a model could use to learn the step, and asking users for a callback that they can forget
     would make a resumed run draw other layers than the uninterrupted one without a word. For models without LayerDrop
@@ -125,3 +141,10 @@ def register_with_trainer() -> None:
 
     if LayerDropStepCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(LayerDropStepCallback)
+
+
+def unregister_from_trainer() -> None:
+    """Undo `register_with_trainer`, when the last injected model is gone or no longer injected."""
+    trainer = sys.modules.get("transformers.trainer")
+    if trainer is not None and LayerDropStepCallback in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.remove(LayerDropStepCallback)

@@ -38,7 +38,7 @@ from hf_layerdrop.injection.compiling import (
 )
 from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
 from hf_layerdrop.injection.recorded_outputs import record_no_attentions
-from hf_layerdrop.injection.stack_draw import StackDraw
+from hf_layerdrop.injection.stack_draw import StackDraw, masks_of
 
 
 class StructureDrop:
@@ -134,18 +134,14 @@ class _PartsOwner:
         call(refuse_replica, self)
         if call is untraced:
             untraced(warn_of_whole_model)
-        outer = call(_masks_of, draws)
+        outer = call(masks_of, draws)
         try:
             for draw in draws:
                 call(draw.begin, self, (*args, *kwargs.values()))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
-            for draw, mask in zip(draws, outer, strict=True):
-                draw.mask = mask
-
-
-def _masks_of(draws: Sequence[StackDraw]) -> list[Any]:
-    return [draw.mask for draw in draws]
+            for draw, (mask, running) in zip(draws, outer, strict=True):
+                draw.mask, draw.running = mask, running
 
 
 class _PartedLayer:
@@ -197,7 +193,7 @@ class _Part:
     @outside_of_graphs
     def _run_or_replace(self, *args: Any, **kwargs: Any) -> Any:
         call = untraced if in_compiled_region() else direct
-        if call(_runs, *self._layerdrop_part[:2]):
+        if call(_runs, *self._layerdrop_part[:2], self.training):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         return call(self._dropped, *args, **kwargs)
 
@@ -205,8 +201,10 @@ class _Part:
         raise NotImplementedError
 
 
-def _runs(draw: StackDraw, index: int) -> bool:
+def _runs(draw: StackDraw, index: int, training: bool) -> bool:
     mask = draw.in_force()
+    if mask is None and training:
+        draw.warn_if_passed_by()
     return mask is None or mask[index]
 
 

@@ -12,7 +12,9 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.injection.inject import inject_layerdrop, native_rates
+from hf_layerdrop.injection.inject import inject_layerdrop, write_down
+from hf_layerdrop.injection.injected import states_of
+from hf_layerdrop.injection.native import native_rates
 from hf_layerdrop.pruning.loading import load_plain
 from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers
@@ -93,10 +95,18 @@ def plain_class(cls: type) -> type[PreTrainedModel]:
 
 def inject(model: PreTrainedModel, layerdrop: LayerDrop | None) -> None:
     """Inject what was asked for, else what the checkpoint was saved with, else the model's own rates, in place."""
-    if layerdrop is None:
-        saved = saved_provenance(model.config)
-        layerdrop = _saved_config(saved, depths_of(model)) if "rates" in saved else LayerDropConfig(native_rates(model))
-    inject_layerdrop(model, layerdrop)
+    if layerdrop is not None:
+        inject_layerdrop(model, layerdrop)
+        return
+    saved = saved_provenance(model.config)
+    if "rates" not in saved:
+        inject_layerdrop(model, LayerDropConfig(native_rates(model)))
+        return
+    inject_layerdrop(model, _saved_config(saved, depths_of(model)))
+    if saved.get("trained_with"):  # what was begun with an old version goes on with it
+        for state in states_of(model).values():
+            state.use_sampler_version(saved.get("sampler_version", 1))
+        write_down(model)
 
 
 def _saved_config(saved: Mapping[str, Any], depths: Mapping[str, int]) -> LayerDropConfig:

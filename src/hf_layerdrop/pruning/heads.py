@@ -22,7 +22,7 @@ from hf_layerdrop.architectures.structures import Heads, find_heads
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
 from hf_layerdrop.injection.inject import remove_layerdrop
-from hf_layerdrop.injection.state import find_injected
+from hf_layerdrop.injection.injected import find_injected
 
 # A projection, the dimension of its weight to cut, and what stays of it.
 Cut = tuple[Any, int, torch.Tensor]

@@ -39,7 +39,7 @@ from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_files import StoredTensor
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
-from hf_layerdrop.injection.inject import switch_off_native
+from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.plan import Cut, plan_cut
 from hf_layerdrop.pruning.prune import cut_provenance, prune_layers, pruned_config
@@ -203,7 +203,7 @@ def _settle(model: PreTrainedModel, cut: Cut) -> None:
     """Change what does not fit a model that was cut: its own LayerDrop, and what generates with it."""
     stacks = find_stacks(model)
     renumber_generation(getattr(model, "generation_config", None), cut.names.stacks, cut.kept)
-    switch_off_native(model, stacks)
+    switch_off_native(model)
     settle_cache(model, stacks)
 
 

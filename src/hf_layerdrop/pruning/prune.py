@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, check_lenders, may_differ, remember
 from hf_layerdrop.architectures.families import bias_in_first_block, cut_fields
@@ -31,10 +31,12 @@ from hf_layerdrop.checkpoints.adapters import check_adapters, cut_adapters
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, root_layers, saved_provenance
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
-from hf_layerdrop.injection.inject import remove_layerdrop, switch_off_native
+from hf_layerdrop.injection.inject import remove_layerdrop
+from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models
+from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
-from hf_layerdrop.injection.state import STATE_ATTRIBUTE, find_injected
 from hf_layerdrop.pruning.generation_cache import settle_cache
+from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
 Undo = Callable[[], Any]
@@ -63,7 +65,7 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers, **provenance: object
     root_layers(saved, cutter.depths)
     if find_injected(model) is not None:
         remove_layerdrop(model)
-    switch_off_native(model, cutter.stacks)
+    switch_off_native(model)
     renumber_generation(getattr(model, "generation_config", None), cutter.stacks, kept)
     _assign_quantization(model.config, cutter.stacks, kept)
     cutter.cut(kept)
@@ -82,15 +84,17 @@ def sub_network(model: nn.Module, keep_layers: KeepLayers) -> Iterator[dict[str,
     """Run ``model`` with only some of its layers inside the ``with`` block; yield their indices by stack.
 
     No weight is copied. The model in the block is the pruned model, cache indices and config included, so that what it
-    computes and generates equals the pruned and reloaded one; afterwards all is as before, also after an error.
+    computes and generates equals the pruned and reloaded one; afterwards all is as before, also after an error. Threads
+    that enter such a block of one model do so in turns.
 
     Raises:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist.
     """
-    cutter = Cutter(model)
-    kept = parse_keep_layers(keep_layers, cutter.depths)
-    with cutter.sub_network(kept):
-        yield kept
+    with turn_of_thread(transformers_model(model)):
+        cutter = Cutter(model)
+        kept = parse_keep_layers(keep_layers, cutter.depths)
+        with cutter.sub_network(kept):
+            yield kept
 
 
 class Cutter:
@@ -98,9 +102,13 @@ class Cutter:
 
     def __init__(self, model: nn.Module) -> None:
         model = transformers_model(model)
-        injected = find_injected(model)
+        with turn_of_thread(model):  # or it would take another thread's sub-network for the whole model
+            self._look_at(model)
+
+    def _look_at(self, model: PreTrainedModel) -> None:
+        states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
-        self._draws = list(getattr(injected, STATE_ATTRIBUTE).draws.values()) if injected is not None else []
+        self._draws = [draw for state in states for draw in state.draws.values()]
         if any(draw.paused for draw in self._draws):
             raise LayerDropStateError(
                 "The model is a sub-network for the length of a with block; cut it after the block."
@@ -218,6 +226,11 @@ class Cutter:
     @contextmanager
     def sub_network(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
         """Be the sub-network inside the ``with`` block: it drops nothing, and saves as the pruned model."""
+        with turn_of_thread(self._model), self._cut_down(kept):
+            yield
+
+    @contextmanager
+    def _cut_down(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
         provenance = cut_provenance(saved_provenance(self._model.config), kept, self.depths)
         self.check(kept)
         recording = recording_models(self._model)

@@ -12,8 +12,8 @@ from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.architectures.structures import FINDERS
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError
 from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, remove_layerdrop
+from hf_layerdrop.injection.injected import find_injected, states_of
 from hf_layerdrop.injection.stack_draw import StackDraw
-from hf_layerdrop.injection.state import find_injected
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.draws import Mask
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
@@ -67,7 +67,7 @@ def _injected_for(model: PreTrainedModel, structures: set[str]) -> Iterator[None
         finally:
             remove_layerdrop(model)
         return
-    injected = layerdrop_state(model).config.structures
+    injected = tuple({name: None for state in states_of(model).values() for name in state.config.structures})
     if missing := sorted(structures - set(injected)):
         raise LayerDropStateError(
             f"LayerDrop is injected with structure {injected!r}, without {missing[0]!r}; call remove_layerdrop first, "

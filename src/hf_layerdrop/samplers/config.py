@@ -9,7 +9,9 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.samplers.draws import Mask, most_dropped
 from hf_layerdrop.samplers.frozen import FrozenDict
+from hf_layerdrop.samplers.keep_layers import evenly_spread
 from hf_layerdrop.samplers.learned.shares import HIGHEST_RATE
 from hf_layerdrop.samplers.schedules import SHAPES
 
@@ -58,13 +60,21 @@ class LayerDropConfig:
         structure: What is dropped as one: ``layer``, ``attention`` or ``ffn`` (a sub-layer), ``head``, or several of
             them, as in ``("head", "layer")``; each group is then dropped on its own, with the rate of its layer
             (3.2.1). All but ``layer`` need ``sampler="bernoulli"``. See `structures.py` and `structure_drop.py`.
-        sampler: ``bernoulli`` draws each layer on its own (the paper). ``depth`` draws a depth, uniform from a minimum
-            to N, and keeps the evenly spread set of that depth, so that every training forward is one of the
-            sub-networks that are used later; ``rate`` is then the average share of layers dropped, at most 0.5.
+        sampler: ``bernoulli`` draws each layer on its own (the paper). ``depth`` draws a depth, from a minimum to N and
+            as evenly as the rate allows, and keeps the evenly spread set of that depth, so that every training forward
+            is one of the sub-networks that are used later; ``rate`` is then the average share dropped of the layers
+            that ``never_drop`` leaves, at most 0.5, and is held exactly.
             ``learned`` draws each layer on its own with a rate that is learned while training (3.2.2); ``rate`` is
             then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
         execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
             one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
+
+    A forward in train mode draws once, and drops nothing if it is given a cache that holds tokens or is a part of a
+    generation. What is drawn never leaves a step without anything to train: if a draw drops every layer of a stack that
+    holds trainable weights, as adapters in few layers, and nothing else of the model is trainable, the one of these
+    layers runs whose number in the draw lies highest above that below which it is dropped. Forwards without gradient do
+    not advance the count: until the next one with gradient, or the next step, all have the mask that this one will
+    have. To let each of several draw for itself, as to sample by LayerDrop, call `set_step` before it.
 
     Raises:
         LayerDropConfigError: If a value is not allowed; the message names what is.
@@ -94,8 +104,8 @@ class LayerDropConfig:
         structure = _structure(structure)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("execution", execution, EXECUTIONS)
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63):
-            raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number of 64 bits, or None.")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+            raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
         if isinstance(rate, Mapping):
             checked: Any = FrozenDict({_name(stack): _rate(value, stack) for stack, value in rate.items()})
         else:
@@ -210,6 +220,8 @@ class LayerDropConfig:
                 f"rate has {len(rate)} values, but the {stack} has {depth} layers; give one number, or {depth} of them."
             )
         kept = self.always_kept(stack, depth)
+        if self.sampler == "depth" and not isinstance(rate, tuple):
+            _check_depths_reach(rate, depth, kept, stack)
         if self.sampler == "learned" and not isinstance(rate, tuple):
             rate = _for_the_others(rate, depth, kept, stack)
         rates = rate if isinstance(rate, tuple) else SHAPES[self.shape](rate, depth)
@@ -331,6 +343,21 @@ def _for_the_others(rate: float, depth: int, kept: Collection[int], stack: str) 
             f"the {stack} can drop at most {share * HIGHEST_RATE:.3g} on average; give a lower rate."
         )
     return rate / share if rate else 0.0
+
+
+def masks_by_depth(depth: int, kept: Collection[int]) -> tuple[Mask, ...]:
+    """Return for each depth from 1 on which layers the depth sampler runs: those evenly spread, and the protected."""
+    sets = [{*evenly_spread(size, depth), *kept} for size in range(1, depth + 1)]
+    return tuple(tuple(layer in layers for layer in range(depth)) for layers in sets)
+
+
+def _check_depths_reach(rate: float, depth: int, kept: Collection[int], stack: str) -> None:
+    most = most_dropped(sorted(mask.count(False) for mask in masks_by_depth(depth, kept)))
+    if rate * (depth - len(kept)) > most + 1e-9:
+        raise LayerDropConfigError(
+            f"rate is {rate}, but of the {stack} of {depth} layers with {len(kept)} in never_drop, sampler='depth' can "
+            f"drop at most {most:.3g} layers on average; give a lower rate, or other layers to never_drop."
+        )
 
 
 def _mean(values: tuple[float, ...]) -> float:

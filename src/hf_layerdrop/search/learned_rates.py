@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError
 from hf_layerdrop.injection.inject import injected_model
-from hf_layerdrop.injection.state import find_injected
+from hf_layerdrop.injection.injected import find_injected
 from hf_layerdrop.injection.trainer_steps import learn
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 
@@ -42,7 +42,8 @@ def learn_rates(model: nn.Module, loss: torch.Tensor, *, step_ended: bool = True
     Raises:
         LayerDropStateError: If LayerDrop is not injected, or its rates are not learned.
     """
-    learn(injected_model(model), loss, step_ended=step_ended)
+    injected_model(model)
+    learn(model, loss, step_ended=step_ended)
 
 
 def learned_keep_layers(model: nn.Module | PreTrainedConfig, depth: Depth) -> dict[str, tuple[int, ...]]:

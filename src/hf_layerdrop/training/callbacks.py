@@ -166,7 +166,7 @@ class LayerForwardsCallback(TrainerCallback, ExportableState):
         self.layer_forwards = self._before + self._run(model)
 
     def _run(self, model: nn.Module) -> int:
-        state = layerdrop_state(injected_model(model))
+        state = layerdrop_state(model)
         return sum(max(draw.layer_forwards for draw in state.draws_of(name)) for name in state.depths)
 
 

@@ -9,8 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from hf_layerdrop.errors import LayerDropStateError
-from hf_layerdrop.injection.inject import injected_model, layerdrop_state, set_step
+from hf_layerdrop.injection.inject import injected_model, set_step
+from hf_layerdrop.injection.injected import injected_models, states_of
 from hf_layerdrop.injection.trainer_steps import learn
+from hf_layerdrop.samplers.learned.learner import RateLearner
 
 CHECKPOINT_KEY = "hf_layerdrop"
 
@@ -32,12 +34,13 @@ class LightningStepCallback(Callback):
             LayerDropStateError: If LayerDrop is not injected, or the model is in evaluation mode, in which
                 ``from_pretrained`` returns it and Lightning leaves it.
         """
-        model = injected_model(pl_module)
-        if layerdrop_state(model).drops and not model.training:
-            raise LayerDropStateError(
-                f"The {type(model).__name__} is in evaluation mode, in which nothing is dropped, and Lightning leaves "
-                "it there; call its train() when the LightningModule is built."
-            )
+        injected_model(pl_module)
+        for model, state in zip(injected_models(pl_module).values(), states_of(pl_module).values(), strict=True):
+            if state.drops and not model.training and any(weight.requires_grad for weight in model.parameters()):
+                raise LayerDropStateError(
+                    f"The {type(model).__name__} is in evaluation mode, in which nothing is dropped, and Lightning "
+                    "leaves it there; call its train() when the LightningModule is built."
+                )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Begin the step, or the next of the batches whose gradients it accumulates."""
@@ -49,20 +52,27 @@ class LightningStepCallback(Callback):
     ) -> None:
         """Learn from the loss, if the drop rates are learned."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if layerdrop_state(pl_module).learner is None or loss is None:
+        if loss is None or not _learners(pl_module):
             return
         # Lightning divides by the batches of a whole step, and the last step of an epoch may have fewer.
         batches = trainer.accumulate_grad_batches
         here = min(batches, trainer.num_training_batches - (batch_idx - batch_idx % batches))
-        learn(injected_model(pl_module), loss * batches / here, step_ended=trainer.global_step > self._step)
+        learn(pl_module, loss * batches / here, step_ended=trainer.global_step > self._step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what was learned; the draws have no state but the step."""
-        learner = layerdrop_state(pl_module).learner
-        if learner is not None:
-            checkpoint[CHECKPOINT_KEY] = learner.state_dict()
+        if learners := _learners(pl_module):
+            saved = {path: learner.state_dict() for path, learner in learners.items()}
+            checkpoint[CHECKPOINT_KEY] = saved.get("", saved)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on learning, if the checkpoint is of a run that learned the rates."""
-        if CHECKPOINT_KEY in checkpoint:
-            layerdrop_state(pl_module).load_learned(checkpoint[CHECKPOINT_KEY])
+        for path, state in states_of(pl_module).items():
+            saved = checkpoint.get(CHECKPOINT_KEY, {})
+            if learned := saved.get(path) if path else saved:
+                state.load_learned(learned)
+
+
+def _learners(pl_module: LightningModule) -> dict[str, RateLearner]:
+    """Return what learns drop rates, by the path of its model."""
+    return {path: state.learner for path, state in states_of(pl_module).items() if state.learner is not None}

@@ -141,3 +141,31 @@ def test_what_comes_to_be_shared_after_its_first_forwards_is_asked_then() -> Non
     model(**batch_for(BART))
     leave_ranks()
     assert len(store.said) == 1
+
+
+class Towers(nn.Module):
+    """Two injected models beside each other, of which a batch may need one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.passage = injected(0.5, "BertModel"), injected(0.25, "BertModel")
+
+    def forward(self, names: tuple[str, ...]) -> torch.Tensor:
+        return sum(getattr(self, name)(**batch_for("BertModel")).last_hidden_state.sum() for name in names)
+
+
+@pytest.mark.parametrize("first", [("query",), ("passage",), ("passage", "query")], ids=str)
+def test_whichever_of_several_models_runs_first_says_the_same_for_all_and_once(
+    echo: Echo, first: tuple[str, ...]
+) -> None:
+    wrapped = DistributedDataParallel(Towers())
+    for names in (first, ("query", "passage"), ("query",)):
+        wrapped(names)
+    (said,) = echo.said
+    assert "query.encoder: skip, bernoulli, rates [0.5" in said
+    assert "passage.encoder: skip, bernoulli, rates [0.25" in said
+    set_rates(wrapped, {"passage.encoder": 0.1})
+    for names in (("query",), ("passage",)):
+        wrapped(names)
+    assert len(echo.said) == 2
+    assert "rates [0.1" in echo.said[1]

@@ -118,7 +118,8 @@ def _never_drawn(model: StoredModel, stack: StoredStack) -> Iterator[str]:
     saved = own_provenance(model.headers.config)
     rate = max((saved.get("rates") or {}).get(stack.name, ()), default=0.0)
     sampler = (saved.get("trained_with") or {}).get("sampler")
-    if sampler == "depth" and 0 < rate <= 1 and (least := shallowest_depth(rate, stack.depth)) > 1:
+    version = saved.get("sampler_version", 1)
+    if sampler == "depth" and 0 < rate <= 0.5 and (least := shallowest_depth(rate, stack.depth, version)) > 1:
         yield (
             f"trained with the depth sampler at rate {rate:g}, which drew {least} to {stack.depth} layers: a cut to "
             "fewer was never trained and is poor; for a depth of r train at (1 - r / N) / 2 or more"

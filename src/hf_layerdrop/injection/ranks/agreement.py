@@ -12,6 +12,8 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.call_stack import running_module
+from hf_layerdrop.injection.injected import states_of
 from hf_layerdrop.injection.ranks.ddp import active_ddp
 
 RANKS_TIMEOUT = timedelta(minutes=5)
@@ -23,32 +25,62 @@ class _Draw(Protocol):
         """What decides the draws of a stack, in words."""
 
 
+class _Pact:
+    """Whether the ranks agree on all injected models of a module: these share one, and a copy of them has its own."""
+
+    reached = False
+
+
 class Agreement:
     """What the ranks have found out about all draws of a model, of which each is a party.
 
     Which stacks a step runs may depend on the rows of a rank: a batch without images leaves the vision stack out. So
     the first stack that runs asks for all of them, at any rate, and no rank waits for a stack that another did not run.
-
-    Attributes:
-        reached: Whether they draw alike, until rates or seeds change.
+    Several injected models of one module agree as one, for the same reason.
     """
 
     def __init__(self) -> None:
-        self.reached = False
+        self._pact = _Pact()
         self._draws: list[_Draw] = []
+        self.placed = False  # whether anybody has said beside which other injected models this one stands
+
+    @property
+    def reached(self) -> bool:
+        """Whether they draw alike, until rates or seeds change."""
+        return self._pact.reached
+
+    @reached.setter
+    def reached(self, reached: bool) -> None:
+        self._pact.reached = reached
 
     def join(self, draw: _Draw) -> None:
         """Compare this draw, too."""
         self._draws.append(draw)
 
+    def stand_beside(self, other: Agreement) -> None:
+        """Agree together with the other draws of a module."""
+        self.placed = True
+        if other._pact is not self._pact:
+            self._pact = other._pact
+            self.reached = False
+
     def seek(self, owner: nn.Module) -> None:
         """Compare all draws with those of the other ranks, if they share the model whose stack ``owner`` runs.
+
+        Where nobody has said so before, the module whose forward is running tells what stands beside this model.
 
         Raises:
             LayerDropStateError: If a rank would draw other layers, or does not answer in time.
         """
-        if not self.reached and _is_shared(owner):
-            _compare([draw.fingerprint for draw in self._draws])
+        if self.reached:
+            return
+        if not self.placed:
+            states_of(running_module() or owner)
+            self.placed = True
+        if _is_shared(owner):
+            beside = [state.agreement for state in states_of(running_module() or owner).values()]
+            parties = [party for party in beside if party._pact is self._pact] or [self]
+            _compare([draw.fingerprint for party in parties for draw in party._draws])
             self.reached = True
 
 
