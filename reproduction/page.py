@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_layerdrop.checkpoints.outputs import write_whole
+from hf_layerdrop.reports.table import as_markdown as markdown_table
 from reproduction.experiment import Experiment, Side
 from reproduction.figures import as_svg, draw_experiment, shown_cuts
 from reproduction.journal import Record, records_of
@@ -40,7 +40,9 @@ def write_pages(
     if svg is not None:
         files[f"{stem}.svg"] = svg
     files[f"{stem}.html"] = _html(experiment, size, tables, svg)
-    return [_write(folder / name, text) for name, text in files.items()]
+    for name, text in files.items():
+        write_whole(folder / name, text)
+    return [folder / name for name in files]
 
 
 def result_tables(
@@ -105,8 +107,7 @@ def _heading(experiment: Experiment, size: str) -> str:
 
 def as_markdown(table: Table, level: int = 2) -> str:
     """Write a table under its title."""
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.rows]
-    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    body = markdown_table([table.columns, *table.rows], texts=table.columns)
     return f"{'#' * level} {table.title}\n\n{body}\n"
 
 
@@ -121,12 +122,3 @@ def _html(experiment: Experiment, size: str, tables: Sequence[Table], svg: str |
     template: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = template.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return page.render(heading=_heading(experiment, size), tables=tables, svg=svg)
-
-
-def _write(path: Path, text: str) -> Path:
-    """Put a file in place when it is whole."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".part") as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
-    return path

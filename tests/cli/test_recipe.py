@@ -54,9 +54,9 @@ def test_an_interrupted_recipe_goes_on_from_the_last_checkpoint(chain, monkeypat
     assert "--overwrite" not in asked[1]
     assert asked[2] == [*asked[1], "--overwrite"]
     steps = recipe.read_recipe(chain)
-    assert recipe.Journal(chain.with_name("recipe.yaml.state.json")).states(steps) == ["done"] * 3
+    assert recipe.StepJournal(chain.with_name("recipe.yaml.journal")).states(steps) == ["done"] * 3
     changed = [steps[0], [*steps[1], "--overwrite"], steps[2]]
-    assert recipe.Journal(chain.with_name("recipe.yaml.state.json")).states(changed) == ["done", None, None]
+    assert recipe.StepJournal(chain.with_name("recipe.yaml.journal")).states(changed) == ["done", None, None]
 
 
 def test_a_killed_training_step_is_resumed(chain, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from hf_layerdrop.errors import LayerDropConfigError
 from reproduction.__main__ import run
 from reproduction.engine import Engine
 from reproduction.errors import ReproductionError
@@ -301,7 +302,7 @@ def test_a_line_that_was_cut_short_is_dropped_and_other_files_are_refused(tmp_pa
     Journal(path).add({"key": "c", "study": "lm", "arm": "x", "seed": 1, "cuts": {}})
     assert [record["key"] for record in read_journal(path)] == ["a", "c"]
     path.write_text('{"other": 1}\n')
-    with pytest.raises(ReproductionError, match="no journal"):
+    with pytest.raises(LayerDropConfigError, match="not one of runs"):
         Journal(path)
 
 

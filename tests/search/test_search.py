@@ -36,7 +36,6 @@ from conftest import DEPTH, batch_for, build, recorded_runs
 from hf_layerdrop.architectures import expressible as rebuilding
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import (
-    KeepLayersError,
     LayerDropConfigError,
     LayerDropError,
     OutputExistsError,
@@ -46,8 +45,7 @@ from hf_layerdrop.errors import (
 from hf_layerdrop.evaluation.evaluate import Evaluator, evaluate_depths, every_sub_network
 from hf_layerdrop.pruning import prune as pruning
 from hf_layerdrop.pruning.prune import Cutter, count_parameters, prune_layers
-from hf_layerdrop.samplers.keep_layers import evenly_spread, parse_keep_layers
-from hf_layerdrop.search import scoring, space
+from hf_layerdrop.search import scoring
 from hf_layerdrop.search.average_without_layer import average_without_layer
 from hf_layerdrop.search.latency import measure_latency, sized
 from hf_layerdrop.search.objective import Objective
@@ -57,7 +55,6 @@ from hf_layerdrop.search.scoring import Scorer
 from hf_layerdrop.search.search import search_layers
 from hf_layerdrop.search.space import Space, parse_depth
 from hf_layerdrop.search.strategies import SETTINGS, STRATEGIES, beam, load_strategy
-from hf_layerdrop.search.strategies.every_other import every_other
 
 BERT = "BertForSequenceClassification"
 BART = "BartForConditionalGeneration"
@@ -522,39 +519,6 @@ def test_where_sets_are_too_many_to_try_the_draws_say_how_many_can_be_cut(monkey
     assert all(0 in kept["layers"] for kept in drawn.sets)
 
 
-def test_a_set_is_found_by_taking_layers_away_where_the_first_ones_are_no_set() -> None:
-    tail = Space({"layers": 24}, {"layers": 12}, lambda kept: kept["layers"][-3:] == (21, 22, 23))
-    assert tail.is_possible(tail.some_set())
-    assert tail.heaviest({"layers": [-layer for layer in range(24)]})["layers"] == (*range(9), 21, 22, 23)
-
-
-@pytest.mark.parametrize("few", [0, 1000])
-def test_the_heaviest_set_is_that_of_all_that_can_be_cut(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    """Also where sets are built up, since there are too many to compare."""
-    monkeypatch.setattr(space, "FEW_SETS", few)
-    random = Random(few)
-
-    def can_cut(kept: dict[str, tuple[int, ...]]) -> bool:
-        return all(place % 3 == layer % 3 for place, layer in enumerate(kept["a"]))
-
-    for _ in range(20):
-        weights = {"a": [random.random() for _ in range(9)], "b": [random.random() for _ in range(3)]}
-        problem = Space({"a": 9, "b": 3}, {"a": random.randint(1, 9), "b": random.randint(1, 3)}, can_cut)
-        total = {
-            sum(weights[stack][layer] for stack, layers in kept.items() for layer in layers): kept
-            for kept in problem.every_set()
-        }
-        assert problem.heaviest(weights) == total[max(total)]
-        assert can_cut(problem.some_set())
-    assert Space({"a": 9, "b": 3}, {"a": 2, "b": 1}, lambda _: False).some_set() is None
-
-
-def test_sets_that_are_rare_are_drawn_all_the_same() -> None:
-    rare = Space({"layers": 16}, {"layers": 8}, lambda kept: kept["layers"][:5] == (0, 1, 2, 3, 4))
-    assert len(rare.random_sets(30, Random(0))) == 30
-    assert len(rare.random_sets(400, Random(0))) == comb(11, 3)
-
-
 def test_a_bar_shows_how_far_the_trying_of_cuts_is(capsys: pytest.CaptureFixture[str]) -> None:
     slow = Space({"layers": 9}, {"layers": 4}, lambda _: time.sleep(0.01) is None)
     assert len(Scorer(None).possible_sets(slow)) == slow.count() == 126
@@ -618,21 +582,6 @@ def test_rules(strategy: str, depth: int, kept: tuple[int, ...]) -> None:
     assert found.keep_layers == {"encoder": kept}
     assert found.evaluations == 1
     assert found.layer_forwards == found.layer_forwards_alone == depth
-
-
-@pytest.mark.parametrize("of", [4, 6, 12, 16])
-def test_every_other_is_the_papers_formula_where_that_has_the_depth(of: int) -> None:
-    reached = set()
-    for count in range(1, of):
-        period = of // (of - count)
-        if of // period != of - count or period == 1:
-            with pytest.raises(KeepLayersError, match="spread"):
-                every_other(count, of)
-            continue
-        kept = every_other(count, of)
-        reached.add(count)
-        assert kept == parse_keep_layers(f"every_other:{1 / period}", {"encoder": of})["encoder"]
-    assert of // 2 in reached
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -726,15 +675,6 @@ def test_figure_5_averages_the_sets_that_lack_a_layer() -> None:
     some = average_without_layer(model, data, depth=3, metric="loss", samples=2, progress=False)
     assert sum(some.sets["encoder"]) == 2
     assert some.scores["encoder"].count(None) == 2
-
-
-def test_random_draws_by_the_seed_alone() -> None:
-    space = Space({"encoder": 12, "decoder": 6}, {"encoder": 6, "decoder": 3})
-    state = torch.get_rng_state()
-    drawn = space.random_sets(50, Random(3))
-    assert drawn == space.random_sets(50, Random(3)) != space.random_sets(50, Random(4))
-    assert len({tuple(kept.values()) for kept in drawn}) == 50
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_without_a_test_set_a_random_half_is_held_out() -> None:
@@ -1276,16 +1216,3 @@ def test_exhaustive_searches_have_a_stated_limit() -> None:
     model = build(BERT, num_hidden_layers=20, hidden_size=4, intermediate_size=4)
     with pytest.raises(LayerDropConfigError, match=r"184,756 sub-networks, more than the 20,000.*beam"):
         search(model, depth=10, strategy="exhaustive")
-
-
-def test_depths_by_stack() -> None:
-    depths = {"encoder": 6, "decoder": 4}
-    assert parse_depth("encoder=3", depths) == {"encoder": 3, "decoder": 4}
-    assert parse_depth({"decoder": "2"}, depths) == {"encoder": 6, "decoder": 2}
-    assert parse_depth("4", {"layers": 4}) == {"layers": 4}
-    with pytest.raises(KeepLayersError, match="encoder=3;decoder=2"):
-        parse_depth(3, depths)
-    assert Space(depths, {"encoder": 3, "decoder": 2}).spread() == {
-        "encoder": evenly_spread(3, 6),
-        "decoder": evenly_spread(2, 4),
-    }

@@ -6,12 +6,67 @@ cut from the checkpoint, so that an entry of another form is refused with the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, StrictFloat, ValidationError
+from pydantic_core import PydanticCustomError
 
 from hf_layerdrop.errors import CheckpointError
 
 CONFIG_KEY = "hf_layerdrop"
+
+
+def _in_order(kept: list[int]) -> list[int]:
+    if kept != sorted(set(kept)):
+        raise PydanticCustomError("layers", "Input should be layer indices in order, each once")
+    return kept
+
+
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Shares = dict[str, list[Share]]  # one a layer, by stack
+Layers = dict[str, Annotated[list[Index], AfterValidator(_in_order)]]
+
+
+class _Training(BaseModel):
+    """The settings of a `LayerDropConfig` that cards show; it checks the rest itself."""
+
+    rate: Share | list[Share] | dict[str, Share | list[Share]] = 0.0
+    shape: str = ""
+    sampler: str = ""
+    structure: str | list[str] = ""
+
+
+class _Measured(BaseModel):
+    """The name of a data set, its config and its splits."""
+
+    dataset: str | None = None
+    config: str | None = None
+    split: str | None = None
+    more_splits: dict[str, str] | None = None
+
+
+class _Provenance(BaseModel):
+    """All that is read of ``config.hf_layerdrop``; entries of a later version are left alone."""
+
+    rates: Shares | None = None
+    learned_rates: Shares | None = None
+    learned_shares: Shares | None = None
+    keep_layers: Layers | None = None
+    root_keep_layers: Layers | None = None
+    keep_heads: dict[str, list[list[Index]]] | None = None
+    trained_with: _Training | None = None
+    distilled_with: dict[str, StrictFloat] | None = None
+    measured_on: _Measured | None = None
+    seed: Index | None = None
+    sampler_version: Index | None = None
+    source: str | None = None
+    revision: str | None = None
+    strategy: str | None = None
+    metric: str | None = None
+    score: StrictFloat | None = None
+    use_cache_before: StrictBool | None = None
 
 
 def saved_provenance(config: Any) -> dict[str, Any]:
@@ -27,10 +82,12 @@ def saved_provenance(config: Any) -> dict[str, Any]:
         return {}
     if not isinstance(saved, dict):
         _refuse(f"is {_short(saved)} and not a dict")
-    for name, value in saved.items():
-        wanted, fits = _FORMS.get(name, ("", _anything))
-        if value is not None and not fits(value):
-            _refuse(f"has {name} = {_short(value)}, which is not {wanted}")
+    try:
+        _Provenance.model_validate(saved)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, wanted = first["loc"][0], first["msg"].removeprefix("Input ").partition(" or instance of")[0]
+        _refuse(f"has {name} = {_short(saved[name])}, where {_short(first['input'])} {wanted}", error)
     return saved
 
 
@@ -55,99 +112,13 @@ def root_layers(saved: Mapping[str, Any], depths: Mapping[str, int]) -> dict[str
     return {stack: list(roots.get(stack, range(depth))) for stack, depth in depths.items()}
 
 
-def _refuse(what: str) -> NoReturn:
+def _refuse(what: str, cause: Exception | None = None) -> NoReturn:
     raise CheckpointError(
         f"The entry {CONFIG_KEY!r} of the checkpoint's config {what}: delete this entry from config.json, or load "
         "the model with layerdrop=, which replaces it, and save it again."
-    )
+    ) from cause
 
 
 def _short(value: Any) -> str:
     written = repr(value)
     return written if len(written) <= 60 else f"{written[:57]}..."
-
-
-def _anything(_value: Any) -> bool:
-    return True
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _truth(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _share(value: Any) -> bool:
-    return _number(value) and 0 <= value <= 1
-
-
-def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    def is_list(value: Any) -> bool:
-        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
-
-    return is_list
-
-
-def _map_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    def is_map(value: Any) -> bool:
-        return isinstance(value, Mapping) and all(map(_text, value)) and all(map(fits, value.values()))
-
-    return is_map
-
-
-def _layers(value: Any) -> bool:
-    """Tell layer indices by stack: of a stack each at most once, in order."""
-    return _map_of(_list_of(_index))(value) and all(list(kept) == sorted(set(kept)) for kept in value.values())
-
-
-def _training(value: Any) -> bool:
-    """Tell settings of a `LayerDropConfig` by the form of those that cards show; it checks the rest itself."""
-    rate = value.get("rate", 0.0) if isinstance(value, Mapping) else None
-    of_a_stack = (_share, _list_of(_share))
-    rates = rate.values() if isinstance(rate, Mapping) else [rate]
-    names = (_text, _list_of(_text))
-    return (
-        _map_of(_anything)(value)
-        and all(any(fits(rate) for fits in of_a_stack) for rate in rates)
-        and all(any(fits(value.get(field, "")) for fits in names) for field in ("shape", "sampler", "structure"))
-    )
-
-
-def _measured(value: Any) -> bool:
-    return (
-        _map_of(_anything)(value)
-        and all(value.get(name) is None or _text(value[name]) for name in ("dataset", "config", "split"))
-        and _map_of(_text)(value.get("more_splits") or {})
-    )
-
-
-# What each entry looks like, in words and as a check; of an entry that is not listed, nothing is read.
-_FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "rates": ("one number from 0 to 1 a layer, by stack", _map_of(_list_of(_share))),
-    "learned_rates": ("one number from 0 to 1 a layer, by stack", _map_of(_list_of(_share))),
-    "learned_shares": ("one number from 0 to 1 a layer, by stack", _map_of(_list_of(_share))),
-    "keep_layers": ("layer indices in order, by stack", _layers),
-    "root_keep_layers": ("layer indices in order, by stack", _layers),
-    "keep_heads": ("head indices a layer, by stack", _map_of(_list_of(_list_of(_index)))),
-    "trained_with": ("the settings of a LayerDropConfig", _training),
-    "distilled_with": ("numbers by name", _map_of(_number)),
-    "measured_on": ("the name of a data set, its config and its splits", _measured),
-    "sampler_version": ("a whole number, 0 or more", _index),
-    "seed": ("a whole number, 0 or more", _index),
-    "source": ("a name", _text),
-    "revision": ("a name", _text),
-    "strategy": ("a name", _text),
-    "metric": ("a name", _text),
-    "score": ("a number", _number),
-    "use_cache_before": ("true or false", _truth),
-}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_layerdrop.checkpoints.headers import has_only_pickle, read_config
-from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.outputs import check_above
 from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, processor_files

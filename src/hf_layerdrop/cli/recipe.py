@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+
+from hf_layerdrop.checkpoints.journal import Journal, Record
 
 COMMANDS = ("train", "sweep", "search", "prune", "push", "inspect")
 TAKES_MODEL_FIRST = COMMANDS[1:]
@@ -38,7 +39,7 @@ def run_command(
     ("prune: {model: runs/mlm, keep-layers: 6, output: runs/small}"). Paths are relative to where the program is run.
     """
     steps = read_recipe(recipe)
-    journal = Journal(recipe.with_name(f"{recipe.name}.state.json"))
+    journal = StepJournal(recipe.with_name(f"{recipe.name}.journal"))
     states = [None] * len(steps) if again else journal.states(steps)
     console = Console()
     for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
@@ -47,11 +48,11 @@ def run_command(
         console.print(f"Step {number} of {len(steps)}: {note}", highlight=False, markup=False, soft_wrap=True)
         if state == DONE or dry_run:
             continue
-        journal.note(steps, number - 1, BEGUN)
+        journal.note(number - 1, step, BEGUN)
         code = _run(context, words)
         if code:
             raise typer.Exit(code)
-        journal.note(steps, number - 1, DONE)
+        journal.note(number - 1, step, DONE)
 
 
 def _run(context: typer.Context, words: Sequence[str]) -> int:
@@ -102,31 +103,23 @@ def _spelled(command: str, options: Mapping[str, Any]) -> Iterator[str]:
                 yield from (f"--{name}", str(item))
 
 
-class Journal:
+class StepJournal:
     """Which steps were begun and done, in a file beside the recipe; a step that was changed counts as new."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._journal = Journal(path, "a recipe", ("place", "words", "state"))
 
     def states(self, steps: Sequence[Step]) -> list[str | None]:
         """Return the state of each step; after a changed one, all are new."""
-        noted = self._read()
+        noted: list[Record] = []
+        for record in self._journal.records:  # what follows a step that was begun anew is to be done anew
+            noted[record["place"] :] = [record]
         states: list[str | None] = []
         for place, step in enumerate(steps):
-            known = place < len(noted) and noted[place].get("words") == step and (not states or states[-1] == DONE)
-            states.append(noted[place].get("state") if known else None)
+            known = place < len(noted) and noted[place]["words"] == step and (not states or states[-1] == DONE)
+            states.append(noted[place]["state"] if known else None)
         return states
 
-    def note(self, steps: Sequence[Step], place: int, state: str) -> None:
-        """Write that a step was begun or done, and that those before it are."""
-        noted = [{"words": step, "state": DONE} for step in steps[:place]] + [{"words": steps[place], "state": state}]
-        unfinished = self._path.with_name(f".{self._path.name}")
-        unfinished.write_text(json.dumps(noted, indent=1), encoding="utf-8")
-        unfinished.replace(self._path)
-
-    def _read(self) -> list[dict[str, Any]]:
-        try:
-            noted = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        return [entry for entry in noted if isinstance(entry, dict)] if isinstance(noted, list) else []
+    def note(self, place: int, words: Step, state: str) -> None:
+        """Write that a step was begun or done."""
+        self._journal.add({"place": place, "words": words, "state": state})

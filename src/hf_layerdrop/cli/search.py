@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.outputs import check_above
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
     DatasetName,

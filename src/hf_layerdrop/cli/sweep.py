@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hf_layerdrop.checkpoints.outputs import whole_folder
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
@@ -183,16 +183,6 @@ def _with_labels_of(task: Task, config: Mapping[str, Any]) -> Task:
 
 def _write(folder: Path, results: Sequence[SubNetworkResult], task: Task, *, title: str) -> None:
     """Write table and plot; a new folder appears whole or not at all, in an old one only these are replaced."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        write_results(results, unfinished / "depth_results.json")
-        draw_depth_plot({title: results}, task.headline, unfinished / "depth")
-        if folder.exists():
-            for file in unfinished.iterdir():
-                file.replace(folder / file.name)
-        else:
-            unfinished.chmod(0o755)  # mkdtemp makes it private, unlike any other folder a user writes
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(folder, merge=True) as new:
+        write_results(results, new / "depth_results.json")
+        draw_depth_plot({title: results}, task.headline, new / "depth")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_layerdrop.checkpoints.headers import read_config
+from hf_layerdrop.checkpoints.outputs import check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.hub.save import Extras, check_replaceable, whole_folder, write_checkpoint
+from hf_layerdrop.hub.save import Extras, write_checkpoint
 from hf_layerdrop.hub.source import find_source
 from hf_layerdrop.reports.card import MeasuredOn
 from hf_layerdrop.samplers.keep_layers import KeepLayers
@@ -146,5 +148,5 @@ def _save(
     overwrite: bool,
 ) -> None:
     extras = Extras(results, False, tokenizer, MeasuredOn(**measured_on(data)))
-    with whole_folder(output_dir, overwrite) as folder:
+    with whole_folder(output_dir, partial(check_replaceable, output_dir, overwrite)) as folder:
         write_checkpoint(student, folder, output_dir.resolve().name, find_source(teacher, None, {}), extras)

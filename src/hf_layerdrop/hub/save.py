@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.outputs import check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
@@ -65,7 +64,7 @@ def save_pruned(
     output_dir = Path(output_dir)
     if isinstance(model, str | os.PathLike) and output_dir.exists() and output_dir.resolve() == Path(model).resolve():
         raise OutputExistsError(f"{str(output_dir)!r} is the checkpoint that is cut; give another output folder.")
-    with whole_folder(output_dir, overwrite) as folder:
+    with whole_folder(output_dir, partial(check_replaceable, output_dir, overwrite)) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
         streamed = find_streamed(model, keep_layers, revision, load_kwargs)
@@ -74,53 +73,6 @@ def save_pruned(
         name = output_dir.resolve().name
         write_checkpoint(pruned, folder, name, source, extras, streamed.save if streamed else None)
     return output_dir
-
-
-@contextmanager
-def whole_folder(output_dir: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a new folder beside ``output_dir``, and put it in its place when the block ends without an error."""
-    check_replaceable(output_dir, overwrite)
-    made = [above for above in output_dir.parents if not above.exists()]
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    folder = output_dir.with_name(f".{output_dir.name}.new-{mark}")
-    replaced = output_dir.with_name(f".{output_dir.name}.old-{mark}")
-    folder.mkdir()
-    try:
-        yield folder
-        check_replaceable(output_dir, overwrite)  # saving takes a while: someone may have made it meanwhile
-        if output_dir.exists():
-            output_dir.rename(replaced)
-        folder.rename(output_dir)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if replaced.exists() and not output_dir.exists():
-            replaced.rename(output_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
-        with suppress(OSError):  # one that is not empty: all went well, or someone else uses it by now
-            for above in made:
-                above.rmdir()
-
-
-def check_replaceable(output_dir: Path, overwrite: bool) -> None:
-    """Refuse a folder that exists, unless it is a checkpoint that may be overwritten.
-
-    Raises:
-        OutputExistsError: If it must not be replaced, or could not be made.
-    """
-    check_above(output_dir)
-    if not (output_dir.exists() or output_dir.is_symlink()):
-        return
-    if not overwrite:
-        raise OutputExistsError(
-            f"The output folder {str(output_dir)!r} exists already: choose another one, or allow overwriting it."
-        )
-    # a slip in a path must not cost a home folder: only what a save made is replaced
-    is_ours = output_dir.is_dir() and ((output_dir / "config.json").is_file() or not any(output_dir.iterdir()))
-    if not is_ours or output_dir.is_symlink():
-        raise OutputExistsError(
-            f"{str(output_dir)!r} is not a checkpoint folder, and only those are overwritten: choose another folder."
-        )
 
 
 @dataclass(frozen=True)

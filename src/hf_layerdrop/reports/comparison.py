@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.reports import table
+from hf_layerdrop.reports.fitting import FittingTable
 from hf_layerdrop.reports.plot import find_evenly_spread
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
-_LEFT_ALIGNED = ("evenly spread", "model")
+_TEXTS = ("evenly spread", "model")
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,11 @@ def extreme_rows(series: Mapping[str, Sequence[SubNetworkResult]], metric: str) 
     return rows
 
 
-def as_table(rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
+def as_table(rows: Sequence[Sequence[str]], title: str | None = None) -> FittingTable:
     """Render rows, the header first, for the terminal."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name in _LEFT_ALIGNED else "right", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
+    return FittingTable(rows[0], rows[1:], texts=_TEXTS, title=title)
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     """Render rows, the header first, as a Markdown table."""
-    rule = [":---" if name in _LEFT_ALIGNED else "---:" for name in rows[0]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))
+    return table.as_markdown(rows, texts=_TEXTS)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -20,7 +19,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.outputs import check_above, write_whole
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropError, OutputExistsError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.numbers import as_csv, as_json, as_markdown, chosen_series
@@ -87,7 +86,7 @@ def write_report(
         "Markdown": _data_url("text/markdown", as_markdown(measured, heading)),
     }
     facts = {"title": heading, "model": model, "measured_on": measured_on, "selections": chosen, "numbers": numbers}
-    _write(file, _render(data, facts))
+    write_whole(file, _render(data, facts))
     return file
 
 
@@ -171,15 +170,3 @@ def _source_hash(script: str) -> str:
 
 def _data_url(media_type: str, text: str) -> str:
     return f"data:{media_type};charset=utf-8;base64,{base64.b64encode(text.encode()).decode('ascii')}"
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        Path(unfinished).chmod(0o644)  # mkstemp makes it private, unlike any other file a user writes
-        Path(unfinished).replace(file)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)

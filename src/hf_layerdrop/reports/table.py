@@ -6,13 +6,13 @@ import csv
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.outputs import whole_file
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.escaping import markdown
@@ -48,13 +48,17 @@ def render_markdown(
     results: Sequence[SubNetworkResult], *, root: Mapping[str, Sequence[int]] | None = None, marked: int | None = None
 ) -> str:
     """Render the same table as Markdown, the row number ``marked`` in bold."""
-    names = _columns(results, root)
-    rule = [":---" if name in _LEFT_ALIGNED else "---:" for name in names]
-    columns = [markdown(name) for name in names]
+    columns = _columns(results, root)
     rows = _rows(results, root)
     if marked is not None:
         rows[marked] = [f"**{cell}**" for cell in rows[marked]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+    return as_markdown([columns, *rows], texts=_LEFT_ALIGNED)
+
+
+def as_markdown(rows: Sequence[Sequence[str]], texts: Collection[str] = ()) -> str:
+    """Render rows, the header first, as a Markdown table: columns of numbers to the right, those of ``texts`` not."""
+    rule = [":---" if name in texts else "---:" for name in rows[0]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (map(markdown, rows[0]), rule, *rows[1:]))
 
 
 def format_parameters(count: int) -> str:
@@ -82,16 +86,8 @@ def write_results(results: Sequence[SubNetworkResult], path: str | os.PathLike[s
     """Write the records as ``.json`` or ``.csv``; the file appears whole or not at all."""
     path = Path(path)
     write = {".json": _write_json, ".csv": _write_csv}[_format_of(path)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            write(results, file)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, unlike any other file a user writes
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole_file(path, newline="") as file:
+        write(results, file)
     return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hf_layerdrop.checkpoints.outputs import check_new_file, write_whole
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError
+from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.injection.inject import injected_model
 from hf_layerdrop.injection.injected import find_injected
 from hf_layerdrop.injection.trainer_steps import learn
@@ -74,13 +74,8 @@ def write_learned_selection(
     saved = {"strategy": "learned", "keep_layers": learned_keep_layers(model, depth), **_saved(model)}
     entries = {key: saved[key] for key in ("strategy", "keep_layers", "learned_rates", "learned_shares")}
     file = Path(path)
-    if file.exists() and not overwrite:
-        raise OutputExistsError(f"The selection file {str(file)!r} exists: give another, or overwrite=True.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        unfinished = Path(folder, file.name)
-        unfinished.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+    check_new_file(file, "selection file", overwrite)
+    write_whole(file, json.dumps(entries, indent=2) + "\n")
     return file
 
 

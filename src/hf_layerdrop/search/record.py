@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_layerdrop.errors import OutputExistsError
+from hf_layerdrop.checkpoints.outputs import check_new_file, write_whole
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
 Layers = Mapping[str, tuple[int, ...]]
@@ -130,17 +129,8 @@ class Selection:
             OutputExistsError: If the file exists and ``overwrite`` was not given.
         """
         file = Path(path)
-        if file.exists() and not overwrite:
-            raise OutputExistsError(f"The selection file {str(file)!r} exists: give another, or overwrite=True.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(self.to_dict(), indent=2) + "\n")
-            Path(unfinished).chmod(0o644)  # mkstemp makes it private, unlike any other file a user writes
-            Path(unfinished).replace(file)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+        check_new_file(file, "selection file", overwrite)
+        write_whole(file, json.dumps(self.to_dict(), indent=2) + "\n")
         return file
 
 

@@ -15,7 +15,7 @@ from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.evaluation.sources import Batches
 from hf_layerdrop.pruning.prune import Cutter
-from hf_layerdrop.search.journal import Journal
+from hf_layerdrop.search.journal import ScoreJournal
 from hf_layerdrop.search.objective import Objective
 from hf_layerdrop.search.space import MAX_SETS, Layers, Space, distinct, key_of
 
@@ -55,7 +55,7 @@ class Cost:
 class Scorer:
     """Score sub-networks of one model, each once; ``cost`` is what that has taken so far."""
 
-    def __init__(self, measure: Measure, journal: Journal | None = None, *, progress: bool = True) -> None:
+    def __init__(self, measure: Measure, journal: ScoreJournal | None = None, *, progress: bool = True) -> None:
         self.cost = Cost()
         self._measure = measure
         self._journal = journal

@@ -16,7 +16,7 @@ from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, targets_within
 from hf_layerdrop.search.choosing import Search
 from hf_layerdrop.search.ground import Ground, Setting, data_ground, model_identity, opaque_ground
-from hf_layerdrop.search.journal import Journal
+from hf_layerdrop.search.journal import ScoreJournal
 from hf_layerdrop.search.latency import LatencyMeter
 from hf_layerdrop.search.objective import find_objective
 from hf_layerdrop.search.opaque import Evaluate
@@ -172,9 +172,9 @@ def _check_numbers(**values: float) -> None:
             raise LayerDropConfigError(f"{name} is {value!r}: give a number from 1.")
 
 
-def _journal(path: str | os.PathLike[str] | None, model: PreTrainedModel, ground: Ground) -> Journal | None:
+def _journal(path: str | os.PathLike[str] | None, model: PreTrainedModel, ground: Ground) -> ScoreJournal | None:
     if path is None:
         return None
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise LayerDropConfigError("A journal is kept by one process, but there are several: search in one.")
-    return Journal(path, fingerprint(model_identity(model), ground.identity()))
+    return ScoreJournal(path, fingerprint(model_identity(model), ground.identity()))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 from hf_layerdrop.checkpoints.headers import read_config
-from hf_layerdrop.checkpoints.output_folders import check_above
+from hf_layerdrop.checkpoints.outputs import check_above
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError

@@ -1,0 +1,175 @@
+"""Where results may be written, and how: a file or folder appears whole, or not at all.
+
+Both are made beside their place under a name that begins with a dot, are on the disk before they take their name, and
+are as readable as whatever else the user writes. What a killed process left is removed by the next write to the place.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from hf_layerdrop.errors import OutputExistsError
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows: what a killed process leaves stays there
+    flock = None  # type: ignore[assignment]
+
+
+def check_above(output: Path) -> None:
+    """Refuse a file or folder that could not be made, because what lies above it is no folder.
+
+    Raises:
+        OutputExistsError: If there is a file above it.
+    """
+    above = next((folder for folder in output.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise OutputExistsError(
+            f"{str(output)!r} cannot be written, since {str(above)!r} is a file and not a folder: choose another place."
+        )
+
+
+def check_replaceable(output_dir: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists, unless it is a checkpoint that may be overwritten.
+
+    Raises:
+        OutputExistsError: If it must not be replaced, or could not be made.
+    """
+    check_above(output_dir)
+    if not (output_dir.exists() or output_dir.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputExistsError(
+            f"The output folder {str(output_dir)!r} exists already: choose another one, or allow overwriting it."
+        )
+    # a slip in a path must not cost a home folder: only what a save made is replaced
+    is_ours = output_dir.is_dir() and ((output_dir / "config.json").is_file() or not any(output_dir.iterdir()))
+    if not is_ours or output_dir.is_symlink():
+        raise OutputExistsError(
+            f"{str(output_dir)!r} is not a checkpoint folder, and only those are overwritten: choose another folder."
+        )
+
+
+def check_new_file(file: Path, what: str, overwrite: bool) -> None:
+    """Refuse a file that exists, unless it may be overwritten; ``what`` names it in the message.
+
+    Raises:
+        OutputExistsError: If it must not be replaced.
+    """
+    if file.exists() and not overwrite:
+        raise OutputExistsError(f"The {what} {str(file)!r} exists: give another, or overwrite=True.")
+
+
+@contextmanager
+def whole_file(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
+    """Give a text file to write, and put it in its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = _new_name(path)
+    new.touch(exist_ok=False)
+    try:
+        with _locked(new):
+            with new.open("w", encoding="utf-8", newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file; see `whole_file`."""
+    with whole_file(path, newline="\n") as file:
+        file.write(text)
+
+
+@contextmanager
+def whole_folder(
+    output_dir: Path, check: Callable[[], object] = lambda: None, *, merge: bool = False
+) -> Iterator[Path]:
+    """Give a new folder, and put it in the place of ``output_dir`` when the block ends without an error.
+
+    Args:
+        output_dir: The folder to make, or to replace.
+        check: Raises an error where it must not be; asked again at the end, as writing takes a while.
+        merge: Of a folder that exists, replace only the files that were written anew, each whole.
+    """
+    check()
+    made = [above for above in output_dir.parents if not above.exists()]
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    new = _new_name(output_dir)
+    new.mkdir()
+    try:
+        with _locked(new):
+            yield new
+            check()
+            _sync(new)
+            _put(new, output_dir, merge)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # one that is not empty: all went well, or someone else uses it by now
+            for above in made:
+                above.rmdir()
+
+
+def _put(new: Path, output_dir: Path, merge: bool) -> None:
+    if merge and output_dir.exists():
+        for file in new.iterdir():
+            file.replace(output_dir / file.name)
+        return
+    old = output_dir.with_name(new.name.replace(".new-", ".old-"))
+    if output_dir.exists():
+        output_dir.rename(old)
+    try:
+        new.rename(output_dir)
+    except BaseException:
+        if old.exists() and not output_dir.exists():
+            old.rename(output_dir)
+        raise
+    for old in _siblings(output_dir, "old"):  # also one whose process was killed between the two names
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _new_name(path: Path) -> Path:
+    """Return a name beside a path, after removing what writers that no longer live have left there."""
+    for left in _siblings(path, "new"):
+        with suppress(OSError), _locked(left) as free:
+            if free:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:8]}")
+
+
+def _siblings(path: Path, mark: str) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.{mark}-????????"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold a lock, which ends with the process however that ends; give False where another has it or there is none."""
+    if flock is None:
+        yield False
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        flock(handle, LOCK_EX | LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
