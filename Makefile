@@ -30,7 +30,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 3 --output-sync=target claim all-but-claim
 
 all-but-claim: $(VENV)/.installed-dev
-	nice $(MAKE) unit oldest notebooks quality readme mutants
+	nice $(MAKE) unit oldest notebooks quality readme
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -61,15 +61,17 @@ integrations: $(VENV)/.installed-dev
 notebooks: $(VENV)/.installed-dev
 	SHORT=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
 
+# Not a part of `test`: whether tests notice a changed pure core, in some minutes; docs/testing.md has what they do not.
 mutants: $(VENV)/.installed-dev
-	$(BIN)/python tests/mutants.py
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS)
+	$(BIN)/mutmut results
 
 # The support matrix, docs/architectures.md: about a quarter of an hour of CPU. It goes on where its journal stops.
 architectures: $(VENV)/.installed-dev
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m architectures --page docs/architectures.md
 
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output mutants .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

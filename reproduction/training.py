@@ -18,7 +18,7 @@ from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.search.average_without_layer import average_without_layer
 from hf_layerdrop.training.callbacks import LayerForwardsCallback
-from hf_layerdrop.training.train import last_complete_checkpoint, measure_depths, remove_later
+from hf_layerdrop.training.train import continue_training, last_complete_checkpoint, measure_depths
 from hf_layerdrop.training.trainers import GeneratingTrainer, TaskTrainer, build_trainer, generation_flags
 from reproduction.clock import StepClock
 from reproduction.ground import Ground
@@ -49,9 +49,7 @@ def train_run(run: Run, ground: Ground, folder: Path, source: Path | None) -> di
     arguments = _arguments(run, ground, folder)
     model = _model(run, ground, source)
     trainer, clock, count = _trainer(run, ground, arguments, model, source)
-    checkpoint = last_complete_checkpoint(folder)
-    remove_later(folder, checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    continue_training(trainer, folder, last_complete_checkpoint(folder))
     forwards = _layer_forwards(trainer, count)
     trainer.save_model(str(folder / MODEL))
     rows_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

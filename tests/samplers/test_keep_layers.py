@@ -1,6 +1,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,3 +235,20 @@ def test_the_only_stack_may_be_named_as_older_weight_files_name_it():
     for named, depths in (("decoder", {"layers": 4}), ("layers", {"encoder": 4, "decoder": 4})):
         with pytest.raises(KeepLayersError, match="use these names"):
             parse_keep_layers({named: 1}, depths)
+
+
+def test_the_choice_behind_a_record_is_what_the_record_says():
+    record = SimpleNamespace(keep_layers={"encoder": (0, 1)}, strategy="beam", metric="f1", score=0.5)
+    assert choice_behind(record) == {"strategy": "beam", "metric": "f1", "score": 0.5}
+    assert parse_keep_layers(record, ONE_STACK) == {"encoder": (0, 1)}
+
+
+@pytest.mark.parametrize(("kept", "written"), [((6,), "6,"), ((2, 0), "0,2"), ((0, 1, 5), "0,1,5")])
+def test_a_single_layer_is_not_written_as_a_depth(kept, written):
+    assert format_keep_layers({"encoder": kept}) == written
+
+
+@pytest.mark.parametrize("spec", ["encoder=", "=6", "encoder=6;", "encoder;decoder=2"])
+def test_a_part_without_stack_or_layers_is_refused(spec):
+    with pytest.raises(KeepLayersError, match="which is not stack=layers"):
+        parse_keep_layers(spec, TWO_STACKS)

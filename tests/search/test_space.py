@@ -161,7 +161,18 @@ def test_sets_are_built_up_where_there_are_too_many_to_compare() -> None:
     assert kept["layers"] == (*range(11, 21), 22, 23)
 
 
+def test_a_set_is_drawn_where_none_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "FEW_SETS", 0)
+    monkeypatch.setattr(space, "MAX_SETS", 0)
+    odd = Space({"layers": 8}, {"layers": 4}, lambda kept: len(kept["layers"]) == 4 and sum(kept["layers"]) % 2)
+    found = odd.heaviest({"layers": [layer % 2 for layer in range(8)]})
+    assert odd.is_possible(found)
+    assert found == odd.random_sets(1, Random(0))[0]
+    assert Space({"layers": 8}, {"layers": 4}, lambda _: False).heaviest({"layers": [1.0] * 8}) is None
+
+
 def test_draws_tell_the_share_that_is_possible() -> None:
+    assert Space({"layers": 24}, {"layers": 12}, lambda _: False).draw(1, Random(0)) == ([], 0)
     half = Space({"layers": 24}, {"layers": 12}, lambda kept: 0 in kept["layers"])
     assert half.draw(200, Random(0)).share_possible == pytest.approx(1 / 2, abs=0.1)
     assert Space({"layers": 24}, {"layers": 12}).draw(200, Random(0)).share_possible == 1

@@ -13,6 +13,9 @@ from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any
 
+# How many entries of a tuple whose length changes with the arguments are made up.
+_OPEN_END = 4
+
 
 def called_parts(kind: type, parts: Collection[str]) -> list[str]:
     """Return the names among ``parts`` that the ``forward`` of a class uses, in the order of evaluation.
@@ -51,6 +54,21 @@ def names_in_forward(kind: type, names: Collection[str]) -> list[str]:
     except (OSError, TypeError):
         return []
     return [name for name in names if name in read]
+
+
+@cache
+def returned_names(kind: Any) -> tuple[str, ...] | None:
+    """Return the names of what the ``forward`` of a layer returns after its hidden states, None if those alone.
+
+    An entry that is no name is empty.
+
+    Raises:
+        OSError: If the source is not to be had.
+    """
+    function = _function(kind, "forward")
+    returns = [node.value for node in _own_nodes(function) if isinstance(node, ast.Return) and node.value is not None]
+    entries = _entries(returns[-1], function) if returns else None
+    return None if entries is None else tuple(entries[1:])
 
 
 def takes_and_uses(kind: type, argument: str) -> bool:
@@ -112,3 +130,24 @@ def _values(value: ast.expr | None, tuples: Collection[str]) -> int | None:
     if isinstance(value, ast.Tuple):
         return len(value.elts)
     return None if isinstance(value, ast.Name) and value.id in tuples else 1
+
+
+def _entries(value: ast.expr, function: ast.AST) -> list[str] | None:
+    """Return the names in a tuple expression, empty where an entry is no name; None if it is not a tuple."""
+    if isinstance(value, ast.Tuple):
+        return [part.id if isinstance(part, ast.Name) else "" for part in value.elts]
+    if isinstance(value, ast.BinOp) and isinstance(value.left, ast.Tuple):
+        return [*(_entries(value.left, function) or []), *[""] * _OPEN_END]
+    if isinstance(value, ast.Name):
+        return _entries_of_variable(value.id, function)
+    return None
+
+
+def _entries_of_variable(name: str, function: ast.AST) -> list[str] | None:
+    """Return the entries of the tuple that a variable holds, open-ended if some are added on a condition."""
+    for node in _own_nodes(function):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            entries = None if isinstance(node.value, ast.Name) else _entries(node.value, function)
+            if entries is not None:
+                return [*entries, *[""] * _OPEN_END]
+    return None

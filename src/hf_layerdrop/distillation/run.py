@@ -22,7 +22,7 @@ from hf_layerdrop.tasks.classification import padding_collator
 from hf_layerdrop.tasks.metrics import compute_metrics_for
 from hf_layerdrop.tasks.task import MAX_LENGTH, TaskData, tokenize
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
-from hf_layerdrop.training.train import check_output, measure_depths, measured_on, remove_later
+from hf_layerdrop.training.train import check_output, continue_training, measure_depths, measured_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -118,9 +118,7 @@ def distill(
         start.begun = False
         trainer = DistillationTrainer(student, teacher=network, distillation=distillation, **settings)
         trainer.add_callback(start)
-        if trainer.is_world_process_zero():
-            remove_later(run_dir, checkpoint)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        continue_training(trainer, run_dir, checkpoint)
     learned = replace(measure_depths(trainer, encoded, ["all"])[0], keep_layers=kept)
     if trainer.is_world_process_zero():
         _save(student, output_dir, teacher, tokenizer, [whole, learned], data, overwrite)

@@ -140,10 +140,8 @@ def train(
         trainer = build_trainer(encoded, network, tokenizer, arguments, callbacks=callbacks)
         if on_start is not None:
             on_start(trainer, encoded)
-        if trainer.is_world_process_zero():
-            remove_later(output_dir, checkpoint)
         _note_data(network, data)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        continue_training(trainer, output_dir, checkpoint)
     trainer.save_model()
     trainer.save_state()
     results = measure_depths(trainer, encoded, depths)
@@ -317,10 +315,15 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     return [folder for match, folder in sorted(matches, key=lambda pair: int(pair[0][1]))]
 
 
-def remove_later(output_dir: Path, checkpoint: Path | None) -> None:
-    """Remove what would be taken for a checkpoint of this run, or be mixed with one; other files stay."""
-    for folder in _later(output_dir, checkpoint):
-        shutil.rmtree(folder)
+def continue_training(trainer: Trainer, output_dir: Path, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the start.
+
+    What would be taken for a later checkpoint of this run, or be mixed with one, is removed before; other files stay.
+    """
+    if trainer.is_world_process_zero():
+        for folder in _later(output_dir, checkpoint):
+            shutil.rmtree(folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _check_fits(checkpoint: Path, model: PreTrainedModel) -> None:
