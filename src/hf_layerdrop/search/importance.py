@@ -63,6 +63,21 @@ def look_at_layers(problem: Problem, look: Look) -> None:
     problem.scorer.note_forwards(sum(problem.space.depths.values()))
 
 
+def mean_over_tokens(problem: Problem, measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Importances:
+    """Return what a function of a layer's input and output gives on average: it gets and returns a row a token."""
+    sums, tokens = empty(problem), empty(problem)
+
+    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        sums[stack][layer] += float(measure(before, after).double().sum())
+        tokens[stack][layer] += len(before)
+
+    look_at_layers(problem, look)
+    return {
+        stack: [total / count for total, count in zip(totals, tokens[stack], strict=True)]
+        for stack, totals in sums.items()
+    }
+
+
 def inputs_of(problem: Problem) -> list[dict[str, Any]]:
     """Return the batches on the model's device, without labels.
 

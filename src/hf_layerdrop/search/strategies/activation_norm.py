@@ -7,23 +7,15 @@ from __future__ import annotations
 
 import torch
 
-from hf_layerdrop.search.importance import empty, keep_most_important, look_at_layers
+from hf_layerdrop.search.importance import keep_most_important, mean_over_tokens
 from hf_layerdrop.search.scoring import Problem
 from hf_layerdrop.search.strategies import Proposal
 
 
 def select(problem: Problem) -> Proposal:
     """Propose the layers of each stack that add most."""
-    added, tokens = empty(problem), empty(problem)
 
-    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        sizes = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
-        added[stack][layer] += float(sizes.double().sum())
-        tokens[stack][layer] += len(before)
+    def size(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
 
-    look_at_layers(problem, look)
-    means = {
-        stack: [total / count for total, count in zip(totals, tokens[stack], strict=True)]
-        for stack, totals in added.items()
-    }
-    return keep_most_important(means, problem.space)
+    return keep_most_important(mean_over_tokens(problem, size), problem.space)

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import torch
 
-from hf_layerdrop.search.importance import empty, keep_most_important, look_at_layers
+from hf_layerdrop.search.importance import keep_most_important, mean_over_tokens
 from hf_layerdrop.search.scoring import Problem
 from hf_layerdrop.search.strategies import Proposal
 
 
 def select(problem: Problem) -> Proposal:
     """Propose the layers with the highest influence of each stack."""
-    influences, tokens = empty(problem), empty(problem)
 
-    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        influences[stack][layer] += float((1 - torch.cosine_similarity(before, after, dim=-1)).double().sum())
-        tokens[stack][layer] += len(before)
+    def influence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return 1 - torch.cosine_similarity(before, after, dim=-1)
 
-    look_at_layers(problem, look)
-    means = {
-        stack: [total / count for total, count in zip(totals, tokens[stack], strict=True)]
-        for stack, totals in influences.items()
-    }
-    return keep_most_important(means, problem.space)
+    return keep_most_important(mean_over_tokens(problem, influence), problem.space)
