@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,11 @@ TWO_STACKS = {"encoder": 6, "decoder": 4}
         ([6], (6,)),
         ("6,", (6,)),
         (np.array([6]), (6,)),
+        (torch.tensor([6]), (6,)),
+        (torch.tensor(6), (0, 2, 4, 6, 8, 11)),
+        ("::1", tuple(range(12))),
+        (":", tuple(range(12))),
+        (slice(None), tuple(range(12))),
         ("0,2,4", (0, 2, 4)),
         (" 12 ", tuple(range(12))),
         ("11, 0 ,-2", (0, 10, 11)),
@@ -252,3 +258,34 @@ def test_a_single_layer_is_not_written_as_a_depth(kept, written):
 def test_a_part_without_stack_or_layers_is_refused(spec):
     with pytest.raises(KeepLayersError, match="which is not stack=layers"):
         parse_keep_layers(spec, TWO_STACKS)
+
+
+@pytest.mark.parametrize(
+    "spec", [0, 13, "13", [12], "12,", ["x"], "12:", slice(12, None), "first:0", "last:13", "first", "last", 2.5, "nth"]
+)
+def test_what_a_stack_cannot_keep_is_refused_by_its_name(spec):
+    with pytest.raises(KeepLayersError, match="stack 'encoder'") as refused:
+        parse_keep_layers({"encoder": spec}, ONE_STACK)
+    if isinstance(spec, str) and spec.startswith(("first", "last")):
+        assert f"keep_layers is {spec!r}, but" in str(refused.value)
+        assert f"write '{spec.partition(':')[0]}:n' with n from 1 to 12" in str(refused.value)
+
+
+@pytest.mark.parametrize(("spec", "hinted"), [(-13, False), (-12, True), (0, True), (12, None), (13, False)])
+def test_a_wrong_depth_that_is_an_index_is_told_how_to_be_one(spec, hinted):
+    if hinted is None:
+        assert parse_keep_layers(spec, ONE_STACK)["encoder"] == tuple(range(12))
+        return
+    with pytest.raises(KeepLayersError) as refused:
+        parse_keep_layers(spec, ONE_STACK)
+    assert (f"'{spec},' for the single layer {spec}" in str(refused.value)) == hinted
+
+
+@pytest.mark.parametrize("share", ["0.6", "0.75", "1", "2/3"])
+def test_every_other_drops_at_most_half(share):
+    with pytest.raises(KeepLayersError, match="cannot drop more than half"):
+        parse_keep_layers(f"every_other:{share}", ONE_STACK)
+
+
+def test_all_of_one_stack_is_all_of_it():
+    assert parse_keep_layers("encoder=all;decoder=0,1", TWO_STACKS) == {"encoder": tuple(range(6)), "decoder": (0, 1)}

@@ -25,6 +25,7 @@ def test_every_shape_gives_one_rate_a_layer_that_never_falls_and_ends_at_the_rat
 def test_shapes_have_the_published_values():
     assert uniform(0.2, 4) == [0.2] * 4
     assert linear(0.6, 4) == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert linear(0.6, 2) == exponential(0.6, 2) == [0, 0.6]
     assert exponential(1.0, 3) == pytest.approx([0, math.sqrt(2) - 1, 1])
 
 
@@ -44,6 +45,9 @@ def test_every_schedule_gives_a_factor_that_never_falls(name, progress, later):
         ("linear", {"start": 0.5}, [0, 0, 1]),
         ("cosine", {}, [0, 0.5, 1]),
         ("cosine", {"end": 0.75}, [0, 0.75, 1]),
+        ("cosine", {"start": 0.5}, [0, 0, 1]),
+        ("linear", {"start": 0, "end": 0.5}, [0, 1, 1]),
+        ("step", {"at": 0}, [1, 1, 1]),
         ("step", {}, [0, 1, 1]),
         ("step", {"at": 0.9}, [0, 0, 1]),
         ("pld", {"theta": 0.5, "gamma": 10}, [0, 0.5 * (1 - math.exp(-5)), 0.5 * (1 - math.exp(-10))]),
