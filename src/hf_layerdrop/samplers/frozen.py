@@ -1,4 +1,8 @@
-"""A dict that stays as it is: what frozen records hold."""
+"""A dict that stays as it is: what frozen records hold.
+
+Python's own view that cannot be written to, `types.MappingProxyType`, has no hash before 3.12, and neither JSON, pickles
+nor copies take it.
+"""
 
 from __future__ import annotations
 
