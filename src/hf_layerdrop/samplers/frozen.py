@@ -1,7 +1,6 @@
 """A dict that stays as it is: what frozen records hold.
 
-Python's own view that cannot be written to, `types.MappingProxyType`, has no hash before 3.12, and neither JSON, pickles
-nor copies take it.
+Python's own `types.MappingProxyType` has no hash before 3.12, and neither JSON, pickles nor copies take it.
 """
 
 from __future__ import annotations
