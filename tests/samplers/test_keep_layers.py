@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -289,3 +290,11 @@ def test_every_other_drops_at_most_half(share):
 
 def test_all_of_one_stack_is_all_of_it():
     assert parse_keep_layers("encoder=all;decoder=0,1", TWO_STACKS) == {"encoder": tuple(range(6)), "decoder": (0, 1)}
+
+
+@pytest.mark.parametrize("depths", [{"encoder": 1, "decoder": 6}, {"text": 5, "vision": 12}])
+def test_the_example_of_a_refusal_can_be_given(depths):
+    with pytest.raises(KeepLayersError) as refused:
+        parse_keep_layers([0], depths)
+    (example,) = re.findall("for example '(.*)'", str(refused.value))
+    assert set(parse_keep_layers(example, depths)) == set(depths)
