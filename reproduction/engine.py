@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reproduction.ground import Grounds
 from reproduction.journal import FILE, Journal
 from reproduction.plan import Run
 from reproduction.rows import Source
+from reproduction.shared_inputs import InputsOfStudies
 
 Say = Callable[[str], Any]
 
@@ -27,7 +27,7 @@ class Engine:
     def __init__(self, output: Path, source: Source, *, say: Say = lambda line: None) -> None:
         self.journal = Journal(output / FILE)
         self._output, self._source, self._say = output, source, say
-        self._grounds = Grounds(source, output)
+        self._inputs = InputsOfStudies(source, output)
 
     def key(self, run: Run) -> str:
         """Return what the journal knows a run by."""
@@ -54,7 +54,7 @@ class Engine:
 
         self._say(f"{run.name}, seed {run.seed}: {run.steps:,} steps")
         source = None if run.source is None else self._model(run.source)
-        found = train_run(run, self._grounds.of(run), self._folder(run), source)
+        found = train_run(run, self._inputs.of(run), self._folder(run), source)
         record = {
             "key": key,
             "study": run.study.name,
@@ -83,7 +83,7 @@ class Engine:
 
             self._say(f"{run.name}, seed {run.seed}: its model is gone, so it is trained again")
             source = None if run.source is None else self._model(run.source)
-            train_run(run, self._grounds.of(run), self._folder(run), source)
+            train_run(run, self._inputs.of(run), self._folder(run), source)
             processes().wait_for_everyone()
 
     def _folder(self, run: Run) -> Path:

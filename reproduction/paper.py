@@ -15,8 +15,8 @@ from hf_layerdrop.pruning.prune import count_parameters, prune_layers
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 from hf_layerdrop.tasks.registry import load_task
 from hf_layerdrop.training.from_config import special_fields
-from reproduction.ground import described
 from reproduction.plan import Run
+from reproduction.shared_inputs import described
 from reproduction.study import WHOLE
 
 # Weights, gradients and the two moments of Adam, in fp32; with bf16 only the activations are halved.

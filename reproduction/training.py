@@ -21,8 +21,8 @@ from hf_layerdrop.training.callbacks import LayerForwardsCallback
 from hf_layerdrop.training.train import continue_training, last_complete_checkpoint, measure_depths
 from hf_layerdrop.training.trainers import GeneratingTrainer, TaskTrainer, build_trainer, generation_flags
 from reproduction.clock import StepClock
-from reproduction.ground import Ground
 from reproduction.plan import Run
+from reproduction.shared_inputs import SharedInputs
 from reproduction.study import WHOLE
 
 MODEL = "model"  # the folder of the trained model, in that of the run
@@ -37,18 +37,18 @@ class DistillingGeneratingTrainer(DistillationMixin, GeneratingTrainer):
     """A `GeneratingTrainer` with a teacher."""
 
 
-def train_run(run: Run, ground: Ground, folder: Path, source: Path | None) -> dict[str, Any]:
+def train_run(run: Run, shared: SharedInputs, folder: Path, source: Path | None) -> dict[str, Any]:
     """Train a run, from its last checkpoint if it has one, and return what the journal keeps of it.
 
     Args:
         run: What to train.
-        ground: Its data.
+        shared: Its data.
         folder: Where its checkpoints and then its model go.
         source: The folder of the model that it begins with or learns from.
     """
-    arguments = _arguments(run, ground, folder)
-    model = _model(run, ground, source)
-    trainer, clock, count = _trainer(run, ground, arguments, model, source)
+    arguments = _arguments(run, shared, folder)
+    model = _model(run, shared, source)
+    trainer, clock, count = _trainer(run, shared, arguments, model, source)
     continue_training(trainer, folder, last_complete_checkpoint(folder))
     forwards = _layer_forwards(trainer, count)
     trainer.save_model(str(folder / MODEL))
@@ -61,7 +61,7 @@ def train_run(run: Run, ground: Ground, folder: Path, source: Path | None) -> di
         "cpu_seconds": round(clock.cpu_seconds, 2),
         "rows_per_second": round(rows / max(clock.cpu_seconds, 1e-9), 3),
         **forwards,
-        "cuts": _measure(run, trainer, ground),
+        "cuts": _measure(run, trainer, shared),
         "signatures": dict(getattr(trainer.compute_metrics, "signatures", {})),
     }
     if run.arm.importance and run.size.importance:
@@ -69,8 +69,8 @@ def train_run(run: Run, ground: Ground, folder: Path, source: Path | None) -> di
     return record
 
 
-def _arguments(run: Run, ground: Ground, folder: Path) -> TrainingArguments:
-    size, task = run.size, ground.data.task
+def _arguments(run: Run, shared: SharedInputs, folder: Path) -> TrainingArguments:
+    size, task = run.size, shared.data.task
     settings = {
         "eval_strategy": "no",
         "save_strategy": "steps",
@@ -91,13 +91,13 @@ def _arguments(run: Run, ground: Ground, folder: Path) -> TrainingArguments:
     return kind(**settings, **generation_flags(task, size.max_target_length, size.num_beams))
 
 
-def _model(run: Run, ground: Ground, source: Path | None) -> PreTrainedModel:
+def _model(run: Run, shared: SharedInputs, source: Path | None) -> PreTrainedModel:
     """Return the model that an arm trains; one that begins with another's is cut before, if it is to be small."""
-    arm, task = run.arm, ground.data.task
+    arm, task = run.arm, shared.data.task
     small = arm.start in ("scratch", "distill")
     model = model_for_arm(
         arm.start,
-        str(source) if source is not None else ground.config,
+        str(source) if source is not None else shared.config,
         head=task.head,
         depth=run.size.cuts[arm.cut] if small else None,
         rate=arm.rate,
@@ -112,20 +112,20 @@ def _model(run: Run, ground: Ground, source: Path | None) -> PreTrainedModel:
 
 
 def _trainer(
-    run: Run, ground: Ground, arguments: TrainingArguments, model: PreTrainedModel, source: Path | None
+    run: Run, shared: SharedInputs, arguments: TrainingArguments, model: PreTrainedModel, source: Path | None
 ) -> tuple[Trainer, StepClock, LayerForwardsCallback | None]:
     clock = StepClock()
     if run.arm.start != "distill":
         count = LayerForwardsCallback()
-        trainer = build_trainer(ground.data, model, ground.tokenizer, arguments, callbacks=[clock, count])
+        trainer = build_trainer(shared.data, model, shared.tokenizer, arguments, callbacks=[clock, count])
         return trainer, clock, count
-    task = ground.data.task
+    task = shared.data.task
     distilling = DistillingGeneratingTrainer if task.generation else DistillingTaskTrainer
     teacher = task.model_class.from_pretrained(str(source), layerdrop=0.0)
     trainer = build_trainer(
-        ground.data,
+        shared.data,
         model,
-        ground.tokenizer,
+        shared.tokenizer,
         arguments,
         callbacks=[clock],
         trainer_class=distilling,
@@ -141,13 +141,13 @@ def _layer_forwards(trainer: Any, count: LayerForwardsCallback | None) -> dict[s
     return {"layer_forwards": forwards.total, "teacher_layer_forwards": forwards.teacher}
 
 
-def _measure(run: Run, trainer: Trainer, ground: Ground) -> dict[str, Any]:
+def _measure(run: Run, trainer: Trainer, shared: SharedInputs) -> dict[str, Any]:
     """Measure the whole model and its cuts; a model that was trained small has only the cut that it is."""
     if run.arm.cut != WHOLE:
-        return {run.arm.cut: _plain(measure_depths(trainer, ground.data, ["all"])[0])}
+        return {run.arm.cut: _plain(measure_depths(trainer, shared.data, ["all"])[0])}
     depths = depths_of(trainer.model)
     specs: list[KeepLayers] = [parse_keep_layers(spec, depths) for spec in run.size.cuts.values()]
-    results = measure_depths(trainer, ground.data, specs)
+    results = measure_depths(trainer, shared.data, specs)
     return {name: _plain(result) for name, result in zip(run.size.cuts, results, strict=True)}
 
 

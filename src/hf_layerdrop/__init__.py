@@ -74,7 +74,7 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .pruning.heads import prune_heads as prune_heads
     from .pruning.prune import prune_layers as prune_layers
     from .pruning.prune import sub_network as sub_network
-    from .pruning.shared import shared_sub_network as shared_sub_network
+    from .pruning.shared_weights import shared_sub_network as shared_sub_network
     from .pruning.without_structures import structure_sub_network as structure_sub_network
     from .reports.comparison import as_markdown as as_markdown
     from .reports.comparison import comparison_rows as comparison_rows
@@ -93,8 +93,8 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .search.learned_rates import learn_rates as learn_rates
     from .search.learned_rates import learned_keep_layers as learned_keep_layers
     from .search.learned_rates import write_learned_selection as write_learned_selection
-    from .search.record import Selection as Selection
     from .search.search import search_layers as search_layers
+    from .search.selection import Selection as Selection
     from .search.strategies import STRATEGIES as STRATEGIES
     from .tasks.data import load_task_data as load_task_data
     from .tasks.embedded import embedded_sst2 as embedded_sst2
@@ -123,7 +123,7 @@ _HOMES = {
     "injection.step_callback": ["LayerDropStepCallback"],
     "pruning.heads": ["prune_heads"],
     "pruning.prune": ["prune_layers", "sub_network"],
-    "pruning.shared": ["shared_sub_network"],
+    "pruning.shared_weights": ["shared_sub_network"],
     "pruning.without_structures": ["structure_sub_network"],
     "models.auto": [
         "AutoLayerDropModel", "AutoLayerDropModelForCausalLM", "AutoLayerDropModelForMaskedLM",
@@ -150,7 +150,7 @@ _HOMES = {
     "search.average_without_layer": ["average_without_layer"],
     "search.latency": ["measure_latency"],
     "search.learned_rates": ["learn_rates", "learned_keep_layers", "write_learned_selection"],
-    "search.record": ["Selection"],
+    "search.selection": ["Selection"],
     "search.search": ["search_layers"],
     "search.strategies": ["STRATEGIES"],
     "reports.comparison": ["as_markdown", "comparison_rows"],

@@ -11,7 +11,7 @@ from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.stored_model import find_stored_model
 from hf_layerdrop.cli import run
 from hf_layerdrop.evaluation.evaluate import evaluate_depths
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.strategies import STRATEGIES
 from light import run_lightly
 

@@ -29,7 +29,7 @@ from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.reports.html import _PAGE, write_report
 from hf_layerdrop.reports.series import LayerScores, Series, learned_rates
 from hf_layerdrop.reports.table import read_results, render_markdown
-from hf_layerdrop.search.record import Neighbour, Scored, Selection
+from hf_layerdrop.search.selection import Neighbour, Scored, Selection
 
 DEPTH = 4
 HOSTILE = (

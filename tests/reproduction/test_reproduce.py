@@ -13,13 +13,13 @@ from reproduction.__main__ import run
 from reproduction.engine import Engine
 from reproduction.errors import ReproductionError
 from reproduction.experiment import Claim, Side
-from reproduction.ground import described
 from reproduction.journal import Journal, read_journal
 from reproduction.page import write_pages
 from reproduction.paper import estimate_runs
 from reproduction.plan import plan_runs
 from reproduction.reading import all_experiments, all_studies, read_experiment, read_study
 from reproduction.rows import Source
+from reproduction.shared_inputs import described
 from reproduction.summary import (
     FAILS,
     HOLDS,

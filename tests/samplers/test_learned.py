@@ -31,7 +31,7 @@ from hf_layerdrop.reports.plot import draw_rates_plot
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.learned.credits import Credits
 from hf_layerdrop.samplers.learned.learner import RateLearner
-from hf_layerdrop.samplers.learned.shares import HIGHEST_RATE, rates_from_shares
+from hf_layerdrop.samplers.learned.rates_from_shares import HIGHEST_RATE, rates_from_shares
 from hf_layerdrop.search.learned_rates import learn_rates, learned_keep_layers, write_learned_selection
 from hf_layerdrop.training.callbacks import LayerDropScheduleCallback
 from ranks import run_on_two_ranks

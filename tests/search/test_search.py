@@ -50,9 +50,9 @@ from hf_layerdrop.search.average_without_layer import average_without_layer
 from hf_layerdrop.search.latency import measure_latency, sized
 from hf_layerdrop.search.objective import Objective
 from hf_layerdrop.search.overfitting import overfitting_warning
-from hf_layerdrop.search.record import Selection
 from hf_layerdrop.search.scoring import Scorer
 from hf_layerdrop.search.search import search_layers
+from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.space import Space, parse_depth
 from hf_layerdrop.search.strategies import SETTINGS, STRATEGIES, beam, load_strategy
 

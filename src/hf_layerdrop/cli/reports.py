@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.tasks.task import Task
 
 Report = Annotated[

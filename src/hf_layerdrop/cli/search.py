@@ -33,7 +33,7 @@ from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.space import Space, parse_depth
 from hf_layerdrop.search.strategies import (
     MANY_SETS,

@@ -20,7 +20,7 @@ from hf_layerdrop.distillation.losses import cosine_loss, soft_loss
 from hf_layerdrop.distillation.positions import predicts, real_tokens, scored, shifts_labels
 from hf_layerdrop.distillation.student import check_fit, match_states
 from hf_layerdrop.errors import DistillationError
-from hf_layerdrop.evaluation.sources import quiet_eval
+from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 
 _LOGITS = (("logits",), ("start_logits", "end_logits"))  # of one prediction, or of the two of a span

@@ -18,16 +18,7 @@ from hf_layerdrop.architectures.wrappers import check_module
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.encoder_sharing import EncoderMemory, encoder_memory, shared_encoder
 from hf_layerdrop.evaluation.fingerprints import fingerprint
-from hf_layerdrop.evaluation.prefix_sharing import (
-    Kept,
-    PrefixRunner,
-    Run,
-    in_walking_order,
-    shared_prefixes,
-    size_in_bytes,
-)
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.evaluation.sources import (
+from hf_layerdrop.evaluation.model_or_trainer import (
     AnyMetric,
     Batches,
     Collator,
@@ -39,6 +30,15 @@ from hf_layerdrop.evaluation.sources import (
     quiet_eval,
     trainer_loaders,
 )
+from hf_layerdrop.evaluation.prefix_sharing import (
+    Kept,
+    PrefixRunner,
+    Run,
+    in_walking_order,
+    shared_prefixes,
+    size_in_bytes,
+)
+from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import Cutter, count_parameters
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
 

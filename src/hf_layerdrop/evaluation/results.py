@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hf_layerdrop.samplers.frozen import FrozenDict
+from hf_layerdrop.samplers.frozen_dict import FrozenDict
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop.errors import HubError, LayerDropError
 from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.hub.origin import Processor, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.save import Extras, write_checkpoint
-from hf_layerdrop.hub.source import Processor, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import MeasuredOn
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 

@@ -14,7 +14,7 @@ from hf_layerdrop.checkpoints.outputs import check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.hub.source import Processor, Source, check_processors, find_source, load_pruned
+from hf_layerdrop.hub.origin import Processor, Source, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.streaming import find_streamed
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.reports.plot import draw_depth_plot

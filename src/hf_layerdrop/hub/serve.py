@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer, processor_files
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
-from hf_layerdrop.hub.source import load_pruned
+from hf_layerdrop.hub.origin import load_pruned
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:

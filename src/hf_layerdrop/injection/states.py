@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.injection.calling_trainer import log_of
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.injection.state import LayerDropState
-from hf_layerdrop.injection.trainer_steps import log_of
 
 
 class LayerDropStates:

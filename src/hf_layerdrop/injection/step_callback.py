@@ -12,8 +12,8 @@ from transformers.trainer_callback import ExportableState
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
+from hf_layerdrop.injection.calling_trainer import calling_trainer, learn, log_of
 from hf_layerdrop.injection.injected import injected_models, states_of
-from hf_layerdrop.injection.trainer_steps import calling_trainer, learn, log_of
 
 
 class LayerDropStepCallback(TrainerCallback, ExportableState):

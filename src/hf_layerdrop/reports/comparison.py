@@ -8,7 +8,7 @@ from statistics import fmean
 
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports import table
-from hf_layerdrop.reports.fitting import FittingTable
+from hf_layerdrop.reports.fitting_table import FittingTable
 from hf_layerdrop.reports.plot import find_evenly_spread
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 

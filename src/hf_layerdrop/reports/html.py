@@ -26,7 +26,7 @@ from hf_layerdrop.reports.numbers import as_csv, as_json, as_markdown, chosen_se
 from hf_layerdrop.reports.points import Checkpoint, finite, selection_points, series_points
 from hf_layerdrop.reports.series import LayerScores, Series, as_series, check_metric, find_depths, known_metrics
 from hf_layerdrop.search.objective import find_objective
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 
 _PAGE = Path(__file__).with_name("page")
 _SCRIPTS = ("state.js", "charts.js", "keyboard.js", "panel.js", "map.js", "main.js")

@@ -13,7 +13,7 @@ from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.escaping import cell, markdown
 from hf_layerdrop.reports.series import Series
 from hf_layerdrop.reports.table import render_markdown, write_results
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 
 
 def chosen_series(selections: Iterable[Selection]) -> list[Series]:

@@ -13,7 +13,7 @@ from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.series import Series
 from hf_layerdrop.reports.table import format_kept, format_parameters
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 
 Layers = Mapping[str, tuple[int, ...]]
 Fact = tuple[str, str]

@@ -10,7 +10,7 @@ from hf_layerdrop.checkpoints.provenance import own_provenance
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.table import metric_names
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.selection import Selection
 
 
 @dataclass(frozen=True)

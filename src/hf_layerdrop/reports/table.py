@@ -16,7 +16,7 @@ from hf_layerdrop.checkpoints.outputs import whole_file
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.escaping import markdown
-from hf_layerdrop.reports.fitting import FittingTable
+from hf_layerdrop.reports.fitting_table import FittingTable
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
 _METRIC_COLUMN = "metric."

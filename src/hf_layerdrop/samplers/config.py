@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.samplers.draws import Mask, most_dropped
-from hf_layerdrop.samplers.frozen import FrozenDict
+from hf_layerdrop.samplers.frozen_dict import FrozenDict
 from hf_layerdrop.samplers.keep_layers import evenly_spread
-from hf_layerdrop.samplers.learned.shares import HIGHEST_RATE
+from hf_layerdrop.samplers.learned.rates_from_shares import HIGHEST_RATE
 from hf_layerdrop.samplers.schedules import SHAPES
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from random import Random
 from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.evaluation.sources import AnyMetric, Collator, Data
+from hf_layerdrop.evaluation.model_or_trainer import AnyMetric, Collator, Data
 from hf_layerdrop.pruning.prune import Cutter
-from hf_layerdrop.search.ground import Setting, data_ground
 from hf_layerdrop.search.objective import find_objective
+from hf_layerdrop.search.score_source import Setting, score_by_data
 from hf_layerdrop.search.scoring import Scorer
 from hf_layerdrop.search.space import Depth, Space, no_set_of, parse_depth
 
@@ -63,9 +63,9 @@ def average_without_layer(
     if not sets:
         raise UnsupportedModelError(no_set_of(plain, cutter.last_refusal))
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
-    ground = data_ground(model, dataset, None, metric, setting, hold_out=False)
-    results = Scorer(ground.measure, progress=progress).results(sets)
-    objective = find_objective(ground.metric_name, results[0].metrics, greater_is_better)
+    scores = score_by_data(model, dataset, None, metric, setting, hold_out=False)
+    results = Scorer(scores.measure, progress=progress).results(sets)
+    objective = find_objective(scores.metric_name, results[0].metrics, greater_is_better)
     lacking = {
         stack: [
             [objective.score(result) for result in results if layer not in result.keep_layers[stack]]

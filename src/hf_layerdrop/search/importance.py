@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.evaluation.sources import quiet_eval
+from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.search.scoring import Problem
 from hf_layerdrop.search.space import Space
 from hf_layerdrop.search.strategies import Proposal

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_layerdrop.evaluation.sources import quiet_eval
+from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.search.importance import without_labels

@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig
 from hf_layerdrop.checkpoints.outputs import check_new_file, write_whole
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.injection.calling_trainer import learn
 from hf_layerdrop.injection.inject import injected_model
 from hf_layerdrop.injection.injected import find_injected
-from hf_layerdrop.injection.trainer_steps import learn
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 
 Depth = int | Mapping[str, int]

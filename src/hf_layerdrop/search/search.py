@@ -11,17 +11,17 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import LayerDropConfigError, UnsupportedModelError
 from hf_layerdrop.evaluation.fingerprints import fingerprint
-from hf_layerdrop.evaluation.sources import AnyMetric, Collator, Data
+from hf_layerdrop.evaluation.model_or_trainer import AnyMetric, Collator, Data
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, targets_within
-from hf_layerdrop.search.choosing import Search
-from hf_layerdrop.search.ground import Ground, Setting, data_ground, model_identity, opaque_ground
 from hf_layerdrop.search.journal import ScoreJournal
 from hf_layerdrop.search.latency import LatencyMeter
 from hf_layerdrop.search.objective import find_objective
-from hf_layerdrop.search.opaque import Evaluate
-from hf_layerdrop.search.record import Selection
+from hf_layerdrop.search.score_source import ScoreSource, Setting, model_identity, score_by_data, score_by_function
 from hf_layerdrop.search.scoring import Scorer
+from hf_layerdrop.search.scoring_function import Evaluate
+from hf_layerdrop.search.search_run import Search
+from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.space import Depth, Space, no_set_of, parse_depth, whole
 from hf_layerdrop.search.strategies import MAX_SETS, check_space, find_strategy, load_strategy, set_by_rule
 
@@ -111,23 +111,23 @@ def search_layers(
 
     setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
     if evaluate is None:
-        ground = data_ground(model, dataset, test_dataset, metric, setting)
+        scores = score_by_data(model, dataset, test_dataset, metric, setting)
     elif metric is not None and not isinstance(metric, str):
         raise LayerDropConfigError(f"metric is {metric!r}, but evaluate gives the numbers: name one, or leave it out.")
     else:
-        ground = opaque_ground(plain, cutter, evaluate, dataset, metric, setting)
+        scores = score_by_function(plain, cutter, evaluate, dataset, metric, setting)
     meter = None
     if max_latency_ms is not None:
-        meter = LatencyMeter(plain, cutter, ground.first_batch(plain), latency_batch_size, latency_length)
+        meter = LatencyMeter(plain, cutter, scores.first_batch(plain), latency_batch_size, latency_length)
     costs = Costs(plain, cutter, meter)
     if not targets:
         targets = _possible_targets(name, plain, cutter, targets_within(budget, costs, cutter.depths), limit)
 
-    scorer = Scorer(ground.measure, _journal(journal, plain, ground), progress=progress)
+    scorer = Scorer(scores.measure, _journal(journal, plain, scores), progress=progress)
     reference = scorer.results([whole(cutter.depths)])[0]
-    objective = find_objective(ground.metric_name, reference.metrics, greater_is_better)
+    objective = find_objective(scores.metric_name, reference.metrics, greater_is_better)
     search = Search(
-        name, propose, plain, cutter, ground, scorer, objective, costs, budget, share_samples, seed, reference
+        name, propose, plain, cutter, scores, scorer, objective, costs, budget, share_samples, seed, reference
     )
     return search.run(targets)
 
@@ -172,9 +172,9 @@ def _check_numbers(**values: float) -> None:
             raise LayerDropConfigError(f"{name} is {value!r}: give a number from 1.")
 
 
-def _journal(path: str | os.PathLike[str] | None, model: PreTrainedModel, ground: Ground) -> ScoreJournal | None:
+def _journal(path: str | os.PathLike[str] | None, model: PreTrainedModel, scores: ScoreSource) -> ScoreJournal | None:
     if path is None:
         return None
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise LayerDropConfigError("A journal is kept by one process, but there are several: search in one.")
-    return ScoreJournal(path, fingerprint(model_identity(model), ground.identity()))
+    return ScoreJournal(path, fingerprint(model_identity(model), scores.identity()))

@@ -20,9 +20,9 @@ from transformers.trainer_callback import ExportableState
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.evaluation.evaluate import depth_name, evaluate_depths, listed_depths
-from hf_layerdrop.evaluation.sources import check_compute_metrics
+from hf_layerdrop.evaluation.model_or_trainer import check_compute_metrics
+from hf_layerdrop.injection.calling_trainer import calling_trainer
 from hf_layerdrop.injection.inject import injected_model, layerdrop_state, scale_rates
-from hf_layerdrop.injection.trainer_steps import calling_trainer
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.samplers.schedules import SCHEDULES, Schedule, make_schedule
 

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.calling_trainer import learn
 from hf_layerdrop.injection.inject import injected_model, set_step
 from hf_layerdrop.injection.injected import injected_models, states_of
-from hf_layerdrop.injection.trainer_steps import learn
 from hf_layerdrop.samplers.learned.learner import RateLearner
 
 CHECKPOINT_KEY = "hf_layerdrop"

@@ -10,8 +10,8 @@ import torch
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.samplers.learned.credits import Credits
 from hf_layerdrop.samplers.learned.measurements import Measurements, Reading
+from hf_layerdrop.samplers.learned.rates_from_shares import rates_from_shares
 from hf_layerdrop.samplers.learned.scorer import Scorer
-from hf_layerdrop.samplers.learned.shares import rates_from_shares
 
 Rates = Mapping[str, Sequence[float]]
 

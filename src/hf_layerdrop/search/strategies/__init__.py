@@ -18,8 +18,8 @@ from hf_layerdrop.search.space import MAX_SETS, Space
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_layerdrop.search.record import Layers
     from hf_layerdrop.search.scoring import Problem
+    from hf_layerdrop.search.selection import Layers
 
 STRATEGIES: Mapping[str, str] = {
     "every_other": "the paper's first strategy: drop every n-th layer, at most half of them",

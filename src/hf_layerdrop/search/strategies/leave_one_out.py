@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.evaluation.prefix_sharing import shared_prefixes
-from hf_layerdrop.evaluation.sources import quiet_eval
 from hf_layerdrop.search.importance import empty, inputs_of, keep_most_important
 from hf_layerdrop.search.scoring import Problem
 from hf_layerdrop.search.space import Layers, whole

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.encoder_sharing import encoder_memory, shared_encoder
 from hf_layerdrop.evaluation.evaluate import parameters_of
+from hf_layerdrop.evaluation.model_or_trainer import eval_mode
 from hf_layerdrop.evaluation.prefix_sharing import in_walking_order
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.evaluation.sources import eval_mode
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.scoring import Done
 from hf_layerdrop.search.space import Layers
@@ -22,7 +22,7 @@ from hf_layerdrop.search.space import Layers
 Evaluate: TypeAlias = Callable[[Any], Mapping[str, SupportsFloat] | SupportsFloat]
 
 
-class OpaqueMeasure:
+class FunctionMeasure:
     """Measure by calling ``evaluate(model)`` with the model cut in place, in eval mode and without gradients.
 
     What the encoder of an encoder-decoder gives is remembered, up to the memory limit, while the encoder's layers stay

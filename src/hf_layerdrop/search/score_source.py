@@ -14,11 +14,9 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.evaluation.evaluate import Evaluator
 from hf_layerdrop.evaluation.fingerprints import fingerprint
-from hf_layerdrop.evaluation.sources import Batches, Collator, as_batches
+from hf_layerdrop.evaluation.model_or_trainer import Batches, Collator, as_batches
 from hf_layerdrop.pruning.prune import Cutter
-from hf_layerdrop.search.opaque import Evaluate, OpaqueMeasure
-from hf_layerdrop.search.scoring import Measure
-from hf_layerdrop.search.splitting import (
+from hf_layerdrop.search.held_out import (
     FROM_TEST_DATASET,
     HELD_OUT_HALF,
     NO_SPLIT,
@@ -26,10 +24,12 @@ from hf_layerdrop.search.splitting import (
     data_of,
     halves,
 )
+from hf_layerdrop.search.scoring import Measure
+from hf_layerdrop.search.scoring_function import Evaluate, FunctionMeasure
 
 
 @dataclass(frozen=True)
-class Ground:
+class ScoreSource:
     """What sub-networks are scored on.
 
     Attributes:
@@ -67,7 +67,7 @@ class Setting:
     seed: int
 
 
-def data_ground(
+def score_by_data(
     model: PreTrainedModel | Trainer,
     dataset: Any,
     test_dataset: Any,
@@ -75,7 +75,7 @@ def data_ground(
     setting: Setting,
     *,
     hold_out: bool = True,
-) -> Ground:
+) -> ScoreSource:
     """Score by the metric of a data set; without separate data, half of it is held out.
 
     Raises:
@@ -105,7 +105,7 @@ def data_ground(
     )
     evaluator = evaluator_of(data)
     batches = evaluator.loaders[""]
-    return Ground(
+    return ScoreSource(
         measure=evaluator.measure_in_turn,
         batches=batches,
         shared=evaluator.source.shares_prefixes,
@@ -117,13 +117,13 @@ def data_ground(
     )
 
 
-def opaque_ground(
+def score_by_function(
     model: PreTrainedModel, cutter: Cutter, evaluate: Evaluate, dataset: Any, metric: str | None, setting: Setting
-) -> Ground:
+) -> ScoreSource:
     """Score by a function of the model; data is used only by strategies that look at the model at work."""
     batches = [] if dataset is None else as_batches(dataset, setting.batch_size, setting.collator)
-    return Ground(
-        measure=OpaqueMeasure(model, cutter, evaluate, metric or "score", setting.memory_limit),
+    return ScoreSource(
+        measure=FunctionMeasure(model, cutter, evaluate, metric or "score", setting.memory_limit),
         batches=batches,
         shared=False,
         metric_name=metric,

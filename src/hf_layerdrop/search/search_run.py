@@ -13,11 +13,11 @@ from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, next_deeper
-from hf_layerdrop.search.ground import Ground
 from hf_layerdrop.search.objective import Objective
 from hf_layerdrop.search.overfitting import overfitting_warning
-from hf_layerdrop.search.record import Neighbour, Scored, Selection
+from hf_layerdrop.search.score_source import ScoreSource
 from hf_layerdrop.search.scoring import Problem, Scorer
+from hf_layerdrop.search.selection import Neighbour, Scored, Selection
 from hf_layerdrop.search.space import Layers, Space, key_of, whole
 from hf_layerdrop.search.strategies import Proposal
 
@@ -42,7 +42,7 @@ class Search:
     propose: Callable[[Problem], Proposal]
     model: PreTrainedModel
     cutter: Cutter
-    ground: Ground
+    scores: ScoreSource
     scorer: Scorer
     objective: Objective
     costs: Costs
@@ -83,7 +83,7 @@ class Search:
             test_score=test_score,
             whole_score=whole_score,
             whole_test_score=whole_test_score,
-            split=self.ground.split,
+            split=self.scores.split,
             parameters=winner.parameters,
             size_mb=self.costs.size_mb(kept),
             latency_ms=latency,
@@ -92,7 +92,7 @@ class Search:
             layer_forwards=spent.layer_forwards,
             layer_forwards_alone=spent.layer_forwards_alone,
             extra_layer_forwards=(self.scorer.cost - spent).layer_forwards,
-            shared=self.ground.shared,
+            shared=self.scores.shared,
             sub_networks=good.of,
             share_as_good=good.share,
             share_is_exact=good.is_exact,
@@ -111,7 +111,7 @@ class Search:
             Random(self.seed),
             self.model,
             self.cutter,
-            self.ground.batches,
+            self.scores.batches,
         )
 
     def _outside(self, target: Target) -> Iterator[Neighbour]:
@@ -157,9 +157,9 @@ class Search:
 
     def _test_scores(self, kept: Layers) -> tuple[float | None, float | None]:
         """Score the winner and the whole model on the separate data."""
-        if self.ground.test is None:
+        if self.scores.test is None:
             return None, None
-        results = Scorer(self.ground.test, progress=False).results([kept, whole(self.cutter.depths)])
+        results = Scorer(self.scores.test, progress=False).results([kept, whole(self.cutter.depths)])
         return self.objective.score(results[0]), self.objective.score(results[1])
 
     def _warnings(
@@ -167,7 +167,7 @@ class Search:
     ) -> Iterator[str]:
         if scores[1] is not None and whole_scores[1] is not None:
             both, whole_both = (scores[0], scores[1]), (whole_scores[0], whole_scores[1])
-            overfitted = overfitting_warning(self.objective, both, whole_both, self.ground.examples)
+            overfitted = overfitting_warning(self.objective, both, whole_both, self.scores.examples)
             if overfitted:
                 yield overfitted
         limit = self.budget.max_latency_ms

@@ -21,7 +21,7 @@ _LONGEST = 512
 
 
 @dataclass(frozen=True)
-class Ground:
+class SharedInputs:
     """Encoded rows, tokenizer and config."""
 
     data: TaskData
@@ -37,20 +37,20 @@ def described(run: Run) -> ModelFromConfig:
     return replace(model, fields={**model.fields, **size.fields})
 
 
-class Grounds:
-    """The grounds of studies, each loaded when its first run is to be trained."""
+class InputsOfStudies:
+    """The shared inputs of studies, each loaded when its first run is to be trained."""
 
     def __init__(self, source: Source, folder: Path) -> None:
         self._source, self._folder = source, folder
-        self._known: dict[str, Ground] = {}
+        self._known: dict[str, SharedInputs] = {}
 
-    def of(self, run: Run) -> Ground:
-        """Return the ground of a run."""
+    def of(self, run: Run) -> SharedInputs:
+        """Return the inputs of a run."""
         if run.study.name not in self._known:
             self._known[run.study.name] = self._load(run)
         return self._known[run.study.name]
 
-    def _load(self, run: Run) -> Ground:
+    def _load(self, run: Run) -> SharedInputs:
         size = run.size
         rows = load_rows(run.study, size.data, self._source)
         model = described(run)
@@ -59,7 +59,7 @@ class Grounds:
             rows, tokenizer, max_length=size.max_length, max_target_length=size.max_target_length
         )
         config = model.make_config(tokenizer, **rows.task.kind.settings(rows.task))
-        return Ground(encoded, tokenizer, config)
+        return SharedInputs(encoded, tokenizer, config)
 
     def _tokenizer(self, run: Run, model: ModelFromConfig, rows: TaskData) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was trained before, or train it; one of another study has to be there."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.evaluation.sources import holds_batches
+from hf_layerdrop.evaluation.model_or_trainer import holds_batches
 
 FROM_TEST_DATASET = "test_dataset"
 HELD_OUT_HALF = "a random half of the data, held out of the search"
