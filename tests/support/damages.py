@@ -157,7 +157,7 @@ HEADERS = {
     "not JSON": (with_header(lambda _: b"\x80\x05not json"), "invalid UTF-8 in header"),
     "a list": (with_header(lambda _: []), "invalid JSON in header"),
     "a pickle": (lambda _: b"\x80\x05]\x94K\x01a.", "header too small|invalid header length|header too large"),
-    "an empty file": (lambda _: b"", "header too small|it is empty"),
+    "an empty file": (lambda _: b"", "header too small|HTTP status 416"),
     "overlapping tensors": (placing(lambda begin, end: [begin - 4, end - 4]), "invalid offset for tensor"),
     "a gap": (placing(lambda begin, end: [begin + 4, end + 4]), "invalid offset for tensor"),
     "beyond the file": (placing(lambda begin, end: [begin + 2**40, end + 2**40]), "invalid offset for tensor"),

@@ -14,10 +14,12 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,11 +50,11 @@ logger = logging.getLogger(__name__)
 # Picks the kept ones among the tensors of a checkpoint, by name, and gives them their new names.
 Choose = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 # Gives the bytes of a file from one position to another, in chunks.
-Stream = Callable[[int, int], Iterable[bytes]]
+Stream = Callable[[int, int], Iterable[bytes | memoryview]]
 
 _OWN = "hf_layerdrop--layers"  # makes a name of three parts or more, and those of the Hub have two
 _LAYOUT = 2  # of what is kept; a change makes older folders unknown
-_CHUNK = 8 * 2**20
+_AT_ONCE = 8  # shards
 _ADAPTER = "adapter_config.json"
 _BESIDE = (CONFIG_NAME, "generation_config.json")
 
@@ -99,7 +101,7 @@ class HubModel:
             except RangesIgnored:
                 logger.warning("The Hub has no range requests: %s of %s is downloaded whole.", file, self.repo_id)
                 local = self.download(file)
-        return read_header(local), partial(_stream_local, local)
+        return read_header(local), partial(_read_local, local)
 
 
 def fetch_kept(model: HubModel, kept: Mapping[str, Sequence[int]], choose: Choose) -> Path | None:
@@ -162,13 +164,9 @@ def _has_all(model: HubModel) -> bool:
 
 def _fetch(model: HubModel, folder: Path, choose: Choose) -> Path | None:
     files = model.files()
-    if model.path(_ADAPTER) in files:
+    if model.path(_ADAPTER) in files or not files & set(map(model.path, (WEIGHTS_NAME, INDEX_NAME, *PICKLE_NAMES))):
         return None
-    if not files & {model.path(WEIGHTS_NAME), model.path(INDEX_NAME)}:
-        if files & set(map(model.path, PICKLE_NAMES)):
-            raise CheckpointError(only_pickle(model.repo_id))
-        return None
-    tensors, streams = _find_kept(model, files, choose)
+    tensors, streams = find_tensors(model, files, choose)
     with _appearing(folder) as new:
         _write_weights(new / WEIGHTS_NAME, tensors, streams)
         for file in _BESIDE:
@@ -177,17 +175,27 @@ def _fetch(model: HubModel, folder: Path, choose: Choose) -> Path | None:
     return folder
 
 
-def _find_kept(
-    model: HubModel, files: Collection[str], choose: Choose
+def find_tensors(
+    model: HubModel, files: Collection[str], choose: Choose = dict
 ) -> tuple[Mapping[str, TensorInfo], Mapping[str, Stream]]:
-    """Return the kept tensors by their new names, and what reads the files in which they lie."""
+    """Find chosen tensors of a model on the Hub, of which no other shards are asked for their headers.
+
+    Returns:
+        The tensors by their new names, and what reads the files in which they lie.
+
+    Raises:
+        CheckpointError: The files are corrupt, incomplete, or a pickle.
+    """
     if model.path(WEIGHTS_NAME) in files:
         tensors, stream = model.open(WEIGHTS_NAME)
         return choose(tensors), {WEIGHTS_NAME: stream}
+    if model.path(INDEX_NAME) not in files:
+        raise CheckpointError(only_pickle(model.repo_id))
     weight_map = read_index(Path(model.download(INDEX_NAME)))
     needed = sorted(set(choose(weight_map).values()))
     check_uploaded(map(model.path, needed), files, model.repo_id)
-    opened = {shard: model.open(shard) for shard in needed}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        opened = dict(zip(needed, pool.map(model.open, needed), strict=True))
     placed = {name: shard for name, shard in weight_map.items() if shard in opened}
     found = find_placed(placed, {shard: tensors for shard, (tensors, _) in opened.items()}, Path(model.repo_id))
     return choose({name: found.get(name) for name in weight_map}), {shard: opened[shard][1] for shard in needed}
@@ -237,15 +245,9 @@ def _neighbours(tensors: Mapping[str, TensorInfo]) -> list[list[str]]:
     return groups
 
 
-def _stream_local(file: str, begin: int, end: int) -> Iterator[bytes]:
-    with Path(file).open("rb") as stream:
-        stream.seek(begin)
-        while begin < end:
-            chunk = stream.read(min(_CHUNK, end - begin))
-            if not chunk:
-                raise CheckpointError(f"The weight file {file!r} was cut short while it was read; download it again.")
-            begin += len(chunk)
-            yield chunk
+def _read_local(file: str, begin: int, end: int) -> Iterator[memoryview]:
+    with Path(file).open("rb") as content:
+        yield memoryview(mmap(content.fileno(), 0, access=ACCESS_READ))[begin:end]
 
 
 @contextmanager

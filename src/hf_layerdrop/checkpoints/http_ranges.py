@@ -115,16 +115,12 @@ class RemoteFile:
     def _check(self, response: Any, begin: int) -> None:
         """Check that an answer is the part that was asked for, of the same file as before; its body is not read."""
         status = response.status_code
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise (
-                self._changed() if begin else CheckpointError(f"The file {str(self._shown)!r} is corrupt: it is empty.")
-            )
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise _Busy(f"HTTP status {status}")
         if status >= HTTPStatus.BAD_REQUEST:
             raise HfHubHTTPError(f"HTTP status {status}", response=response)
         if status == HTTPStatus.OK:
-            raise RangesIgnored(f"The Hub sends {str(self._shown)!r} whole, whatever part of it is asked for.")
+            raise RangesIgnored(f"The Hub sends {str(self._shown)!r} whole, and no part of it: call again.")
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         encoded = response.headers.get("Content-Encoding", "identity") != "identity"
         if found is None or int(found[1]) != begin or encoded:

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from hf_layerdrop.checkpoints.diagnosis import nothing_found
-from hf_layerdrop.checkpoints.downloads import HubModel
-from hf_layerdrop.checkpoints.headers import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    WEIGHTS_NAME,
-    CheckpointHeaders,
-    TensorInfo,
-    check_uploaded,
-    find_placed,
-    only_pickle,
-    read_checkpoint,
-    read_config,
-    read_index,
-)
+from hf_layerdrop.checkpoints.downloads import HubModel, find_tensors
+from hf_layerdrop.checkpoints.headers import CONFIG_NAME, CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-_AT_ONCE = 8  # shards
 
 
 def read_headers(
@@ -57,19 +43,6 @@ def read_hub_checkpoint(repo_id: str, *, revision: str | None = None, token: str
         if CONFIG_NAME not in files:
             raise CheckpointError(f"{repo_id!r} has no {CONFIG_NAME} on the Hub: give a repository that holds a model.")
         config = read_config(Path(model.download(CONFIG_NAME)).parent)
-        return CheckpointHeaders(repo_id, config, _read_tensors(model, files))
+        return CheckpointHeaders(repo_id, config, find_tensors(model, files)[0])
     except (HTTPError, HFValidationError, OSError) as error:  # OSError: offline, no network
         raise CheckpointError(nothing_found(repo_id, error)) from error
-
-
-def _read_tensors(model: HubModel, files: set[str]) -> dict[str, TensorInfo]:
-    if WEIGHTS_NAME in files:
-        return model.open(WEIGHTS_NAME)[0]
-    if INDEX_NAME not in files:
-        raise CheckpointError(only_pickle(model.repo_id))
-    weight_map = read_index(Path(model.download(INDEX_NAME)))
-    shards = sorted(set(weight_map.values()))
-    check_uploaded(shards, files, model.repo_id)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        headers = dict(zip(shards, pool.map(lambda shard: model.open(shard)[0], shards), strict=True))
-    return find_placed(weight_map, headers, PurePosixPath(model.repo_id))
