@@ -25,6 +25,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+_LONGEST_JSON = 100_000_000  # bytes
 _LONGEST_REASON = 300  # characters
 _BUFFER_DTYPES = {"BOOL", "I32", "I64"}  # position_ids and the like
 
@@ -218,6 +219,8 @@ def _stays_inside(name: str) -> bool:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if file.exists() and not (file.is_file() and file.stat().st_size <= _LONGEST_JSON):  # a pipe, or without an end
+        raise CheckpointError(f"The file {str(file)!r} cannot be read: it is no file of less than 100 MB.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
