@@ -395,6 +395,20 @@ def test_a_tensor_that_its_shard_lacks_is_refused(hub, tmp_path, kept_folders):
     assert not kept_folders()
 
 
+def test_what_was_kept_and_then_damaged_is_not_used_even_if_the_hub_is_gone(hub, deep, tmp_path, kept_folders):
+    hub.add_folder(REPO, deep[1])
+    load()
+    weights = kept_folders()[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    hub.fail(WEIGHTS, 404, times=100)
+    with pytest.raises(CheckpointError, match="404"):
+        load()
+    assert not kept_folders()
+    found = scan_cache_dir(tmp_path / "home/hub")
+    assert not found.warnings
+    assert {repo.repo_id for repo in found.repos} == {REPO}
+
+
 def test_what_was_kept_and_then_damaged_is_fetched_again(hub, deep, kept_folders):
     source, folder = deep
     hub.add_folder(REPO, folder)
@@ -434,6 +448,7 @@ def test_the_hubs_tools_list_what_is_kept_and_delete_it_alone(hub, deep, tmp_pat
     assert {revision.commit_hash for revision in whole.revisions} == {commit}
     assert commit not in {revision.commit_hash for revision in own.revisions}
     assert own.size_on_disk == sum(path.stat().st_size for one in kept_folders() for path in one.iterdir())
+    assert all(revision.refs for revision in own.revisions)  # else `hf cache prune` takes it for a leftover
     first, second = sorted(own.revisions, key=lambda revision: revision.commit_hash)
     found.delete_revisions(first.commit_hash).execute()
     assert kept_folders() == [second.snapshot_path]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
@@ -141,6 +141,11 @@ def _folder(model: HubModel, facts: Mapping[str, Any]) -> Path:
     return cache / repo / "snapshots" / hashlib.sha1(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def _ref(folder: Path) -> Path:
+    """Return the file that points to a folder, without which `hf cache prune` would take it for a leftover."""
+    return folder.parents[1] / "refs" / folder.name[:12]
+
+
 def _is_whole(folder: Path) -> bool:
     """Tell whether a folder is there and undamaged; a damaged one is taken away, to be fetched again."""
     if not folder.exists():
@@ -149,6 +154,7 @@ def _is_whole(folder: Path) -> bool:
         read_checkpoint(folder)
     except CheckpointError as error:
         logger.warning("The kept layers in %s are fetched again: %s", folder, error)
+        _ref(folder).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         return False
     return True
@@ -197,7 +203,9 @@ def find_tensors(
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         opened = dict(zip(needed, pool.map(model.open, needed), strict=True))
     placed = {name: shard for name, shard in weight_map.items() if shard in opened}
-    found = find_placed(placed, {shard: tensors for shard, (tensors, _) in opened.items()}, Path(model.repo_id))
+    found = find_placed(
+        placed, {shard: tensors for shard, (tensors, _) in opened.items()}, PurePosixPath(model.repo_id)
+    )
     return choose({name: found.get(name) for name in weight_map}), {shard: opened[shard][1] for shard in needed}
 
 
@@ -265,8 +273,10 @@ def _appearing(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.exists():  # else another process was faster, with the same content
                 raise
+        _ref(folder).parent.mkdir(exist_ok=True)
+        _ref(folder).write_text(folder.name, encoding="ascii")
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        with suppress(OSError):  # not empty
-            folder.parent.rmdir()
-            repo.rmdir()
+        for part in (repo / "refs", folder.parent, repo):
+            with suppress(OSError):  # not there, or not empty
+                part.rmdir()
