@@ -67,11 +67,26 @@ def save_pruned(
     with whole_folder(output_dir, overwrite) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
-        pruned = load_pruned(model, keep_layers, revision, load_kwargs)
-        extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
-        name = output_dir.resolve().name
-        write_checkpoint(pruned, folder, name, source, extras)
+        with _without_bars():
+            pruned = load_pruned(model, keep_layers, revision, load_kwargs)
+            extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
+            name = output_dir.resolve().name
+            write_checkpoint(pruned, folder, name, source, extras)
     return output_dir
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from showing how it loads and saves weights, which are only copied."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
