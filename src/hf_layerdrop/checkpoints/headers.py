@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+_AT_ONCE = 2**20  # of a call for more, Linux may read no more than a disk takes at once
 _LONGEST_JSON = 100_000_000  # bytes
 _LONGEST_REASON = 300  # characters
 _BUFFER_DTYPES = {"BOOL", "I32", "I64"}  # position_ids and the like
@@ -124,6 +126,9 @@ def read_header(file: str | Path, shown: PurePath | None = None) -> dict[str, Te
         reason = "Is a directory" if file.is_dir() else "not a file" if file.exists() else "No such file or directory"
         raise CheckpointError(f"The weight file {str(shown)!r} cannot be read: {reason}.")
     try:
+        with file.open("rb", buffering=0) as opened:
+            announce(opened.fileno(), 0, 8)
+            announce(opened.fileno(), 8, 8 + min(int.from_bytes(opened.read(8), "little"), _LONGEST_JSON))
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.offset_keys()}
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
@@ -138,6 +143,16 @@ def read_header(file: str | Path, shown: PurePath | None = None) -> dict[str, Te
         name: TensorInfo(dtype, shape, begin, end, shown.name)
         for (name, (dtype, shape)), (begin, end) in zip(found.items(), places, strict=True)
     }
+
+
+def announce(descriptor: int, begin: int, end: int) -> None:
+    """Have the system begin to read a part of a file that is mapped into memory.
+
+    Where a page is touched that is not there yet, it would read as much around it as the disk is set to read ahead.
+    """
+    if hasattr(os, "posix_fadvise"):  # not on macOS or Windows
+        for position in range(begin, min(end, os.fstat(descriptor).st_size), _AT_ONCE):
+            os.posix_fadvise(descriptor, position, min(_AT_ONCE, end - position), os.POSIX_FADV_WILLNEED)
 
 
 def bits_of(dtype: str) -> int:

@@ -8,18 +8,14 @@ from typing import Any
 
 from safetensors import safe_open
 
-from hf_layerdrop.checkpoints.headers import TensorInfo, read_header
-
-_CAN_ANNOUNCE = hasattr(os, "posix_fadvise")  # not on macOS or Windows
-_AT_ONCE = 2**20  # of a call for more, Linux may read no more than a disk takes at once
+from hf_layerdrop.checkpoints.headers import TensorInfo, announce, read_header
 
 
 class WeightSlice:
     """A slice of safetensors of which the system is told before it is read.
 
-    Safetensors maps the file into memory, and where a page is touched that is not there yet, the system reads as much
-    around it as the disk is set to read ahead. Of kept layers with others between them that is too much: measured at
-    8 MB, 508 MB in place of 434, and 1.2 of the time (`python -m benchmarks load`).
+    Left to page faults, between kept layers others are read: measured with a disk that reads 8 MB ahead, 508 MB in
+    place of 434, and 1.2 of the time (`python -m benchmarks load`).
     """
 
     def __init__(self, part: Any, info: TensorInfo, descriptor: int) -> None:
@@ -30,10 +26,8 @@ class WeightSlice:
 
     def __getitem__(self, index: Any) -> Any:
         """Read the tensor; of a part of it (tensor parallelism), only the pages that are used."""
-        if index is Ellipsis and _CAN_ANNOUNCE:
-            for position in range(self.info.begin, self.info.end, _AT_ONCE):
-                size = min(_AT_ONCE, self.info.end - position)
-                os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
+        if index is Ellipsis:
+            announce(self._descriptor, self.info.begin, self.info.end)
         return self._part[index]
 
 
