@@ -105,11 +105,12 @@ class RemoteFile:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", self._url, headers=headers, timeout=timeout) as response:
             self._check(response, begin)
+            is_exact = response.headers.get("Content-Length") == str(end - begin)
             for chunk in response.iter_raw(_CHUNK):
                 part = chunk[: end - begin]
                 begin += len(part)
                 yield part
-                if begin == end:
+                if begin == end and not is_exact:  # else it ends by itself, and the connection serves again
                     return
 
     def _check(self, response: Any, begin: int) -> None:
