@@ -156,6 +156,7 @@ def _is_whole(folder: Path) -> bool:
         logger.warning("The kept layers in %s are fetched again: %s", folder, error)
         _ref(folder).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_if_empty(folder.parents[1])
         return False
     return True
 
@@ -277,6 +278,10 @@ def _appearing(folder: Path) -> Iterator[Path]:
         _ref(folder).write_text(folder.name, encoding="ascii")
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        for part in (repo / "refs", folder.parent, repo):
-            with suppress(OSError):  # not there, or not empty
-                part.rmdir()
+        _remove_if_empty(repo)
+
+
+def _remove_if_empty(repo: Path) -> None:
+    for part in (repo / "refs", repo / "snapshots", repo):
+        with suppress(OSError):  # not there, or not empty
+            part.rmdir()
