@@ -27,7 +27,7 @@ FIRST, SECOND, CUT_OFF, WHOLE = "keep_layers", "keep_layers, again", "keep_layer
 def run(layers: int = 24, hidden: int = 1024, keep: int = 6, short: bool = False) -> dict[str, Any]:
     """Measure it once; ``short`` shows in seconds that it works, and nothing else."""
     layers, hidden, keep = (8, 128, 3) if short else (layers, hidden, keep)
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the server is the tests'
+    sys.path.append(str(Path(__file__).parents[1] / "tests/support"))  # the server is the tests'
     from hub_server import HubServer
 
     with tempfile.TemporaryDirectory() as temporary, HubServer() as hub:

@@ -157,20 +157,20 @@ def _cost(load: Load) -> Cost:
 @contextmanager
 def _recorded() -> Iterator[list[Any]]:
     """Note which tensors are asked for while ``keep_layers`` loads; they are mapped, and no read call shows them."""
-    from hf_layerdrop.checkpoints.lazy_tensors import LazyTensor
+    from hf_layerdrop.checkpoints.weight_slices import WeightSlice
 
     asked: list[Any] = []
-    read = LazyTensor.__getitem__
+    read = WeightSlice.__getitem__
 
-    def recorded(tensor: LazyTensor, index: Any) -> Any:
-        asked.append(tensor.stored)
-        return read(tensor, index)
+    def recorded(part: WeightSlice, index: Any) -> Any:
+        asked.append(part.info)
+        return read(part, index)
 
-    LazyTensor.__getitem__ = recorded  # type: ignore[method-assign]
+    WeightSlice.__getitem__ = recorded  # type: ignore[method-assign]
     try:
         yield asked
     finally:
-        LazyTensor.__getitem__ = read  # type: ignore[method-assign]
+        WeightSlice.__getitem__ = read  # type: ignore[method-assign]
 
 
 def _counters() -> dict[str, int]:

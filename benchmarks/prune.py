@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STREAMED, LOADED = "hf-layerdrop prune", "load, cut, save"
+PRUNED, LOADED = "hf-layerdrop prune", "load, cut, save"
 LAYERS_A_SHARD = 5
 LOAD_CUT_SAVE = """
 import sys
@@ -32,16 +32,16 @@ def run(layers: int = 38, hidden: int = 2048, keep: int = 19, folder: str = "", 
     """Measure it once on files in ``folder``; ``short`` shows in seconds that it works, and nothing else."""
     layers, hidden, keep = (8, 64, 3) if short else (layers, hidden, keep)
     with tempfile.TemporaryDirectory(dir=folder or None) as temporary:
-        source, streamed, loaded = (Path(temporary, name) for name in ("source", "streamed", "loaded"))
+        source, pruned, loaded = (Path(temporary, name) for name in ("source", "pruned", "loaded"))
         largest = _write_checkpoint(source, layers, hidden)
         size = _bytes_of(source)
-        prune = ("-m", "hf_layerdrop", "prune", str(source), "--keep-layers", str(keep), "--output", str(streamed))
+        prune = ("-m", "hf_layerdrop", "prune", str(source), "--keep-layers", str(keep), "--output", str(pruned))
         found = {
-            STREAMED: _watched(*prune, "--no-tokenizer"),
+            PRUNED: _watched(*prune, "--no-tokenizer"),
             LOADED: _watched("-c", LOAD_CUT_SAVE, str(source), str(keep), str(loaded)),
         }
-        _check_same(streamed, loaded)
-        kept = _bytes_of(streamed)
+        _check_same(pruned, loaded)
+        kept = _bytes_of(pruned)
     sizes = f"{kept / 1e9:.2f} GB of {size / 1e9:.2f} GB; largest tensor {largest / 1e6:.0f} MB"
     print(f"{keep} of {layers} layers, {sizes}.\n")
     print("| what | own memory at its peak, MB | resident at its peak, MB | seconds |\n| :--- | ---: | ---: | ---: |")
@@ -52,9 +52,9 @@ def run(layers: int = 38, hidden: int = 2048, keep: int = 19, folder: str = "", 
         "bytes": size,
         "bytes_kept": kept,
         "largest_tensor_mb": largest / 1e6,
-        "peak_mb": found[STREAMED].own_mb,
-        "peak_resident_mb": found[STREAMED].resident_mb,
-        "seconds": found[STREAMED].seconds,
+        "peak_mb": found[PRUNED].own_mb,
+        "peak_resident_mb": found[PRUNED].resident_mb,
+        "seconds": found[PRUNED].seconds,
         "peak_mb_load_cut_save": found[LOADED].own_mb,
         "seconds_load_cut_save": found[LOADED].seconds,
         "short": short,

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, scan_cache_dir
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -37,7 +37,8 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def kept_folders(tmp_path):
     """What stands in our own folder, half-written things included."""
-    return lambda: [path for path in (tmp_path / "home/hf_layerdrop").glob("*/*/*") if path.is_dir()]
+    own = "models--*--hf_layerdrop--layers"
+    return lambda: [*(tmp_path / "home/hub").glob(f"{own}/snapshots/*"), *(tmp_path / "home/hub").glob(f"{own}/.*")]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def check(model, source, kept=KEPT):
 
 
 def cached_weights(hub_cache):
-    return [path for path in hub_cache.rglob("*.safetensors") if "hf_layerdrop" not in path.parts]
+    return [path for path in hub_cache.rglob("*.safetensors") if "hf_layerdrop" not in str(path)]
 
 
 # --- What is fetched ------------------------------------------------------------------------------
@@ -142,8 +143,9 @@ def test_all_arguments_pass_through(hub, deep, tmp_path):
     assert model.config.hf_layerdrop["revision"] == "other"
     cut = cut_by_hand(source, {"encoder": KEPT}).to(torch.bfloat16)
     assert_same_tensors(model.state_dict(), cut.state_dict())
-    assert list((tmp_path / "mine/hf_layerdrop").rglob("model.safetensors"))
-    assert not (tmp_path / "home/hf_layerdrop").exists()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["hub"]
+    assert list((tmp_path / "mine/hub").glob("models--*--hf_layerdrop--*/snapshots/*/model.safetensors"))
+    assert not list((tmp_path / "home").glob("**/*hf_layerdrop*"))
     three, info = load(**settings, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True)
     assert three.classifier.weight.shape[0] == 3
     assert len(info["mismatched_keys"]) == 2
@@ -249,6 +251,34 @@ def test_a_refusal_is_one_sentence(status, hub, deep, kept_folders):
         with pytest.raises(CheckpointError, match=str(status)) as error:
             load()
     assert "\n" not in str(error.value)
+    assert not kept_folders()
+
+
+def test_an_endless_answer_is_not_read_past_the_part_that_was_asked_for(hub, deep):
+    source, folder = deep
+    hub.add_folder(REPO, folder)
+    hub.ranges = "endless"
+    check(load(), source)
+    assert hub.bytes_sent(WEIGHTS) < 100e6
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_bids_to_wait_a_day_is_asked_again_soon(status, hub, deep, monkeypatch):
+    source, folder = deep
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    hub.add_folder(REPO, folder)
+    hub.fail(WEIGHTS, status, times=3, body={"headers": {"Retry-After": "100000"}})
+    check(load(), source)
+    assert len(waits) == 2
+    assert sum(waits) < 60
+
+
+def test_compressed_answers_are_refused(hub, deep, kept_folders):
+    hub.add_folder(REPO, deep[1])
+    hub.ranges = "compressed"
+    with pytest.raises(CheckpointError, match="another part"):
+        load()
     assert not kept_folders()
 
 
@@ -365,6 +395,20 @@ def test_a_tensor_that_its_shard_lacks_is_refused(hub, tmp_path, kept_folders):
     assert not kept_folders()
 
 
+def test_what_was_kept_and_then_damaged_is_not_used_even_if_the_hub_is_gone(hub, deep, tmp_path, kept_folders):
+    hub.add_folder(REPO, deep[1])
+    load()
+    weights = kept_folders()[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    hub.fail(WEIGHTS, 404, times=100)
+    with pytest.raises(CheckpointError, match="404"):
+        load()
+    assert not kept_folders()
+    found = scan_cache_dir(tmp_path / "home/hub")
+    assert not found.warnings
+    assert {repo.repo_id for repo in found.repos} == {REPO}
+
+
 def test_what_was_kept_and_then_damaged_is_fetched_again(hub, deep, kept_folders):
     source, folder = deep
     hub.add_folder(REPO, folder)
@@ -381,7 +425,74 @@ def test_a_process_that_was_faster_wins(hub, deep, kept_folders, monkeypatch):
     (first,) = kept_folders()
     before = load_file(first / "model.safetensors")
     shutil.copytree(first, first.with_name("copy"))
-    monkeypatch.setattr(downloads, "_is_whole", lambda folder: False)
-    monkeypatch.setattr(downloads.shutil, "rmtree", lambda folder, **_: None)
-    check(load(), source)
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "_is_whole", lambda folder: False)
+        patch.setattr(downloads.shutil, "rmtree", lambda folder, **_: None)
+        check(load(), source)
     assert load_file(first / "model.safetensors").keys() == before.keys()
+
+
+# --- In the Hub's cache ---------------------------------------------------------------------------
+
+
+def test_the_hubs_tools_list_what_is_kept_and_delete_it_alone(hub, deep, tmp_path, kept_folders):
+    source, folder = deep
+    commit = hub.add_folder(REPO, folder).branches["main"]
+    load()
+    load([0, 5])
+    found = scan_cache_dir(tmp_path / "home/hub")
+    assert not found.warnings
+    repos = {repo.repo_id: repo for repo in found.repos}
+    assert repos.keys() == {REPO, f"{REPO}/hf_layerdrop/layers"}
+    own, whole = repos[f"{REPO}/hf_layerdrop/layers"], repos[REPO]
+    assert {revision.commit_hash for revision in whole.revisions} == {commit}
+    assert commit not in {revision.commit_hash for revision in own.revisions}
+    assert own.size_on_disk == sum(path.stat().st_size for one in kept_folders() for path in one.iterdir())
+    assert all(revision.refs for revision in own.revisions)  # else `hf cache prune` takes it for a leftover
+    first, second = sorted(own.revisions, key=lambda revision: revision.commit_hash)
+    found.delete_revisions(first.commit_hash).execute()
+    assert kept_folders() == [second.snapshot_path]
+    scan_cache_dir(tmp_path / "home/hub").delete_revisions(second.commit_hash).execute()
+    again = scan_cache_dir(tmp_path / "home/hub")
+    assert not again.warnings
+    assert {repo.repo_id for repo in again.repos} == {REPO}
+    check(load(), source)
+
+
+def test_what_is_kept_is_never_taken_for_the_whole_model(hub, deep, monkeypatch):
+    hub.add_folder(REPO, deep[1])
+    load()
+    for name in (REPO, f"{REPO}/hf_layerdrop/layers"):
+        with pytest.raises(OSError, match=r"does not appear to have a file|Repo id must be"):
+            BertForSequenceClassification.from_pretrained(name, local_files_only=True)
+
+
+def test_while_it_is_fetched_the_hubs_tools_see_nothing_of_it(hub, deep, tmp_path, monkeypatch):
+    hub.add_folder(REPO, deep[1])
+    write, seen = downloads._write_weights, []
+
+    def scanned(path, *args):
+        write(path, *args)
+        seen.append(scan_cache_dir(tmp_path / "home/hub"))
+
+    monkeypatch.setattr(downloads, "_write_weights", scanned)
+    load()
+    assert not seen[0].warnings
+    assert not [repo for repo in seen[0].repos if "hf_layerdrop" in repo.repo_id and repo.revisions]
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_file_that_a_tool_deleted_is_fetched_again(lost, hub, deep, kept_folders):
+    source, folder = deep
+    hub.add_folder(REPO, folder)
+    load()
+    (kept_folders()[0] / lost).unlink()
+    check(load(), source)
+
+
+def test_a_name_without_owner_has_a_folder_that_no_repository_can_have(hub, deep, tmp_path):
+    hub.add_folder("deep", deep[1])
+    load_checkpoint("deep", keep_layers=KEPT)
+    found = scan_cache_dir(tmp_path / "home/hub")
+    assert not found.warnings
+    assert {repo.repo_id for repo in found.repos} == {"deep", "deep/hf_layerdrop/layers"}

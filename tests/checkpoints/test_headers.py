@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -81,24 +82,27 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 @pytest.mark.parametrize(
     ("header", "data", "length", "said"),
     [
-        (entry(), b"\0" * 4, None, "truncated, 4 bytes are missing"),
-        (entry(), b"\0" * 9, None, "1 bytes that its header does not know"),
-        (entry(), b"\0" * 8, 10**6, "too short for its header"),
-        (entry(), b"\0" * 8, 2**63, "too short for its header"),
-        (entry("F31"), b"\0" * 8, None, "unknown dtype 'F31'"),
-        (entry(shape=(3,)), b"\0" * 8, None, "cannot take 8 bytes"),
-        (entry(offsets=(4, 12)), b"\0" * 12, None, "begins at byte 4"),
-        (entry(offsets=(8, 0)), b"\0" * 8, None, "cannot take -8 bytes"),
-        (entry(offsets=(-8, 0)), b"\0" * 8, None, "no usable shape and offsets"),
-        (entry(shape=(-2,)), b"\0" * 8, None, "no usable shape and offsets"),
-        (entry(shape=(True, 2)), b"\0" * 8, None, "no usable shape and offsets"),
-        ({**entry(), "v": entry()["w"]}, b"\0" * 8, None, "begins at byte 0"),
-        ({"w": 3}, b"", None, "does not describe"),
-        ({"w": {}}, b"", None, "unknown dtype None"),
-        (b'{"w": 1, "w": 2}', b"", None, "not a JSON object"),
-        (b"[]", b"", None, "not a JSON object"),
-        (b"\xff\xfe{}", b"", None, "not a JSON object"),
-        (b"[" * 99999, b"", None, "not a JSON object"),
+        (entry(), b"\0" * 4, None, "file not fully covered"),
+        (entry(), b"\0" * 9, None, "file not fully covered"),
+        (entry(), b"\0" * 8, 10**6, "invalid header length"),
+        (entry(), b"\0" * 8, 2**63, "header too large"),
+        (entry("F31"), b"\0" * 8, None, "unknown variant `F31`"),
+        (entry("F31\x1b[2J\n"), b"\0" * 8, None, r"unknown variant `F31\?\[2J `"),
+        (entry("F" * 99999), b"\0" * 8, None, "unknown variant `F{200,300}; download it again"),
+        (entry(shape=(3,)), b"\0" * 8, None, "invalid shape, data type, or offset"),
+        (entry(shape=(2**40, 2**40)), b"\0" * 8, None, "overflow"),
+        (entry(offsets=(4, 12)), b"\0" * 12, None, "invalid offset for tensor `w`"),
+        (entry(offsets=(8, 0)), b"\0" * 8, None, "invalid offset"),
+        (entry(offsets=(-8, 0)), b"\0" * 8, None, "invalid JSON in header"),
+        (entry(shape=(-2,)), b"\0" * 8, None, "invalid JSON in header"),
+        (entry(shape=(True, 2)), b"\0" * 8, None, "invalid JSON in header"),
+        ({**entry(), "v": entry()["w"]}, b"\0" * 8, None, "invalid offset"),
+        ({"w": 3}, b"", None, "invalid JSON in header"),
+        ({"w": {}}, b"", None, "invalid JSON in header"),
+        (b'{"w": 1, "w": 2}', b"", None, "invalid JSON in header"),
+        (b"[]", b"", None, "invalid JSON in header"),
+        (b"\xff\xfe{}", b"", None, "invalid UTF-8 in header"),
+        (b"[" * 99999, b"", None, "invalid JSON in header"),
     ],
 )
 def test_a_lying_header_is_refused(tmp_path, header, data, length, said):
@@ -107,6 +111,37 @@ def test_a_lying_header_is_refused(tmp_path, header, data, length, said):
         read_header(file)
     assert "model.safetensors" in str(refusal.value)
     assert "download it again" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.__cause__ is not None
+
+
+def test_of_two_entries_of_one_name_one_is_taken_and_has_to_fit(tmp_path):
+    """As safetensors reads them, and whoever loads the file after."""
+    wide, right = (json.dumps(entry(shape=(size,), offsets=(0, 4 * size)))[1:-1] for size in (4, 2))
+    file = tmp_path / "model.safetensors"
+    assert read_header(write_safetensors(file, f"{{{wide}, {right}}}".encode(), bytes(8)))["w"].shape == (2,)
+    with pytest.raises(CheckpointError, match="corrupt"):
+        read_header(write_safetensors(file, f"{{{right}, {wide}}}".encode(), bytes(8)))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(make, name, bert_folder):
+    (bert_folder / "model.safetensors").unlink()
+    make(bert_folder / name)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*no.* file"):
+        read_checkpoint(bert_folder)
+
+
+def test_places_are_those_of_the_bytes(tmp_path):
+    sizes = {"a": (2, 3), "empty": (0, 5), "b": (1,), "scalar": ()}
+    header, data = header_of(sizes), os.urandom(32)
+    file = write_safetensors(tmp_path / "model.safetensors", header, data)
+    content = file.read_bytes()
+    for name, info in read_header(file).items():
+        begin, end = header[name]["data_offsets"]
+        assert content[info.begin : info.end] == data[begin:end]
+        assert (info.file, info.nbytes) == ("model.safetensors", 4 * math.prod(sizes[name]))
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, -1])

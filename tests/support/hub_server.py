@@ -22,6 +22,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -123,7 +124,8 @@ class HubServer:
         self.objects: dict[str, bytes] = {}  # LFS storage, by SHA-256
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
-        self.ranges: str | None = "honest"  # or "ignored", "short" (half of what was asked), "shifted" (another part)
+        # or "ignored", "short" (half of what was asked), "shifted" (another part), "endless" (more of it), "compressed"
+        self.ranges: str | None = "honest"
         self.storage: HubServer | None = None  # if given, LFS files are redirected there, as the Hub does to its CDN
         self.lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -274,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
     # answers
 
     def _refuse(self, refusal: Refusal) -> None:
-        headers = {"X-Error-Message": refusal.message}
+        headers = {"X-Error-Message": refusal.message, **refusal.body.pop("headers", {})}
         if refusal.code:
             headers["X-Error-Code"] = refusal.code
         self._answer(json.dumps({"error": refusal.message, **refusal.body}).encode(), refusal.status, headers)
@@ -510,7 +512,24 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.ranges == "shifted":
             first, last = first + 1, last + 1
         headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+        if self.hub.ranges == "endless":
+            self._answer_without_end(body[first : last + 1], headers)
+            return
+        if self.hub.ranges == "compressed":
+            headers["Content-Encoding"] = "gzip"
         self._answer(body[first : last + 1], 206, headers)
+
+    def _answer_without_end(self, body: bytes, headers: dict[str, str]) -> None:
+        self.close_connection = True
+        self.send_response(206)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):  # until the client has had enough
+            while True:
+                self.wfile.write(body)
+                self._request.sent += len(body)
+                body = bytes(2**20)
 
 
 @lru_cache(maxsize=256)  # bytes remember their hash, so that of a large file the second request is answered at once

@@ -1,17 +1,22 @@
 """Shapes and sizes of a checkpoint, from config.json and weight headers alone: no torch, no weights read.
 
-A safetensors file begins with eight bytes, the length of its header, and a JSON header that gives each tensor's dtype,
-shape and place in the data that follows. Nothing of it is believed unchecked.
+Safetensors' own reader reads the headers, and believes nothing unchecked: of a file that it opens, the tensors fill the
+data from end to end, and each has the bytes that its dtype and shape take.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
+
+from safetensors import SafetensorError, safe_open
 
 from hf_layerdrop.errors import CheckpointError
 
@@ -20,21 +25,15 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
-_LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
-_BITS = {
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
+_AT_ONCE = 2**20  # of a call for more, Linux may read no more than a disk takes at once
+_LONGEST_JSON = 100_000_000  # bytes
+_LONGEST_REASON = 300  # characters
 _BUFFER_DTYPES = {"BOOL", "I32", "I64"}  # position_ids and the like
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor; ``begin`` and ``end`` count bytes from the end of the header of ``file``."""
+    """What a header says of one tensor; ``begin`` and ``end`` count bytes from the beginning of ``file``."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -110,40 +109,57 @@ def no_folder(path: str | Path) -> str:
     return f"The checkpoint {str(path)!r} {what}: give a folder that holds {CONFIG_NAME}, or a Hub id."
 
 
-def read_header(file: str | Path) -> dict[str, TensorInfo]:
-    """Read and check the header of one safetensors file."""
-    return read_layout(file)[0]
+def read_header(file: str | Path, shown: PurePath | None = None) -> dict[str, TensorInfo]:
+    """Read the header of one safetensors file.
 
-
-def read_layout(file: str | Path) -> tuple[dict[str, TensorInfo], int]:
-    """Read and check the header of one safetensors file; return also at which byte of the file the data begins."""
+    Args:
+        file: The file.
+        shown: Its name for messages, if that is another one.
+    """
     file = Path(file)
+    shown = shown or file
+    if not file.is_file():  # to open a pipe would wait for ever
+        reason = "Is a directory" if file.is_dir() else "not a file" if file.exists() else "No such file or directory"
+        raise CheckpointError(f"The weight file {str(shown)!r} cannot be read: {reason}.")
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = header_length(stream.read(8), size, file)
-            return parse_header(stream.read(length), size, file), 8 + length
+        with file.open("rb", buffering=0) as opened:
+            announce(opened.fileno(), 0, 8)
+            announce(opened.fileno(), 8, 8 + min(int.from_bytes(opened.read(8), "little"), _LONGEST_JSON))
+        with safe_open(file, framework="numpy") as content:
+            slices = {name: content.get_slice(name) for name in content.offset_keys()}
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except OSError as error:
-        raise CheckpointError(f"The weight file {str(file)!r} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"The weight file {str(shown)!r} cannot be read: {error.strerror}.") from error
+    except SafetensorError as error:
+        raise CheckpointError(_corrupt(shown, one_line(error))) from error
+    # In order, and without gaps, they end where the file ends.
+    sizes = [math.prod(shape) * bits_of(dtype) // 8 for dtype, shape in found.values()]
+    places = pairwise(accumulate(sizes, initial=file.stat().st_size - sum(sizes)))
+    return {
+        name: TensorInfo(dtype, shape, begin, end, shown.name)
+        for (name, (dtype, shape)), (begin, end) in zip(found.items(), places, strict=True)
+    }
 
 
-def header_length(raw: bytes, size: int, file: PurePath) -> int:
-    """Read the length of the header of a safetensors file of ``size`` bytes from the first eight of them."""
-    length = int.from_bytes(raw, "little")
-    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-        _refuse(file, f"it is {size} bytes long, too short for its header")
-    return length
+def announce(descriptor: int, begin: int, end: int) -> None:
+    """Have the system begin to read a part of a file that is mapped into memory.
+
+    Where a page is touched that is not there yet, it would read as much around it as the disk is set to read ahead.
+    """
+    if hasattr(os, "posix_fadvise"):  # not on macOS or Windows
+        for position in range(begin, min(end, os.fstat(descriptor).st_size), _AT_ONCE):
+            os.posix_fadvise(descriptor, position, min(_AT_ONCE, end - position), os.POSIX_FADV_WILLNEED)
 
 
-def parse_header(raw: bytes, size: int, file: PurePath) -> dict[str, TensorInfo]:
-    """Check the header of a safetensors file of ``size`` bytes in all: ``raw`` is what stands after its length."""
-    header = _json_header(raw, file)
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _refuse(file, "its __metadata__ does not map names to texts")
-    tensors = {name: _tensor_info(name, entry, file) for name, entry in header.items() if name != "__metadata__"}
-    _check_layout(tensors, size - 8 - len(raw), file)
-    return tensors
+def bits_of(dtype: str) -> int:
+    """Return the size of one value of a dtype, which safetensors' names of them say: ``F32``, ``F8_E4M3``."""
+    return 8 if dtype == "BOOL" else int(re.findall(r"\d+", dtype)[0])
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says as a short line; it may quote what a stranger's file says."""
+    text = " ".join(str(error).split())
+    return "".join(character if character.isprintable() else "?" for character in text)[:_LONGEST_REASON]
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -173,7 +189,7 @@ def find_placed(
     for name, shard in weight_map.items():
         if name not in shards[shard]:
             _refuse(folder / shard, f"it lacks the tensor {name!r} that {INDEX_NAME} places there")
-    return {name: shards[shard][name] for name, shard in weight_map.items()}
+    return {name: replace(shards[shard][name], file=shard) for name, shard in weight_map.items()}
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -215,6 +231,8 @@ def _stays_inside(name: str) -> bool:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if file.exists() and not (file.is_file() and file.stat().st_size <= _LONGEST_JSON):  # a pipe, or without an end
+        raise CheckpointError(f"The file {str(file)!r} cannot be read: it is no file of less than 100 MB.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -226,55 +244,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _json_header(raw: bytes, file: PurePath) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            raise ValueError("a key stands twice")
-        return entries
-
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        _refuse(file, "its header is not a JSON object")
-    return header
-
-
-def _tensor_info(name: str, entry: Any, file: PurePath) -> TensorInfo:
-    if not isinstance(entry, dict):
-        _refuse(file, f"its header does not describe the tensor {name!r}")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        _refuse(file, f"the tensor {name!r} has the unknown dtype {dtype!r}")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        _refuse(file, f"the tensor {name!r} has no usable shape and offsets")
-    begin, end = offsets
-    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
-        _refuse(file, f"the tensor {name!r} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
-    return TensorInfo(dtype, tuple(shape), begin, end, file.name)
-
-
-def _are_counts(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int, file: PurePath) -> None:
-    """Check that the tensors fill the data from end to end, as the format demands."""
-    expected = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if tensor.begin != expected:
-            _refuse(file, f"the tensor {name!r} begins at byte {tensor.begin} of the data instead of {expected}")
-        expected = tensor.end
-    if data_size < expected:
-        _refuse(file, f"it is truncated, {expected - data_size} bytes are missing")
-    if data_size > expected:
-        _refuse(file, f"it has {data_size - expected} bytes that its header does not know")
-
-
 def _refuse(file: PurePath, reason: str) -> NoReturn:
-    raise CheckpointError(f"The file {str(file)!r} is corrupt: {reason}; download it again.")
+    raise CheckpointError(_corrupt(file, reason))
+
+
+def _corrupt(file: PurePath, reason: str) -> str:
+    return f"The file {str(file)!r} is corrupt: {reason}; download it again."
 
 
 def check_not_gguf(source: str, files: Iterable[str]) -> None:

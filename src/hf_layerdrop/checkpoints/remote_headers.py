@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from hf_layerdrop.checkpoints.adapter_files import ADAPTER_CONFIG, adapted_base
-from hf_layerdrop.checkpoints.downloads import HubModel
+from hf_layerdrop.checkpoints.downloads import HubModel, find_tensors
 from hf_layerdrop.checkpoints.headers import (
     CONFIG_NAME,
     INDEX_NAME,
     PICKLE_NAMES,
     WEIGHTS_NAME,
     CheckpointHeaders,
-    TensorInfo,
     check_not_gguf,
-    check_uploaded,
-    find_placed,
-    only_pickle,
     read_checkpoint,
     read_config,
-    read_header,
-    read_index,
 )
-from hf_layerdrop.checkpoints.http_ranges import RangesIgnored, RemoteFile
+from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError
 
-logger = logging.getLogger(__name__)
-
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-_AT_ONCE = 8  # shards
 
 
 def read_headers(
@@ -61,11 +53,6 @@ def read_hub_checkpoint(
     Raises:
         CheckpointError: There is no such model, or it is broken.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
-
-    from hf_layerdrop.checkpoints.unreadable import unreadable
-
     try:
         # Answers at once where a download would retry for long.
         info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
@@ -79,30 +66,6 @@ def read_hub_checkpoint(
         if CONFIG_NAME not in files:
             raise CheckpointError(f"{repo_id!r} has no {CONFIG_NAME} on the Hub: give a repository that holds a model.")
         config = read_config(Path(model.download(CONFIG_NAME)).parent)
-        return CheckpointHeaders(repo_id, config, _read_tensors(model, files))
+        return CheckpointHeaders(repo_id, config, find_tensors(model, files)[0])
     except (HTTPError, HFValidationError, OSError) as error:  # OSError: offline, no network
         raise CheckpointError(unreadable(repo_id, error)) from error
-
-
-def _read_tensors(model: HubModel, files: set[str]) -> dict[str, TensorInfo]:
-    if WEIGHTS_NAME in files:
-        return _read_header(model, WEIGHTS_NAME)
-    if INDEX_NAME not in files:
-        raise CheckpointError(only_pickle(model.repo_id))
-    weight_map = read_index(Path(model.download(INDEX_NAME)))
-    shards = sorted(set(weight_map.values()))
-    check_uploaded(shards, files, model.repo_id)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        headers = dict(zip(shards, pool.map(lambda shard: _read_header(model, shard), shards), strict=True))
-    return find_placed(weight_map, headers, PurePosixPath(model.repo_id))
-
-
-def _read_header(model: HubModel, file: str) -> dict[str, TensorInfo]:
-    """Read the header of a file: from the Hub's cache if it is there, else in a request of its own."""
-    if local := model.cached(file):
-        return read_header(local)
-    try:
-        return RemoteFile(model.repo_id, file, model.commit, model.token).read_layout()[0]
-    except RangesIgnored:
-        logger.warning("The Hub has no range requests: %s of %s is downloaded whole.", file, model.repo_id)
-        return read_header(model.download(file))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, Source, check_processors, find_source, load_pruned
-from hf_layerdrop.hub.streaming import find_streamed
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.reports.plot import draw_depth_plot
 from hf_layerdrop.reports.table import metric_names
@@ -67,12 +67,26 @@ def save_pruned(
     with whole_folder(output_dir, partial(check_replaceable, output_dir, overwrite)) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
-        streamed = find_streamed(model, keep_layers, revision, load_kwargs)
-        pruned = streamed.model if streamed else load_pruned(model, keep_layers, revision, load_kwargs)
-        extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
-        name = output_dir.resolve().name
-        write_checkpoint(pruned, folder, name, source, extras, streamed.save if streamed else None)
+        with _without_bars():
+            pruned = load_pruned(model, keep_layers, revision, load_kwargs)
+            extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
+            name = output_dir.resolve().name
+            write_checkpoint(pruned, folder, name, source, extras)
     return output_dir
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from showing how it loads and saves weights, which are only copied."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -85,24 +99,14 @@ class Extras:
     measured_on: MeasuredOn | None = None
 
 
-def write_checkpoint(
-    pruned: PreTrainedModel,
-    folder: Path,
-    name: str,
-    source: Source | None,
-    extras: Extras,
-    save: Callable[[Path], Any] | None = None,
-) -> None:
-    """Write a pruned model, its tokenizer and its card into a folder; ``name`` is how the card says to load it.
-
-    ``save`` writes the model, where the model cannot do it by itself.
-    """
+def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: Source | None, extras: Extras) -> None:
+    """Write a pruned model, its tokenizer and its card into a folder; ``name`` is how the card says to load it."""
     if getattr(pruned, "_hf_peft_config_loaded", False):
         raise UnsupportedModelError(
             "The model has a PEFT adapter, which would be saved without its base: put it on with "
             "PeftModel.from_pretrained, call prune_layers on that and save what merge_and_unload() returns."
         )
-    (save or pruned.save_pretrained)(folder)
+    pruned.save_pretrained(folder)
     _write_processors(folder, source, extras.tokenizer)
     plot = _write_plot(folder, extras.results, extras.plot)
     config = pruned.config.to_dict()

@@ -13,12 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import resolve_revision
@@ -30,14 +28,12 @@ from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
-from hf_layerdrop.checkpoints.lazy_tensors import LazyTensor, open_tensors
 from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, where_of
-from hf_layerdrop.checkpoints.page_cache import announce_tensors
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.checkpoints.stored_model import check_depths
 from hf_layerdrop.checkpoints.unreadable import reading
-from hf_layerdrop.checkpoints.weight_files import StoredTensor
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
+from hf_layerdrop.checkpoints.weight_slices import open_slices
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
@@ -83,8 +79,6 @@ def load_plain(
             _forget_unpacked(_model_of(loaded))
             return loaded
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
-        if headers is not None:
-            _announce_kept(headers, cut)
         loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
@@ -109,54 +103,6 @@ def _unevenly_missing(cut: Cut, missing: Iterable[str]) -> list[tuple[str, int, 
     return [place for place in places if lacking[place[0], place[2]] < max(len(cut.kept[place[0]]), 2)]
 
 
-@dataclass(frozen=True)
-class Shell:
-    """A model on the meta device, and where its weights lie.
-
-    Attributes:
-        model: The model that `load_plain` would return, without its weights.
-        stored: The tensors that would be its weights, by their new names.
-        dtypes: Torch's names of their dtypes.
-        converted: Why the weights are not these tensors as they lie there; empty if they are.
-    """
-
-    model: PreTrainedModel
-    stored: Mapping[str, StoredTensor]
-    dtypes: Mapping[str, torch.dtype]
-    converted: str
-
-
-def load_shell(cls: type[PreTrainedModel], name_or_path: Any, *, keep_layers: KeepLayers, **kwargs: Any) -> Shell:
-    """Load a model without its weights, and find out where they lie; of their files only the headers are read.
-
-    Raises:
-        CheckpointError: As `load_plain`, and the others that it raises.
-    """
-    check_source(cls, name_or_path, kwargs)
-    parts: dict[str, LazyTensor] = {}
-    odd: list[str] = []
-
-    def emptied(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        parts.update({name: weight for name, weight in weights.items() if isinstance(weight, LazyTensor)})
-        odd.extend(name for name in weights if name not in parts)
-        return {name: part.emptied() for name, part in parts.items()}
-
-    options = {**kwargs, "use_safetensors": True, "device_map": {"": "meta"}, "output_loading_info": True}
-    with BUILDING, reading(name_or_path):
-        cut = _plan(cls, name_or_path, keep_layers, kwargs)
-        model, info = _load_cut(cut, name_or_path, (), options, emptied)
-        _settle(model, cut)
-    if not odd:
-        check_layers_are_whole(map(cut.place_of, info["missing_keys"]))
-    odd.extend(str(name) for key in ("missing_keys", "mismatched_keys", "error_msgs") for name in info[key])
-    return Shell(
-        model,
-        {name: part.stored for name, part in parts.items()},
-        {name: part.dtype for name, part in parts.items()},
-        f"its model class has to make {odd[0]!r}" if odd else "",
-    )
-
-
 def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
     """Read the config of a checkpoint, and find out which of its layers are kept."""
     config = kwargs.get("config")
@@ -178,20 +124,18 @@ def _check_quantization(cut: Cut) -> None:
         )
 
 
-def _load_cut(
-    cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change = dict
-) -> Any:
-    """Load the kept layers, of a model on the Hub from what is fetched of it; ``change`` gets the kept weights."""
+def _load_cut(cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Load the kept layers, of a model on the Hub from what is fetched of it."""
     if (given := kwargs.get("quantization_config")) is not None:
         kwargs = {**kwargs, "quantization_config": renumber_quantization(given, cut.names.stacks, cut.kept)}
     hub_model = _hub_model(cut.config, name_or_path, kwargs)
     folder = fetch_kept(hub_model, cut.kept_by_path(), cut.choose) if hub_model else None
     if hub_model is None or folder is None:
-        loader = _loader_class(cut, lambda weights: change(cut.choose(weights)))
+        loader = _loader_class(cut, cut.choose)
         loaded = loader.from_pretrained(name_or_path, *args, **kwargs)
     else:
         here = {name: value for name, value in kwargs.items() if name not in WHERE}
-        loaded = _loader_class(cut, change).from_pretrained(folder, *args, **here)
+        loaded = _loader_class(cut, dict).from_pretrained(folder, *args, **here)
         config = _model_of(loaded).config
         config.name_or_path = _model_of(loaded).name_or_path = hub_model.repo_id
         config._commit_hash = hub_model.commit
@@ -262,11 +206,6 @@ def _check_held(model: PreTrainedModel, headers: CheckpointHeaders) -> None:
         check_layers(headers.tensors, WeightNames(model, find_stacks(model)))
 
 
-def _announce_kept(headers: CheckpointHeaders, cut: Cut) -> None:
-    """Have the system begin to read the kept layers while the model is built."""
-    announce_tensors(Path(headers.source), list(cut.choose(headers.tensors).values()))
-
-
 def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
     """Return a stand-in for a class that cuts the config before the model is built, the weights before they are read.
 
@@ -323,7 +262,7 @@ def _open(checkpoint_files: Iterable[str], files: ExitStack) -> dict[str, Any]:
     """Return the weights of a checkpoint by name; of those in safetensors nothing has been read yet."""
     weights: dict[str, Any] = {}
     for path in checkpoint_files:
-        weights.update(open_tensors(path, files) if path.endswith(".safetensors") else load_state_dict(path))
+        weights |= open_slices(path, files) if path.endswith(".safetensors") else load_state_dict(path)
     return weights
 
 
