@@ -45,7 +45,9 @@ class LayerDropStateError(LayerDropError, RuntimeError):
     """The model is in a state in which this call makes no sense, e.g. remove without inject."""
 
 
-def said_by(error: BaseException) -> str:
-    """Return what an error of another library says, in one line: its kind, and the first paragraph of its message."""
-    said = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+class MissingExtraError(LayerDropError, ImportError):
+    """A library is not installed that comes with an extra of this package; the message says how to install it."""
+
+
+class IncompatibleVersionError(LayerDropError, RuntimeError):
+    """An installed library differs, in something that has no public name, from the versions that are known to work."""

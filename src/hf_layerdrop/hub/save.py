@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.output_folders import check_above
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
@@ -145,7 +146,7 @@ def write_checkpoint(
 
     ``save`` writes the model, where the model cannot do it by itself.
     """
-    if getattr(pruned, "_hf_peft_config_loaded", False):
+    if getattr(pruned, compat.ADAPTER_LOADED.name, False):
         raise UnsupportedModelError(
             "The model has a PEFT adapter, which would be saved without its base: put it on with "
             "PeftModel.from_pretrained, call prune_layers on that and save what merge_and_unload() returns."

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.weight_files import StoredTensor, stream_local, write_weights
 
 if TYPE_CHECKING:
@@ -99,6 +100,6 @@ def _saved_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-    ignored = set(model._keys_to_ignore_on_save or ())
+    ignored = set(getattr(model, compat.NOT_SAVED.name) or ())
     state = {name: weight for name, weight in model.state_dict().items() if name not in ignored}
     return revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Iterator
 from types import FrameType
 
 
 def callers() -> Iterator[FrameType]:
     """Yield the frames of the callers of the function that calls this, innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and (frame := frame.f_back) is not None:
         yield frame
-        frame = frame.f_back
