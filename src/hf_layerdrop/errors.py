@@ -1,4 +1,12 @@
-"""The few errors a caller may want to catch; each is also a ValueError or a RuntimeError."""
+"""The few errors a caller may want to catch; each is also a ValueError, a RuntimeError or an ImportError."""
+
+from importlib.util import find_spec
+
+# What comes with the extras of this package, by the names under which it is imported.
+EXTRAS = {
+    "tasks": ("datasets", "evaluate", "sklearn", "scipy", "sacrebleu", "rouge_score", "pyarrow"),
+    "reports": ("matplotlib", "plotly"),
+}
 
 
 class LayerDropError(Exception):
@@ -51,3 +59,24 @@ class MissingExtraError(LayerDropError, ImportError):
 
 class IncompatibleVersionError(LayerDropError, RuntimeError):
     """An installed library differs, in something that has no public name, from the versions that are known to work."""
+
+
+def require(*libraries: str) -> None:
+    """Refuse to begin what needs a library that is not installed, of those that come with extras of this package.
+
+    Raises:
+        MissingExtraError: If one is missing.
+    """
+    for library in libraries:
+        extra = next(extra for extra, held in EXTRAS.items() if library in held)
+        if not _is_installed(library):
+            raise MissingExtraError(
+                f'This needs {library}, which is not installed: pip install "hf-layerdrop[{extra}]".', name=library
+            )
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except (ImportError, ValueError):  # refused by an import hook, or made without a spec
+        return False
