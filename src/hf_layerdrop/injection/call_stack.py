@@ -9,6 +9,8 @@ from types import FrameType
 
 def callers() -> Iterator[FrameType]:
     """Yield the frames of the callers of the function that calls this, innermost first."""
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None and (frame := frame.f_back) is not None:
+    own = inspect.currentframe()
+    frame: FrameType | None = own.f_back if own is not None else None
+    while frame is not None:
         yield frame
+        frame = frame.f_back
