@@ -187,7 +187,7 @@ if __name__ == "__main__":
     if "--blocked" in sys.argv:
         sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
     with tempfile.TemporaryDirectory() as home, HubServer() as hub:
-        os.environ |= hub.env(home)
+        os.environ |= {**hub.env(home), "HF_HUB_OFFLINE": "0"}
         main(Path(home))
         pushed = sorted(hub.repos["alice/two"].files())
     sys.stdout.write(json.dumps(pushed) + "\n")
