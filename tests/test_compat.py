@@ -55,9 +55,9 @@ def uses(tree: ast.Module) -> list[str]:
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(("hf_layerdrop", "__future__")):
             names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-            found += [name for name in names if name.startswith("_")]
+            found += [name for name in names if is_private(name)]
         elif isinstance(node, ast.Import):
-            found += [name for alias in node.names for name in alias.name.split(".") if name.startswith("_")]
+            found += [name for alias in node.names for name in alias.name.split(".") if is_private(name)]
         elif isinstance(node, ast.Attribute) and is_foreign(node.attr):
             ours = ast.unparse(node.value) in ("self", "cls", "super()") and node.attr in defined
             found += [] if ours else [ast.unparse(node)]

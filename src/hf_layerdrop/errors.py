@@ -80,3 +80,9 @@ def _is_installed(library: str) -> bool:
         return find_spec(library) is not None
     except (ImportError, ValueError):  # refused by an import hook, or made without a spec
         return False
+
+
+def said_by(error: BaseException) -> str:
+    """Return what an error of another library says, in one line: its kind, and the first paragraph of its message."""
+    said = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

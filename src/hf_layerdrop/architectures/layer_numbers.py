@@ -136,7 +136,8 @@ def _renamed(value: Any, stacks: Mapping[str, Stack], kept: Kept) -> Any:
         return _new_name(value, stacks, kept)
     if isinstance(value, Mapping):
         pairs = ((_renamed(key, stacks, kept), _renamed(entry, stacks, kept)) for key, entry in value.items())
-        return type(value)((key, entry) for key, entry in pairs if key is not None)  # type: ignore[call-arg]
+        kind: Any = type(value)  # a dict of any kind, made from pairs
+        return kind((key, entry) for key, entry in pairs if key is not None)
     if isinstance(value, list | tuple | set):
         entries = (_renamed(entry, stacks, kept) for entry in value)
         return type(value)(entry for entry, old in zip(entries, value, strict=True) if entry is not None or old is None)

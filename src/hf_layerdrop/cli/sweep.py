@@ -81,7 +81,6 @@ def sweep_command(
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
     require_tokenizer(model, config)
-    local_files(chosen, None, validation_file, train=False)
     require("matplotlib")
     sub_networks = parse_depths(depths, stacks)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import BUILDING
 from hf_layerdrop.checkpoints.headers import read_config
+from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.compat import build_from_config
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.models.mixin import inject, plain_class

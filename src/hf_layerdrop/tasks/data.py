@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import TaskError, require
+from hf_layerdrop.errors import TaskError, require, said_by
 from hf_layerdrop.tasks.columns import check_columns, wanted_columns
 from hf_layerdrop.tasks.registry import MORE_TASKS
 from hf_layerdrop.tasks.task import Task, TaskData
