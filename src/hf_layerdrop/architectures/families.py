@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_layerdrop import compat
+
 # Config fields that may hold the depth of a stack, most specific first.
 _ANY = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _ENCODER = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "encoder_num_layers")
@@ -107,7 +109,7 @@ SHARED_TAIL_FIELD, KINDS_FIELD = "num_kv_shared_layers", "layer_types"
 LENDING_FLAG = "store_full_length_kv"
 
 # Where a config of transformers keeps what single layers have otherwise (`per_layer_config` in config.json).
-OVERRIDES, OVERRIDES_FIELD = "_heterogeneity_spec", "per_layer_config"
+OVERRIDES_FIELD = "per_layer_config"
 
 # Depth fields of parts that stand beside the stack which the plain fields count, by a word in their path.
 NAMED_DEPTHS = {
@@ -224,7 +226,7 @@ def cut_fields(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> di
             cut[field] = type(value)(value[layer] for layer in kept)
         elif field in SOURCE_FIELDS and isinstance(value, list | tuple) and len(value) == depth:
             cut[field] = type(value)(_cut_sources(value, kept))
-        elif field == OVERRIDES and hasattr(value, "per_layer_overrides"):
+        elif _is_of_transformers(value) and isinstance(value, compat.LAYER_OVERRIDES.value):
             left = {
                 new: value.per_layer_overrides[old] for new, old in enumerate(kept) if old in value.per_layer_overrides
             }
@@ -241,6 +243,11 @@ def _cut_sources(sources: Sequence[int], kept: Sequence[int]) -> list[int]:
     return [kept.index(source if (source := sources[layer]) in kept else layer) for layer in kept]
 
 
+def _is_of_transformers(value: Any) -> bool:
+    """Tell what a config file cannot hold, without importing transformers for what it can."""
+    return type(value).__module__.startswith("transformers.")
+
+
 def _cut_stages(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
     """Return the new values of the fields in which a backbone names its layers, the embeddings first, and chooses some.
 
@@ -249,12 +256,13 @@ def _cut_stages(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> d
     names = config.get("stage_names")
     if not isinstance(names, list | tuple) or len(names) != depth + 1:
         return {}
+    indices = compat.OUT_INDICES.name
     places = {0: 0, **{layer + 1: new + 1 for new, layer in enumerate(kept)}, depth: len(kept)}
     cut: dict[str, Any] = {"stage_names": type(names)(names[: len(kept) + 1])}
-    if isinstance(chosen := config.get("_out_indices"), list | tuple):
+    if isinstance(chosen := config.get(indices), list | tuple):
         found = sorted({places[place % (depth + 1)] for place in chosen if place % (depth + 1) in places})
-        cut["_out_indices"] = type(chosen)(found or [len(kept)])
-        cut["_out_features"] = [cut["stage_names"][place] for place in cut["_out_indices"]]
+        cut[indices] = type(chosen)(found or [len(kept)])
+        cut[compat.OUT_FEATURES.name] = [cut["stage_names"][place] for place in cut[indices]]
     return cut
 
 

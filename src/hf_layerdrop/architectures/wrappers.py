@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import UnsupportedModelError
 
 # Their copies, buckets and graphs are made from the model as it was when they were put around it.
-_TOO_LATE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel, OptimizedModule)
+_TOO_LATE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel, compat.OPTIMIZED_MODULE.value)
+_WRAPPERS = (*_TOO_LATE, compat.CHECKPOINT_WRAPPER.value)
 
 
 def check_module(module: Any) -> None:
@@ -58,7 +58,7 @@ def transformers_model(module: nn.Module) -> PreTrainedModel:
 def _refuse_wrapped_layers(model: PreTrainedModel) -> None:
     """Refuse a model whose layers were put into wrappers one by one, where they are no longer found."""
     listed = (child for layers in model.modules() if isinstance(layers, nn.ModuleList) for child in layers)
-    wrapped = next((child for child in listed if isinstance(child, (*_TOO_LATE, ActivationWrapper))), None)
+    wrapped = next((child for child in listed if isinstance(child, _WRAPPERS)), None)
     if wrapped is not None:
         raise UnsupportedModelError(
             f"Layers of this {type(model).__name__} are inside of {type(wrapped).__name__}; pass the model before they "

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
 
 Rename = Callable[[str], str | None]
@@ -97,7 +98,7 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, Collection[str]]]:
 
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            yield path, module._get_available_adapters()
+            yield path, getattr(module, compat.ADAPTERS.name)()
 
 
 def _names(model: nn.Module) -> list[str]:

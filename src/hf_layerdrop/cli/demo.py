@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from hf_layerdrop.cli.arguments import Seed, check_output, checkpoint_facts
-from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.errors import LayerDropConfigError, require
 
 SHORT_STEPS = 200
 
@@ -47,6 +47,7 @@ def demo_command(
     if rate == 1:
         raise LayerDropConfigError("--rate is 1, at which no layer would ever run in training: give less than 1.")
     check_output(output, overwrite=overwrite)
+    require("datasets", "evaluate", "matplotlib")
     if model:
         checkpoint_facts(model, revision=None, allow_pickle=False)
     start = time.perf_counter()

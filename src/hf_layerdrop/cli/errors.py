@@ -9,12 +9,12 @@ from typing import Any
 
 import typer
 
+from hf_layerdrop.compat import usage_error
 from hf_layerdrop.errors import LayerDropError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-# Base of all that typer says of wrong arguments. Newer releases bring a copy of click, so it has no public name.
-UsageError: type[Any] = typer.BadParameter.__mro__[2]
+UsageError: type[Any] = usage_error()
 
 # Values of the flag --debug of TrainingArguments, which `train` passes through.
 _DEBUG_OF_TRAINER = {"underspecified_overflow", "tpu_metrics_debug"}

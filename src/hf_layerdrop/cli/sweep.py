@@ -33,7 +33,7 @@ from hf_layerdrop.cli.arguments import (
 )
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
-from hf_layerdrop.errors import TaskError
+from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.plot import draw_depth_plot
 from hf_layerdrop.reports.table import render_table, write_results
@@ -81,6 +81,7 @@ def sweep_command(
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
     require_tokenizer(model, config)
+    require("matplotlib")
     sub_networks = parse_depths(depths, stacks)
 
     data = load_task_data(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.metrics import named_metric, predicted
@@ -187,7 +188,8 @@ def _order_drawn_once(trainer: Any) -> Iterator[None]:
     It would draw another each time, from the global generator: sub-networks that are measured one after the other would
     see other batches, and share nothing.
     """
-    sampler_of = trainer._get_eval_sampler
+    name = compat.EVALUATION_SAMPLER.name
+    sampler_of = getattr(trainer, name)
 
     def drawn_once(dataset: Any) -> Any:
         sampler = sampler_of(dataset)
@@ -196,11 +198,11 @@ def _order_drawn_once(trainer: Any) -> Iterator[None]:
         sampler.generator = torch.Generator().manual_seed(0)
         return list(sampler)
 
-    trainer._get_eval_sampler = drawn_once
+    setattr(trainer, name, drawn_once)
     try:
         yield
     finally:
-        del trainer._get_eval_sampler
+        delattr(trainer, name)
 
 
 def as_batches(dataset: Any, batch_size: int, collator: Any) -> Batches:
@@ -243,8 +245,9 @@ def as_metric(metric: Any) -> Metric:
 def _use_generation_arguments(trainer: Any) -> None:
     """Generate as `Seq2SeqTrainer.evaluate` does, which hands these to its prediction steps in this attribute."""
     given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
-    if not getattr(trainer, "_gen_kwargs", None):
-        trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
+    attribute = compat.GENERATION_ARGUMENTS.name
+    if not getattr(trainer, attribute, None):
+        setattr(trainer, attribute, {name: value for name, value in given.items() if value is not None})
 
 
 def _compute(metric: Any, evaluated: EvalPrediction) -> Mapping[str, float]:

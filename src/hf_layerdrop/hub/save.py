@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.outputs import check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, MissingExtraError, OutputExistsError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, Source, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
@@ -23,6 +25,8 @@ from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_logger = logging.getLogger(__name__)
 
 _PLOT_STEM = "depth"
 
@@ -49,7 +53,7 @@ def save_pruned(
         results: What `evaluate_depths` measured, for the card. The record of this very sub-network becomes its
             ``model-index``.
         plot: A picture for the card (an SVG or PNG of the same name beside it comes along). Left out, it is drawn from
-            ``results`` if they have more than one depth; False leaves it out.
+            ``results`` if they have more than one depth and matplotlib is installed; False leaves it out.
         overwrite: Replace an existing checkpoint folder.
         tokenizer: A tokenizer or processor to save. Left out, its files are copied from the model's source; False saves
             none.
@@ -101,7 +105,7 @@ class Extras:
 
 def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: Source | None, extras: Extras) -> None:
     """Write a pruned model, its tokenizer and its card into a folder; ``name`` is how the card says to load it."""
-    if getattr(pruned, "_hf_peft_config_loaded", False):
+    if getattr(pruned, compat.ADAPTER_LOADED.name, False):
         raise UnsupportedModelError(
             "The model has a PEFT adapter, which would be saved without its base: put it on with "
             "PeftModel.from_pretrained, call prune_layers on that and save what merge_and_unload() returns."
@@ -111,7 +115,14 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
     plot = _write_plot(folder, extras.results, extras.plot)
     config = pruned.config.to_dict()
     info = _card_info(name, config, source, extras.measured_on)
-    card = render_card(config, info, parameters=pruned.num_parameters(), results=extras.results, plot=plot)
+    card = render_card(
+        config,
+        info,
+        parameters=pruned.num_parameters(),
+        results=extras.results,
+        plot=plot,
+        unplotted=plot is None and _wants_plot(extras.results, extras.plot),
+    )
     card.save(folder / "README.md")
 
 
@@ -155,11 +166,21 @@ def _write_plot(
     """Copy or draw the plot; return the file name for the card."""
     if isinstance(plot, str | os.PathLike):
         return _copy_plot(Path(plot), folder)
-    metrics = metric_names(results)
-    if plot is False or not metrics or len({result.depth for result in results}) < 2:
+    if not _wants_plot(results, plot):
         return None
+    metrics = metric_names(results)
     metric = next((name for name in metrics if "loss" not in name), metrics[0])
-    return draw_depth_plot({"": results}, metric, folder / _PLOT_STEM)[0].name
+    try:
+        return draw_depth_plot({"": results}, metric, folder / _PLOT_STEM)[0].name
+    except MissingExtraError as error:
+        if plot:
+            raise
+        _logger.warning("The card says that it has no plot. %s", error)
+        return None
+
+
+def _wants_plot(results: Sequence[SubNetworkResult], plot: str | os.PathLike[str] | bool | None) -> bool:
+    return plot is not False and bool(metric_names(results)) and len({result.depth for result in results}) > 1
 
 
 def _copy_plot(plot: Path, folder: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer, processor_files
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.hub.origin import load_pruned
@@ -16,7 +17,6 @@ from hf_layerdrop.samplers.keep_layers import KeepLayers
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
 
-_COMPONENTS = ("tokenizer", "image_processor", "feature_extractor", "processor", "video_processor")
 _FOR_LOADING = ("config", "revision", "token", "trust_remote_code", "dtype")
 
 
@@ -77,8 +77,6 @@ def _load_for_task(
     served: dict[str, Any], task: str, name: str, keep_layers: KeepLayers, kwargs: dict[str, Any]
 ) -> PreTrainedModel:
     """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
-    from transformers.models.auto.auto_factory import _get_model_class
-
     from hf_layerdrop.checkpoints.model_class import find_config, where_of
     from hf_layerdrop.pruning.loading import load_plain
 
@@ -87,9 +85,11 @@ def _load_for_task(
         loading["device_map"] = kwargs.pop("device_map")
     config = find_config(name, loading)
     for auto_class in served["pt"]:
-        if type(config) in auto_class._model_mapping:
-            model_class = _get_model_class(config, auto_class._model_mapping)
-            if _pipeline_class(served)._load_tokenizer and kwargs.get("tokenizer") is None:
+        mapping = getattr(auto_class, compat.CLASSES_BY_CONFIG.name)
+        if type(config) in mapping:
+            model_class = compat.CLASS_BY_CONFIG.value(config, mapping)
+            loads_tokenizer = getattr(_pipeline_class(served), compat.PIPELINE_PARTS["tokenizer"].name)
+            if loads_tokenizer and kwargs.get("tokenizer") is None:
                 # Before the weights, and at all: transformers would make an empty one, to which all words are unknown.
                 load_tokenizer(_home(name, loading), **where_of(loading))
             return load_plain(model_class, name, keep_layers=keep_layers, **loading)
@@ -110,7 +110,8 @@ def _home(name: str, loading: Mapping[str, Any]) -> str:
 def _components(served: dict[str, Any], name: str) -> dict[str, str]:
     """Name the source of what goes with the model; transformers knows it only when it loads the model itself."""
     pipeline_class = _pipeline_class(served)
-    return {part: name for part in _COMPONENTS if getattr(pipeline_class, f"_load_{part}") is not False}
+    parts = compat.PIPELINE_PARTS.items()
+    return {part: name for part, loads in parts if getattr(pipeline_class, loads.name) is not False}
 
 
 def _pipeline_class(served: dict[str, Any]) -> type[Pipeline]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Iterator
 from types import FrameType
 
@@ -11,7 +11,8 @@ from torch import nn
 
 def callers() -> Iterator[FrameType]:
     """Yield the frames of the callers of the function that calls this, innermost first."""
-    frame: FrameType | None = sys._getframe(1)
+    own = inspect.currentframe()
+    frame: FrameType | None = own.f_back if own is not None else None
     while frame is not None:
         yield frame
         frame = frame.f_back

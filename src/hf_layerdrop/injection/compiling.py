@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 
 _logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ ADVICE = (
 outside_of_graphs = torch.compiler.disable(recursive=False, reason=ADVICE)
 
 # Returns None outside of compiled regions. A function in Python would be compiled itself.
-in_compiled_region = torch._C._dynamo.eval_frame.get_eval_frame_callback
+in_compiled_region = compat.COMPILED_REGION.value
 
 
 def direct(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ def refuse_compiled(model: nn.Module) -> None:
         LayerDropStateError: If the model or a part of it is wrapped.
     """
     for module in model.modules():
-        if isinstance(module, OptimizedModule):
+        if isinstance(module, compat.OPTIMIZED_MODULE.value):
             raise LayerDropStateError(
                 f"The {type(module).__name__} was made by torch.compile before LayerDrop was injected; call "
                 "inject_layerdrop on the plain model first, and wrap it afterwards."

@@ -20,9 +20,9 @@ def lend_bias(layers: Sequence[nn.Module], bias: FirstBlockBias) -> None:
     The borrowed module is no part of the borrower's state dict or parameters.
     """
     for path, owner in owners_of_bias(layers[0], bias):
-        for name in bias.weights:
-            if name in owner._modules:
-                owner._modules[name].__dict__[LENT] = True
+        for name, child in owner.named_children():
+            if name in bias.weights:
+                child.__dict__[LENT] = True
         for layer in layers[1:]:
             borrower = layer.get_submodule(path)
             attributes = borrowed_attributes(owner, bias)
@@ -45,11 +45,11 @@ def return_bias(layers: Sequence[nn.Module]) -> None:
 def owners_of_bias(first: nn.Module, bias: FirstBlockBias) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of the first block that hold the bias, with their paths in it."""
     for path, part in first.named_modules():
-        if any(name in part._modules for name in bias.weights):
+        if any(name in bias.weights for name, _ in part.named_children()):
             yield path, part
 
 
 def borrowed_attributes(owner: nn.Module, bias: FirstBlockBias) -> dict[str, Any]:
     """Return the attributes that make a module one that computes the bias."""
-    modules: dict[str, Any] = {name: owner._modules[name] for name in bias.weights if name in owner._modules}
+    modules: dict[str, Any] = {name: child for name, child in owner.named_children() if name in bias.weights}
     return {**modules, **({bias.flag: True} if bias.flag else {})}

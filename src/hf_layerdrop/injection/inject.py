@@ -19,10 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# The hooks that record hidden states and attentions hang on the modules that a dropped layer does not run, so the
-# record is made by hand; the collector they write to has no public name.
-from transformers.utils.output_capturing import _active_collector
-
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.families import bias_in_first_block, returned_arguments
 from hf_layerdrop.architectures.shared_kv import lenders
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
@@ -45,7 +42,13 @@ from hf_layerdrop.injection.native import restore_native, switch_off_native
 from hf_layerdrop.injection.passthrough import handed_on, hidden_states_of_call
 from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
 from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
-from hf_layerdrop.injection.recorded_outputs import gives_weights, recorded_key
+from hf_layerdrop.injection.recorded_outputs import (
+    collected_outputs,
+    forward_hooks,
+    gives_weights,
+    recorded_key,
+    recorded_keys,
+)
 from hf_layerdrop.injection.stack_draw import StackDraw, masks_of
 from hf_layerdrop.injection.state import LayerDropState, forget
 from hf_layerdrop.injection.states import LayerDropStates
@@ -53,6 +56,8 @@ from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, 
 from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 
 logger = logging.getLogger(__name__)
+
+_COMPILED_CALL = compat.COMPILED_CALL.name
 
 _config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
@@ -322,7 +327,6 @@ class _StackOwner:
 
     _layerdrop_draws: list[StackDraw]
     training: bool
-    _compiled_call_impl: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and not self._may_draw():
@@ -337,7 +341,7 @@ class _StackOwner:
         draws = self._layerdrop_draws
         call = untraced if in_compiled_region() else direct
         call(refuse_replica, self)
-        if (call is untraced or self._compiled_call_impl is not None) and call(self._may_draw):
+        if (call is untraced or getattr(self, _COMPILED_CALL) is not None) and call(self._may_draw):
             untraced(warn_of_whole_model)
         outer = call(masks_of, draws)
         for draw in draws:
@@ -440,12 +444,13 @@ def _record_dropped(
 ) -> None:
     """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None.
 
+    The hooks that record hang on the modules that a dropped layer does not run, so the record is made by hand.
     Where the attention that runs returns no weights, at rate 0 there are none, and so here.
     """
-    collected = _active_collector.get()
+    collected = collected_outputs()
     if not collected:
         return
-    for hook in layer._forward_hooks.values():
+    for hook in forward_hooks(layer).values():
         if recorded_key(hook) == "hidden_states":
             hook(layer, (hidden_states,), hidden_states)
     given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
@@ -453,6 +458,6 @@ def _record_dropped(
     if not gives_weights(layer):
         return
     for part in layer.modules():
-        for key in map(recorded_key, part._forward_hooks.values()):
+        for key in recorded_keys(part):
             if "attentions" in key and key in collected and (crosses or "cross" not in key):
                 collected[key].append(None)

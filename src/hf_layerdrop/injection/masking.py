@@ -17,12 +17,12 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
-from transformers.utils.output_capturing import _active_collector
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import recomputation
 from hf_layerdrop.injection.passthrough import name_of_hidden_states
 from hf_layerdrop.injection.ranks.ddp import refuse_replica
+from hf_layerdrop.injection.recorded_outputs import collected_outputs
 from hf_layerdrop.injection.stack_draw import StackDraw, holds_tokens
 from hf_layerdrop.samplers.draws import Mask
 
@@ -195,7 +195,7 @@ def _kept_on(record: Any) -> dict[int, torch.Tensor]:
 
 def _correct_record(replacements: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Let recorded hidden states be those that were handed on, not what a dropped layer was shown and computed."""
-    states = (_active_collector.get() or {}).get("hidden_states") or []
+    states = (collected_outputs() or {}).get("hidden_states") or []
     for position in {0, len(states) - 1} if states else ():
         for recorded, correct in replacements:
             if states[position] is recorded:

@@ -10,26 +10,26 @@ a reentrant checkpoint, and ``generate``) and inside the backward pass.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import checkpoint
-from transformers import GenerationMixin
 
+from hf_layerdrop import compat
 from hf_layerdrop.injection.call_stack import callers
 
-_REENTRANT_FORWARD = checkpoint.CheckpointFunction.forward.__code__
-_REENTRANT_BACKWARD = checkpoint.CheckpointFunction.backward.__code__
-_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__  # under its decorators
-_CACHE_ARGUMENTS = {"cache", "past_key_values"}  # its name from transformers 5.24 on, and before
+_REENTRANT_FORWARD, _REENTRANT_BACKWARD = compat.REENTRANT_FORWARD.code, compat.REENTRANT_BACKWARD.code
+_RECORD = compat.CHECKPOINT_RECORD.value
+_UNPACK, _UNPACK_VARIABLE = compat.UNPACK_HOOK.code.co_name, compat.UNPACK_HOOK.variable
+_GENERATE = compat.GENERATE.code
+_graph_task, _saved_tensor_hooks = compat.GRAPH_TASK.value, compat.SAVED_TENSOR_HOOKS.value
+_CACHE_ARGUMENTS = compat.cache_arguments()
 
 
 def in_backward() -> bool:
     """Tell whether the caller runs inside a backward pass, where every forward is a recomputation."""
-    return torch._C._current_graph_task_id() != -1
+    return _graph_task() != -1
 
 
 def inside_generate() -> bool:
@@ -49,8 +49,9 @@ def inside_own_generate() -> bool:
 
 def inside_trainer() -> bool:
     """Tell whether a Trainer's training loop is among the callers."""
-    trainer = sys.modules.get("transformers.trainer")  # what was not imported is not running
-    return trainer is not None and any(frame.f_code is trainer.Trainer.training_step.__code__ for frame in callers())
+    if "transformers.trainer" not in sys.modules:  # what was not imported is not running
+        return False
+    return any(frame.f_code is compat.TRAINING_STEP.code for frame in callers())
 
 
 def cache_of_caller() -> Any | None:
@@ -69,7 +70,7 @@ def first_run_record() -> Any | None:
         return _frame_of_saved_tensor_hooks()
     for frame in callers():
         if frame.f_code is _REENTRANT_FORWARD:
-            return frame.f_locals["ctx"]
+            return frame.f_locals[compat.REENTRANT_FORWARD.variable]
     return None
 
 
@@ -77,17 +78,17 @@ def second_run_record() -> Any | None:
     """Return the record of the checkpoint that is recomputed, or None if the caller is not part of a recomputation."""
     for frame in callers():
         if frame.f_code is _REENTRANT_BACKWARD:
-            return frame.f_locals["ctx"]
-        held = frame.f_locals.get("frame") if frame.f_code.co_name == "unpack_hook" else None
-        if isinstance(held, checkpoint._CheckpointFrame):
+            return frame.f_locals[compat.REENTRANT_BACKWARD.variable]
+        held = frame.f_locals.get(_UNPACK_VARIABLE) if frame.f_code.co_name == _UNPACK else None
+        if isinstance(held, _RECORD):
             return held
     return None
 
 
 def _frame_of_saved_tensor_hooks() -> Any | None:
     """Return the non-reentrant checkpoint's record: the innermost saved-tensor hooks hold it in a closure."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    hooks = _saved_tensor_hooks(True)
     for cell in getattr(hooks[0], "__closure__", None) or () if hooks else ():
-        if isinstance(cell.cell_contents, checkpoint._CheckpointFrame):
+        if isinstance(cell.cell_contents, _RECORD):
             return cell.cell_contents
     return None

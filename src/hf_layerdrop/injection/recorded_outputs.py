@@ -5,22 +5,32 @@ Neither the collector that the hooks write to nor what a hook records has a publ
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
-from transformers.utils.output_capturing import _active_collector
 
+from hf_layerdrop import compat
+
+# What transformers collects in the forward that runs, by key, such as ``attentions``; None or empty if nothing.
+collected_outputs = compat.ACTIVE_COLLECTOR.value
+_HOOK, _HOOKS = compat.OUTPUT_HOOK.code, compat.FORWARD_HOOKS.name
 # On a model whose modules have the hooks that record.
-_INSTALLED, _HOOK = "_output_capturing_hooks_installed", "output_capturing_hook"
-_IMPLEMENTATION = "_attn_implementation"
+_INSTALLED = compat.HOOKS_INSTALLED.name
 
 
 def recorded_key(hook: Any) -> str:
     """Return what a hook of transformers records, such as ``attentions``; empty for any other hook."""
-    if getattr(hook, "__name__", "") != _HOOK:
-        return ""
-    return inspect.getclosurevars(hook).nonlocals["key"]
+    return compat.OUTPUT_HOOK.of_closure(hook) if _records(hook) else ""
+
+
+def recorded_keys(module: nn.Module) -> list[str]:
+    """Return what the hooks on a module record."""
+    return [recorded_key(hook) for hook in forward_hooks(module).values()]
+
+
+def forward_hooks(module: nn.Module) -> dict[int, Any]:
+    """Return the hooks that run after a module's forward, by number."""
+    return getattr(module, _HOOKS)
 
 
 def recording_models(model: nn.Module) -> set[nn.Module]:
@@ -36,29 +46,34 @@ def take_back_recording(model: nn.Module, before: set[nn.Module]) -> None:
     """
     for part in recording_models(model) - before:
         for module in part.modules():
-            for number, hook in list(module._forward_hooks.items()):
-                if getattr(hook, "__name__", "") == _HOOK:
-                    del module._forward_hooks[number]
+            hooks = forward_hooks(module)
+            for number in [number for number, hook in hooks.items() if _records(hook)]:
+                del hooks[number]
         delattr(part, _INSTALLED)
 
 
 def is_recording() -> bool:
     """Tell whether the forward that is under way records hidden states or attentions of its layers."""
-    return bool(_active_collector.get())
+    return bool(collected_outputs())
 
 
 def gives_weights(attention: nn.Module) -> bool:
     """Tell whether an attention returns its weights; of one that does not, transformers records nothing at all."""
     configs = (getattr(part, "config", None) for part in attention.modules())
-    implementation = next((found for config in configs if (found := getattr(config, _IMPLEMENTATION, None))), "")
+    kinds = (getattr(config, compat.ATTENTION_KIND.name, None) for config in configs)
+    implementation = next(filter(None, kinds), "")
     return not any(name in implementation for name in ("sdpa", "flash"))
 
 
 def record_no_attentions(attention: nn.Module) -> None:
     """Record None where the weights of an attention that does not run would be recorded."""
-    collected = _active_collector.get()
+    collected = collected_outputs()
     if not collected or not gives_weights(attention):
         return
-    for key in map(recorded_key, attention._forward_hooks.values()):
+    for key in recorded_keys(attention):
         if "attentions" in key and key in collected:
             collected[key].append(None)
+
+
+def _records(hook: Any) -> bool:
+    return getattr(hook, "__code__", None) is _HOOK

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer, learn, log_of
@@ -113,8 +114,9 @@ def _resume(draws: Any, saved: dict[str, Any]) -> None:
 
 def _loss_of_trainer() -> torch.Tensor:
     """Return the loss that Trainer has just taken gradients of: whatever computed it, it stands in this variable."""
+    name = compat.STEP_LOSS.name
     for frame in callers():
-        if torch.is_tensor(loss := frame.f_locals.get("tr_loss_step")):
+        if torch.is_tensor(loss := frame.f_locals.get(name)):
             return loss
     raise LayerDropStateError(
         "sampler='learned' does not find the loss of this Trainer, which has a training loop of its own; use "

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import BUILDING
 from hf_layerdrop.checkpoints.model_class import find_class, find_config
+from hf_layerdrop.compat import build_from_config
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.models.mixin import inject, plain_class
 from hf_layerdrop.models.named import *  # noqa: F403
@@ -36,7 +37,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 class _AutoLayerDrop(Generic[Model]):
     """Choose the class by the checkpoint: its LayerDrop class, or else the transformers class, injected."""
 
-    auto_class: ClassVar[type[_BaseAutoModelClass]]
+    auto_class: ClassVar[type[Any]]  # of transformers, for the same task
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} is not instantiated; call its from_pretrained or from_config.")
@@ -66,8 +67,9 @@ class _AutoLayerDrop(Generic[Model]):
     ) -> Model:
         """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
         plain = cls.class_for(config, config.name_or_path or "the config")
+        own = copy.deepcopy(config)  # injection notes rates in it
         with BUILDING:
-            model = NAMED.get(plain, plain)._from_config(copy.deepcopy(config), **kwargs)  # injection notes rates in it
+            model = build_from_config(NAMED.get(plain, plain), own, **kwargs)
         if layerdrop is not None or plain not in NAMED:
             inject(model, layerdrop)
         return model
@@ -79,13 +81,13 @@ class _AutoLayerDrop(Generic[Model]):
         Raises:
             UnsupportedModelError: If transformers has none for this task.
         """
-        mapping = cls.auto_class._model_mapping
+        mapping = getattr(cls.auto_class, compat.CLASSES_BY_CONFIG.name)
         if type(config) not in mapping:
             raise UnsupportedModelError(
                 f"{str(source)!r} is of model type {config.model_type!r}, for which transformers has no "
                 f"{cls.auto_class.__name__}; choose the Auto class of another task."
             )
-        return plain_class(_get_model_class(config, mapping))
+        return plain_class(compat.CLASS_BY_CONFIG.value(config, mapping))
 
 
 class AutoLayerDropModel(_AutoLayerDrop[PreTrainedModel]):

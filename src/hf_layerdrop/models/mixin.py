@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import CheckpointError
@@ -62,7 +62,7 @@ class LayerDropMixin:
         # Loaded as the transformers class, whose checkpoint conversions a class from elsewhere would not get; see
         # loading.py.
         model.__class__ = cls
-        _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+        compat.RECORDED_BY_CLASS.value[model] = getattr(model, compat.CAN_RECORD.name)
         inject(model, settings)
         return loaded
 
@@ -76,10 +76,6 @@ class LayerDropMixin:
         finally:
             self.__class__ = own
 
-    def _get_name(self) -> str:
-        """Answer as the transformers class does: by this name Trainer knows whose labels it has to shift."""
-        return plain_class(type(self)).__name__
-
     @classmethod
     def is_custom_code(cls) -> bool:
         """Answer as the transformers class does: the modeling code is transformers' own, so its conversions apply."""
@@ -91,6 +87,10 @@ def plain_class(cls: type) -> type[PreTrainedModel]:
     return next(
         base for base in cls.__mro__ if not issubclass(base, LayerDropMixin) and issubclass(base, PreTrainedModel)
     )
+
+
+# As the transformers class: by this name Trainer knows whose labels it has to shift.
+compat.CLASS_NAME.replace(LayerDropMixin, lambda self: plain_class(type(self)).__name__)
 
 
 def inject(model: PreTrainedModel, layerdrop: LayerDrop | None) -> None:

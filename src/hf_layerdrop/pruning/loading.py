@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import resolve_revision
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import BUILDING, Unfilled
 from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_generation, renumber_quantization
@@ -108,7 +109,7 @@ def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
         config = cls.config_class.from_pretrained(config or name_or_path, **where_of(kwargs))
-    revision = kwargs.get("revision") or getattr(config, "_commit_hash", None)
+    revision = kwargs.get("revision") or getattr(config, compat.COMMIT.name, None)
     cut = plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
     _check_quantization(cut)
     return cut
@@ -138,7 +139,7 @@ def _load_cut(cut: Cut, name_or_path: Any, args: Sequence[Any], kwargs: Mapping[
         loaded = _loader_class(cut, dict).from_pretrained(folder, *args, **here)
         config = _model_of(loaded).config
         config.name_or_path = _model_of(loaded).name_or_path = hub_model.repo_id
-        config._commit_hash = hub_model.commit
+        setattr(config, compat.COMMIT.name, hub_model.commit)
     _model_of(loaded).__class__ = cut.cls
     return loaded
 
@@ -213,6 +214,7 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
     whose checkpoints it does not convert.
     """
     cls, stacks = cut.cls, cut.names.stacks
+    load = getattr(cls, compat.LOAD_WEIGHTS.name)
 
     class Loader(cls):  # type: ignore[misc, valid-type]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -231,19 +233,16 @@ def _loader_class(cut: Cut, change: Change) -> type[PreTrainedModel]:
                 "and give the folder, or load it whole and call prune_layers."
             )
 
-        @staticmethod
-        def _load_pretrained_model(
-            model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
-        ) -> Any:
-            with ExitStack() as files:
-                weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
-                # Without the files: disk offload would look them up under the new layer numbers.
-                result = cls._load_pretrained_model(model, change(weights), None, *args, **kwargs)
-            load_config = kwargs.get("load_config", args[0] if args else None)
-            if not getattr(load_config, "ignore_mismatched_sizes", False):
-                check_shapes((cut.name_in_whole(name), *shapes) for name, *shapes in result[0].mismatched_keys)
-            return result
+    def load_kept(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kw: Any) -> Any:
+        with ExitStack() as files:
+            weights = state_dict if state_dict is not None else _open(checkpoint_files, files)
+            # Without the files: disk offload would look them up under the new layer numbers.
+            result = load(model, change(weights), None, load_config, *args, **kw)
+        if not load_config.ignore_mismatched_sizes:
+            check_shapes((cut.name_in_whole(name), *shapes) for name, *shapes in result[0].mismatched_keys)
+        return result
 
+    compat.LOAD_WEIGHTS.replace(Loader, staticmethod(load_kept))
     Loader.__name__, Loader.__qualname__, Loader.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Loader
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, check_lenders, may_differ, remember
 from hf_layerdrop.architectures.families import bias_in_first_block, cut_fields
 from hf_layerdrop.architectures.layer_idx import numbered_parts
@@ -190,7 +191,7 @@ class Cutter:
             if len(kept[name]) == stack.depth:
                 continue
             undo.extend(_assign(config, _cut_fields(config, stack, kept[name])) for config in self._configs[name])
-            undo.append(_assign(self.lists[name], {"_modules": self._modules(name, kept[name])}))
+            undo.append(_assign(self.lists[name], {compat.CHILDREN.name: self._modules(name, kept[name])}))
             undo.extend(self._move_bias(name, stack, kept[name][0]))
             for place in self._numbered[name]:
                 if place.layer in kept[name]:
@@ -221,7 +222,8 @@ class Cutter:
             attributes = borrowed_attributes(owner, bias)
             flag = {field: value for field, value in attributes.items() if field == bias.flag}
             modules = {field: value for field, value in attributes.items() if field != bias.flag}
-            yield _assign(heir, {"_modules": {**heir._modules, **modules}, **flag})
+            children = compat.CHILDREN.name
+            yield _assign(heir, {children: {**getattr(heir, children), **modules}, **flag})
 
     @contextmanager
     def sub_network(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:

@@ -89,6 +89,7 @@ def render_card(
     parameters: int,
     results: Sequence[SubNetworkResult] = (),
     plot: str | None = None,
+    unplotted: bool = False,
 ) -> ModelCard:
     """Render the card of a pruned checkpoint.
 
@@ -99,6 +100,7 @@ def render_card(
         results: Records of the depths of the source, this checkpoint's own among them if it was measured; its metrics
             become the ``model-index``.
         plot: File name of the plot beside the card.
+        unplotted: Whether there is none because what draws it was not installed.
     """
     provenance = saved_provenance(config)
     own = _find_own(results, provenance)
@@ -121,6 +123,7 @@ def render_card(
         parameters=format_parameters(parameters),
         table=render_markdown(results, marked=own) if results else None,
         plot=quote(plot) if plot else None,
+        unplotted=unplotted,
     )
 
 

@@ -13,14 +13,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_layerdrop.checkpoints.outputs import check_above, write_whole
-from hf_layerdrop.errors import LayerDropConfigError, LayerDropError, OutputExistsError
+from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError, require
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.numbers import as_csv, as_json, as_markdown, chosen_series
 from hf_layerdrop.reports.points import Checkpoint, finite, selection_points, series_points
@@ -66,7 +65,7 @@ def write_report(
     Raises:
         LayerDropConfigError: No record has the metric, or the path does not end in ``.html``.
         OutputExistsError: The file exists and ``overwrite`` was not given.
-        LayerDropError: The library that draws the charts is not installed.
+        MissingExtraError: The library that draws the charts is not installed.
     """
     file = check_report(path, overwrite=overwrite)
     given, chosen = as_series(series), list(selections)
@@ -96,7 +95,7 @@ def check_report(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     Raises:
         LayerDropConfigError: The path does not end in ``.html``.
         OutputExistsError: The file exists and ``overwrite`` was not given, it is a folder, or it lies below a file.
-        LayerDropError: The library that draws the charts is not installed.
+        MissingExtraError: The library that draws the charts is not installed.
     """
     file = Path(path)
     if file.suffix.lower() not in (".html", ".htm"):
@@ -106,10 +105,7 @@ def check_report(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         raise OutputExistsError(f"The report {str(file)!r} is a folder: give another name.")
     if file.exists() and not overwrite:
         raise OutputExistsError(f"The report {str(file)!r} exists: give another name, or allow to overwrite it.")
-    if find_spec("plotly") is None:
-        raise LayerDropError(
-            "The HTML report draws its charts with plotly, which is not installed: pip install 'hf-layerdrop[report]'."
-        )
+    require("plotly")
     return file
 
 

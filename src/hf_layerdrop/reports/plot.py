@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.errors import LayerDropConfigError, require
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 
@@ -43,7 +43,9 @@ def draw_depth_plot(
 
     Raises:
         LayerDropConfigError: No record of any series has this metric.
+        MissingExtraError: Matplotlib is not installed.
     """
+    require("matplotlib")
     from matplotlib import rc_context
 
     _check_metric(series, metric)

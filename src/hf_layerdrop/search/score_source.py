@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
+from hf_layerdrop import compat
 from hf_layerdrop.evaluation.evaluate import Evaluator
 from hf_layerdrop.evaluation.fingerprints import fingerprint
 from hf_layerdrop.evaluation.model_or_trainer import Batches, Collator, as_batches
@@ -136,7 +137,7 @@ def score_by_function(
 
 def model_identity(model: PreTrainedModel) -> str:
     """Return what tells a model from others: its class, its config and every weight."""
-    passing = ("_name_or_path", "transformers_version", "hf_layerdrop", "use_cache", "problem_type")
+    passing = (compat.NAME_OR_PATH.name, "transformers_version", "hf_layerdrop", "use_cache", "problem_type")
     config = {name: value for name, value in model.config.to_dict().items() if name not in passing}
     return fingerprint(type(model).__name__, config, model.state_dict())
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import TaskError, said_by
+from hf_layerdrop.errors import TaskError, require, said_by
 from hf_layerdrop.tasks.columns import check_columns, wanted_columns
 from hf_layerdrop.tasks.registry import MORE_TASKS
 from hf_layerdrop.tasks.task import Task, TaskData
@@ -56,8 +56,10 @@ def load_task_data(
 
     Raises:
         TaskError: If the data cannot be had, lacks a column, has no rows, or has labels that do not fit the task.
+        MissingExtraError: If the libraries of tasks are not installed.
     """
     files = local_files(task, train_file, validation_file, train=train)
+    require("datasets", "evaluate")
     raw = {split: _read_file(path) for split, path in files.items()} if files else {}
     raw = raw or _read_hub(task, train=train, otherwise=otherwise or f"pass {_options(train)}")
     first = next(iter(raw))

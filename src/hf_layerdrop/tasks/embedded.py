@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_layerdrop.errors import require
+
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
@@ -13,6 +15,7 @@ SST2_FOLDER = Path(__file__).with_name("data") / "sst2"
 
 def embedded_sst2() -> DatasetDict:
     """Read ``train``, in random order, so that its first rows are a sample too; and all ``validation`` rows."""
+    require("datasets", "pyarrow")
     import pyarrow.parquet
     from datasets import Dataset, DatasetDict
 

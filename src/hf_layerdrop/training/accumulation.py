@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_layerdrop import compat
+
 
 class LossScaling:
     """Mixin of a Trainer: weigh the loss of a head that ignores the count of labels by its batch's share of them.
@@ -68,5 +70,5 @@ class LossScaling:
 
     def _labels_in(self, labels: torch.Tensor) -> torch.Tensor:
         """Count as Trainer does; a loss that predicts the next token has none for the first."""
-        shifts = getattr(self, "_loss_shifts_labels", False)
+        shifts = getattr(self, compat.SHIFTED_LABELS.name)
         return (labels[..., 1:] if shifts else labels).ne(-100).sum()

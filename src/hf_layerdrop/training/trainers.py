@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer, TrainingArguments
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import TaskError, UnsupportedModelError
 from hf_layerdrop.models.mixin import plain_class
 from hf_layerdrop.tasks.task import ROW_NUMBERS, Task, TaskData
@@ -19,12 +20,6 @@ _MASK = "special_tokens_mask"  # what the masking of tokens wants, and no model
 class _KnowsRows:
     """Mixin of a Trainer: hand the numbers of the rows to ``compute_metrics``, in place of labels."""
 
-    _signature_columns: list[str]
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        self._signature_columns += [name for name in (ROW_NUMBERS, _MASK) if name not in self._signature_columns]
-
     def prediction_step(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Predict without the numbers, and return them as the labels."""
         numbers = inputs.get(ROW_NUMBERS)
@@ -33,6 +28,15 @@ class _KnowsRows:
         if numbers is None or predictions is None:
             return loss, predictions, labels
         return loss, predictions, numbers.to(self.args.device)  # type: ignore[attr-defined]
+
+
+def _set_columns(trainer: _KnowsRows) -> None:
+    getattr(super(_KnowsRows, trainer), compat.SET_SIGNATURE_COLUMNS.name)()
+    columns: list[str] = getattr(trainer, compat.SIGNATURE_COLUMNS.name)
+    columns += [name for name in (ROW_NUMBERS, _MASK) if name not in columns]
+
+
+compat.SET_SIGNATURE_COLUMNS.replace(_KnowsRows, _set_columns)
 
 
 class TaskTrainer(_KnowsRows, LossScaling, Trainer):
@@ -127,7 +131,7 @@ def check_head(model: PreTrainedModel, task: Task, name: str) -> None:
 
 def _head_classes(task: Task) -> set[Any]:
     found: set[Any] = set()
-    for value in task.model_class.auto_class._model_mapping.values():
+    for value in getattr(task.model_class.auto_class, compat.CLASSES_BY_CONFIG.name).values():
         found |= set(value) if isinstance(value, tuple | list) else {value}
     return found
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import TaskError
+from hf_layerdrop.errors import TaskError, require
 
 if TYPE_CHECKING:
     import evaluate
@@ -21,6 +21,8 @@ SCRIPTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "language": ("language_metric.py", ("perplexity",)),
 }
 SCRIPT = Path(__file__).with_name("glue_metric.py")
+# What a file imports, beside `evaluate`.
+_LIBRARIES = {"glue_metric.py": ("sklearn", "scipy"), "text_metric.py": ("sacrebleu", "rouge_score")}
 OF_CLASSES = ("accuracy", "f1", "matthews_correlation")
 OF_NUMBERS = ("pearson", "spearmanr")
 
@@ -30,9 +32,8 @@ def load_metric(*names: str) -> evaluate.Metric:
 
     Raises:
         TaskError: If a name is unknown; the message names the nearest.
+        MissingExtraError: If what computes it is not installed.
     """
-    import evaluate
-
     for name in names:
         if name not in OF_CLASSES + OF_NUMBERS:
             known = ", ".join(OF_CLASSES + OF_NUMBERS)
@@ -40,7 +41,7 @@ def load_metric(*names: str) -> evaluate.Metric:
             raise TaskError(
                 f"Metric {name!r} is unknown; " + (f"did you mean {near[0]!r}? " if near else "") + f"Known: {known}."
             )
-    return evaluate.load(str(SCRIPT), "+".join(names), keep_in_memory=True)
+    return _load(SCRIPT, names)
 
 
 def load_metric_of(what: str, *names: str) -> evaluate.Metric:
@@ -49,13 +50,18 @@ def load_metric_of(what: str, *names: str) -> evaluate.Metric:
     Raises:
         TaskError: If a name is unknown.
     """
-    import evaluate
-
     script, known = SCRIPTS[what]
     for name in names:
         if name not in known:
             raise TaskError(f"Metric {name!r} of {what} is unknown; choose from {', '.join(known)}.")
-    return evaluate.load(str(SCRIPT.with_name(script)), "+".join(names), keep_in_memory=True)
+    return _load(SCRIPT.with_name(script), names)
+
+
+def _load(script: Path, names: Sequence[str]) -> evaluate.Metric:
+    require("evaluate", *_LIBRARIES.get(script.name, ()))
+    import evaluate
+
+    return evaluate.load(str(script), "+".join(names), keep_in_memory=True)
 
 
 def named_metric(*names: str) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -11,12 +11,15 @@ from weakref import WeakKeyDictionary, ref
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import running_module
 from hf_layerdrop.injection.injected import states_of
 from hf_layerdrop.injection.ranks.ddp import active_ddp
 
 RANKS_TIMEOUT = timedelta(minutes=5)
+
+_PARAMETERS = compat.PARAMETERS.name
 
 
 class _Draw(Protocol):
@@ -90,7 +93,7 @@ def _compare(fingerprints: Sequence[str]) -> None:
     Every rank has to call it as often as the others.
     """
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    store = distributed.distributed_c10d._get_default_store()
+    store = compat.RANKS_STORE.value()
     key = f"hf_layerdrop/{next(_comparisons)}"
     store.set(f"{key}/{rank}", "; ".join(fingerprints))
     # Each compares itself with rank 0, and rank 0 with all, so that whoever waits for whom, nobody trains on.
@@ -139,22 +142,19 @@ class _Sample:
     """A weight by which one sees that a module was sharded since: FSDP puts another in its place, ZeRO-3 marks it."""
 
     def __init__(self, holder: nn.Module, name: str) -> None:
-        self._holder, self._name, self._weight = ref(holder), name, ref(holder._parameters[name])
+        self._holder, self._name, self._weight = ref(holder), name, ref(getattr(holder, _PARAMETERS)[name])
 
     def stays(self) -> bool:
         """Tell whether it is in its place, as it was."""
         holder, weight = self._holder(), self._weight()
-        return holder is not None and holder._parameters.get(self._name) is weight and not hasattr(weight, "ds_id")
+        if holder is None or getattr(holder, _PARAMETERS).get(self._name) is not weight:
+            return False
+        return not hasattr(weight, "ds_id")
 
 
 def _samples(owner: nn.Module) -> Iterator[_Sample]:
     """Yield a few weights of ``owner``: to look at all of them takes longer than a draw."""
-    places = [
-        (module, name)
-        for module in owner.modules()
-        for name, weight in module._parameters.items()
-        if weight is not None
-    ]
+    places = [(module, name) for module in owner.modules() for name, _ in module.named_parameters(recurse=False)]
     for index in sorted({0, len(places) // 2, len(places) - 1}) if places else ():
         yield _Sample(*places[index])
 

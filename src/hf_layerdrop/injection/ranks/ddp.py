@@ -21,6 +21,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.passthrough import own_weights
 
@@ -34,6 +35,8 @@ class _Window:
     touched: dict[int, ref[nn.Module]] = field(default_factory=dict)
     stepped: WeakSet[torch.optim.Optimizer] = field(default_factory=WeakSet)
 
+
+_active_ddp, _IS_REPLICA = compat.ACTIVE_DDP.value, compat.IS_REPLICA.name
 
 _windows: WeakKeyDictionary[Any, _Window] = WeakKeyDictionary()
 _checked: WeakSet[nn.Module] = WeakSet()
@@ -68,7 +71,7 @@ def with_zero_gradients(hidden_states: torch.Tensor, draw: Any, index: int, laye
 
 def active_ddp() -> DistributedDataParallel | None:
     """Return the DDP module whose forward is running: the model that it wraps does not know it."""
-    return DistributedDataParallel._get_active_ddp_module()
+    return _active_ddp()
 
 
 def refuse_replica(stack_owner: nn.Module) -> None:
@@ -77,7 +80,7 @@ def refuse_replica(stack_owner: nn.Module) -> None:
     Raises:
         LayerDropStateError: If ``stack_owner`` is in such a copy, and trains.
     """
-    if getattr(stack_owner, "_is_replica", False) and stack_owner.training:
+    if getattr(stack_owner, _IS_REPLICA, False) and stack_owner.training:
         raise LayerDropStateError(
             "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
             "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."
@@ -134,7 +137,7 @@ def _check_checkpointing(ddp: DistributedDataParallel) -> None:
     if not ddp.find_unused_parameters:
         return
     for module in ddp.modules():
-        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        checkpoint = getattr(module, compat.CHECKPOINTING.name, None)
         active = getattr(module, "gradient_checkpointing", False) and isinstance(checkpoint, partial)
         if active and checkpoint is not None and checkpoint.keywords.get("use_reentrant"):
             raise LayerDropStateError(

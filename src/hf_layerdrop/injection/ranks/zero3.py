@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.recomputation import in_backward
 
@@ -27,8 +28,10 @@ def clear_stale_gradients(layer: nn.Module) -> None:
     if "deepspeed" not in sys.modules or in_backward():
         return
     for weight in layer.parameters():
-        optimizer: Any = getattr(weight, "_z3_optimizer", None)
-        if optimizer is None or not weight.requires_grad:
+        if not (hasattr(weight, "ds_id") and weight.requires_grad):
+            continue
+        optimizer: Any = getattr(weight, compat.ZERO_OPTIMIZER.name, None)
+        if optimizer is None:
             continue
         _check_offload(optimizer)
         # From the second micro-step on, gradients of the first may be there, and new ones are added.
