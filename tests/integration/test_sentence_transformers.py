@@ -7,7 +7,7 @@ import torch
 from transformers import BertTokenizer
 
 from conftest import build, recorded_runs
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers
+from hf_layerdrop import DepthEvaluationCallback, LayerDropConfig, inject_layerdrop, prune_layers
 from integrations import needed, training_arguments
 
 library = needed("sentence_transformers")
@@ -118,3 +118,36 @@ def test_a_pruned_model_is_saved_and_loaded_by_the_library_alone(model, tmp_path
     assert abs(expected - whole).max() > 1e-2
     assert again[0].auto_model.config.num_hidden_layers == 2
     assert type(again[0].auto_model).__module__.startswith("transformers.")
+
+
+def test_its_evaluation_gives_every_sub_network_the_same_negatives(model, tmp_path):
+    from datasets import Dataset
+
+    inject_layerdrop(model, LayerDropConfig(0.3, seed=0))
+    draw = random.Random(0)
+    pairs = Dataset.from_list(
+        [{"anchor": " ".join(draw.sample(WORDS, 5)), "positive": " ".join(draw.sample(WORDS, 4))} for _ in range(14)]
+    )
+    arguments = training_arguments(
+        tmp_path,
+        library.SentenceTransformerTrainingArguments,
+        max_steps=4,
+        per_device_eval_batch_size=4,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    trainer = library.SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=pairs,
+        eval_dataset=pairs,
+        loss=losses.MultipleNegativesRankingLoss(model),
+        callbacks=[DepthEvaluationCallback([4, 2])],
+    )
+    trainer.train()
+    history = trainer.state.log_history
+    whole = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert [entry["eval_depth_4_loss"] for entry in history if "eval_depth_4_loss" in entry] == whole
+    cut = [entry["eval_depth_2_loss"] for entry in history if "eval_depth_2_loss" in entry]
+    assert len(cut) == len(whole) == 2
+    assert cut != whole

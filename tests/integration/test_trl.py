@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import recorded_runs
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, prune_layers
+from hf_layerdrop import DepthEvaluationCallback, LayerDropConfig, inject_layerdrop, prune_layers
 from integrations import needed, training_arguments
 
 trl = needed("trl")
@@ -97,3 +97,32 @@ def test_its_adapters_train_with_layerdrop(tmp_path):
         if "lora_B" in name and weight.abs().sum() > 0
     }
     assert trained == {"0", "2", "3"}
+
+
+def test_numbers_that_it_collects_stay_with_the_record_and_the_network_that_they_are_of(tmp_path):
+    model = language_model()
+    inject_layerdrop(model, LayerDropConfig(0.3, seed=0))
+    rows = Dataset.from_list([{"text": " ".join(f"w{(row * 7 + step) % 40}" for step in range(8))} for row in range(8)])
+    arguments = training_arguments(
+        tmp_path, trl.SFTConfig, max_length=16, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=2
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer(),
+        callbacks=[DepthEvaluationCallback([4, 2])],
+    )
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(steps) == 2
+    assert all({"mean_token_accuracy", "layerdrop_rate", "layerdrop_layers_used"} <= set(entry) for entry in steps)
+    whole = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    cut = [entry for entry in trainer.state.log_history if "eval_depth_2_loss" in entry]
+    assert len(whole) == len(cut) == 2
+    for one, other in zip(whole, cut, strict=True):
+        assert "eval_mean_token_accuracy" not in other
+        for name in ("loss", "entropy", "mean_token_accuracy"):
+            assert other[f"eval_depth_4_{name}"] == one[f"eval_{name}"]
+        assert other["eval_depth_2_loss"] != one["eval_loss"]

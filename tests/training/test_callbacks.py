@@ -13,7 +13,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from conftest import DEPTH, build
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, TaskError
-from hf_layerdrop.evaluation.evaluate import evaluate_depths
 from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state
 from hf_layerdrop.injection.step_callback import LayerDropStepCallback
 from hf_layerdrop.models.named import LayerDropBertForSequenceClassification
@@ -88,6 +87,69 @@ def test_the_effective_rate_and_the_layers_used_are_logged(tmp_path: Path) -> No
     assert rates == [0, 0, 0.5, 0.5]
     assert used == [4, 4, 2, 2]
     assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == 4  # Trainer's own log is not lost
+
+
+class Reports(TrainerCallback):
+    """Note what a service that reports would be handed."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_log(self, args: object, state: object, control: object, *, logs: dict[str, Any], **kwargs: object) -> None:
+        self.seen.append(dict(logs))
+
+
+@pytest.mark.parametrize(("strategy", "records"), [("steps", 4), ("epoch", 2)])
+def test_rate_and_layers_stand_in_the_record_of_the_loss(strategy: str, records: int, tmp_path: Path) -> None:
+    reports = Reports()
+    settings = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 3, "logging_strategy": strategy}
+    trainer = trainer_for(build(HEAD), tmp_path, reports, rate=(0, 1, 0, 1), **settings)
+    trainer.train()
+    for log in (trainer.state.log_history, reports.seen):
+        *of_steps, end = log
+        assert "train_loss" in end
+        assert len(of_steps) == records
+        for entry in of_steps:
+            assert {"loss", "learning_rate", "grad_norm", "layerdrop_rate", "layerdrop_layers_used"} <= set(entry)
+            assert entry["layerdrop_layers_used"] == 2
+
+
+class Averages(Trainer):
+    """A trainer that collects numbers and writes them with whatever is logged next, as TRL's do."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.steps = getattr(self, "steps", 0) + 1
+        return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs["collected"] = getattr(self, "steps", 0)
+        super().log(logs, start_time)
+        self.steps = 0
+
+
+def test_what_a_trainer_collects_stands_with_the_loss(tmp_path: Path) -> None:
+    model = build(HEAD)
+    inject_layerdrop(model, 0.5)
+    settings = arguments(tmp_path, max_steps=8, per_device_train_batch_size=4, save_strategy="no", logging_steps=2)
+    trainer = Averages(model, settings, train_dataset=examples())
+    trainer.train()
+    assert [entry["collected"] for entry in trainer.state.log_history if "loss" in entry] == [2, 2, 2, 2]
+    assert all("layerdrop_rate" in entry for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_the_table_of_a_notebook_gains_depths_and_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("IPython")
+    from transformers.utils import notebook
+
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(notebook.NotebookTrainingTracker, "write_line", lambda _, values: rows.append(dict(values)))
+    monkeypatch.setattr(notebook.disp, "display", lambda *args, **kwargs: None)
+    trainer = trainer_for(build(HEAD), tmp_path, DepthEvaluationCallback([2]), eval_strategy="steps", eval_steps=4)
+    trainer.add_callback(notebook.NotebookProgressCallback)
+    trainer.train()
+    assert len(rows) == 2
+    expected = {"Step", "Training Loss", "Validation Loss", "Accuracy", "Depth 2 Accuracy", "Depth 2 Loss"}
+    assert all(set(row) == expected for row in rows)
 
 
 def test_a_resumed_run_goes_on_with_the_schedule_and_ends_equal(tmp_path: Path) -> None:
@@ -196,25 +258,6 @@ def test_the_best_model_is_not_chosen_by_a_depth_that_is_not_evaluated(metric: s
     with pytest.raises(LayerDropConfigError, match=rf"'{metric}'.*depth_4, depth_2 "):
         trainer.train()
     assert trainer.state.global_step == 0
-
-
-UNFIT = [{"batch_eval_metrics": True}, {"include_for_metrics": ["inputs"]}, {"eval_do_concat_batches": False}]
-
-
-@pytest.mark.parametrize("unfit", UNFIT, ids=lambda unfit: next(iter(unfit)))
-def test_what_changes_compute_metrics_is_refused_before_the_first_step(unfit: dict[str, Any], tmp_path: Path) -> None:
-    ((name, value),) = unfit.items()
-    trainer = trainer_for(build(HEAD), tmp_path, DepthEvaluationCallback([2]), eval_strategy="steps")
-    trainer.compute_metrics = lambda prediction, compute_result=True: {"mean": float(prediction.predictions.mean())}
-    setattr(trainer.args, name, value)
-    with pytest.raises(TaskError, match=name):
-        trainer.train()
-    assert trainer.state.global_step == 0
-    with pytest.raises(TaskError, match=name):
-        evaluate_depths(trainer, depths=[2])
-    trainer.compute_metrics = None  # of the loss alone there is but one kind
-    trainer.train()
-    assert trainer.state.global_step > 0
 
 
 def test_a_second_callback_may_evaluate_the_depth_that_chooses_the_best_model(tmp_path: Path) -> None:

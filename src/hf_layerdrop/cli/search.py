@@ -202,12 +202,14 @@ def show(console: Console, selection: Selection, model: str, output: Path) -> No
 
 def _lines(selection: Selection) -> Iterator[tuple[str, str]]:
     yield "kept layers", selection.spec
-    separate = "" if selection.test_score is None else f", {selection.test_score:.4f} on separate data"
-    yield selection.metric, f"{selection.score:.4f}{separate} (whole model {selection.whole_score:.4f})"
+    score = f"{selection.score:.4f} (whole model {selection.whole_score:.4f})"
+    if selection.test_score is not None and selection.whole_test_score is not None:
+        separate = f"{selection.test_score:.4f} on separate data (whole model {selection.whole_test_score:.4f})"
+        score = f"{separate}; {score} on the data of the search"
+    yield selection.metric, score
     time = "" if selection.latency_ms is None else f", {selection.latency_ms:.3g} ms a forward"
     yield "size", f"{selection.parameters:,} parameters, {selection.size_mb:.4g} MB{time}"
-    exact = "" if selection.share_is_exact else f" (estimated from {selection.share_samples} of them)"
-    yield "as good", f"{selection.share_as_good:.1%} of {selection.sub_networks:,} sets of this depth{exact}"
+    yield "as good", selection.as_good
     how = "a batch, prefixes shared" if selection.shared else "in all, run one by one"
     cost = f"{selection.evaluations:,} sub-networks, {selection.layer_forwards:,} layer forwards {how}"
     yield "cost", cost + (f"; {selection.from_journal:,} from the journal" if selection.from_journal else "")

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_layerdrop.evaluation.batches import size_in_bytes
 from hf_layerdrop.evaluation.fingerprints import fingerprint
+from hf_layerdrop.evaluation.unchanged import Held
 from hf_layerdrop.injection.class_swap import adopt, release
 from hf_layerdrop.pruning.prune import Cutter
 
@@ -27,7 +29,7 @@ class EncoderMemory:
         self._memory_limit = memory_limit
         self._size = 0
         self._of: tuple[int, ...] = ()
-        self._outputs: dict[str, Any] = {}
+        self._outputs: dict[str, Held] = {}
 
     def forget(self) -> None:
         """Drop all outputs."""
@@ -41,14 +43,15 @@ class EncoderMemory:
             self.forget()
             self._of = present
         key = fingerprint(*inputs)
-        if key not in self._outputs:
+        held = self._outputs.get(key)
+        if held is None or not held.is_intact:
             output = compute()
-            size = sum(value.numel() * value.element_size() for value in output.values() if torch.is_tensor(value))
+            size = 0 if held is not None else size_in_bytes(output)
             if self._memory_limit is not None and self._size + size > self._memory_limit:
                 return output
             self._size += size
-            self._outputs[key] = output
-        return copy.copy(self._outputs[key])  # generation expands the fields of what it gets, in place
+            self._outputs[key] = held = Held(output)
+        return copy.copy(held.value)  # generation expands the fields of what it gets, in place
 
 
 def encoder_memory(cutter: Cutter, memory_limit: int | None = None) -> EncoderMemory | None:

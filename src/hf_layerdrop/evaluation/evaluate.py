@@ -4,41 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from statistics import median
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach
 
 from hf_layerdrop.architectures.wrappers import check_module
 from hf_layerdrop.errors import TaskError
+from hf_layerdrop.evaluation.batches import fresh
 from hf_layerdrop.evaluation.encoder_sharing import EncoderMemory, encoder_memory, shared_encoder
 from hf_layerdrop.evaluation.fingerprints import fingerprint
 from hf_layerdrop.evaluation.model_or_trainer import (
     AnyMetric,
-    Batches,
     Collator,
     Data,
     ModelSource,
+    Reading,
     Source,
-    TrainerSource,
+    Tally,
     as_batches,
-    quiet_eval,
-    trainer_loaders,
+    numbers_of,
 )
-from hf_layerdrop.evaluation.prefix_sharing import (
-    Kept,
-    PrefixRunner,
-    Run,
-    in_walking_order,
-    shared_prefixes,
-    size_in_bytes,
-)
+from hf_layerdrop.evaluation.prefix_sharing import Kept, PrefixRunner, Run, in_walking_order, shared_prefixes
+from hf_layerdrop.evaluation.random_streams import RandomStreams, seeded_streams
 from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.evaluation.trainer_source import Evaluation, TrainerSource
 from hf_layerdrop.pruning.prune import Cutter, count_parameters
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
 
@@ -50,7 +43,7 @@ SUB_NETWORKS_A_PASS = 16
 
 def evaluate_depths(
     model_or_trainer: PreTrainedModel | Trainer,
-    dataset: Data | Mapping[str, Data] | None = None,
+    dataset: Data | Mapping[str, Data] | Evaluation | None = None,
     *,
     depths: Iterable[KeepLayers],
     metric: AnyMetric | None = None,
@@ -61,14 +54,20 @@ def evaluate_depths(
     """Measure sub-networks of a model in place, and return one record each, in the order of ``depths``.
 
     Sub-networks that begin with the same layers run them once a batch; what is scored is still, to the bit, what each
-    would give alone. No weight is copied or changed, and the model is as before afterwards.
+    would give alone. With a Trainer that is what its ``evaluate`` would give of the model cut to these layers. No
+    weight is copied or changed, no random stream is moved, and the model is as before afterwards; only an optimizer
+    with averaged weights (schedule-free) is left with those, as ``Trainer.evaluate`` leaves it.
 
     Args:
         model_or_trainer: A model, or a Trainer, whose own data loader, loss and ``compute_metrics`` are then used.
+            Where its ``evaluate``, ``evaluation_loop`` or ``log`` is not that of transformers, or with
+            ``batch_eval_metrics``, its ``evaluate`` is called for one sub-network after the other, and no layers are
+            shared.
         dataset: With a model: batches (a DataLoader or any iterable of dicts of tensors) or a dataset of examples.
             With a Trainer: a dataset in place of its ``eval_dataset``.
         depths: The sub-networks, each in any form of ``keep_layers``: a depth, indices, a dict by stack, ...
-        metric: A name (``accuracy``, ``f1``, ``matthews_correlation``, ``pearson``, ``spearmanr``, ``loss``), an
+        metric: A name (``accuracy``, ``f1``, ``matthews_correlation``, ``pearson``, ``spearmanr``, ``loss``,
+            ``perplexity``: of tokens, whatever the lengths of the batches), an
             `evaluate` metric, or a function from `EvalPrediction` to a number or a dict of numbers. None takes the
             Trainer's; without a Trainer, accuracy for a classification, else the loss alone.
         batch_size: Examples a batch, for a dataset of examples.
@@ -119,30 +118,34 @@ def depth_name(kept: Kept, depths: Mapping[str, int]) -> str:
 class Evaluator:
     """Measure sub-networks of one model on one data set, as often as asked; see `evaluate_depths` for the arguments.
 
+    Args:
+        seed: What the order of the batches, and whatever else the data draws, begins with; None goes on from the
+            present random streams, as ``Trainer.evaluate`` does. Either way, every reading is the same.
+
     Attributes:
         source: What predicts and scores.
         cutter: What cuts the model.
-        loaders: The batches of each evaluation set by name; an only one has none.
         peak: The most bytes of layer outputs that were held at once.
     """
 
     def __init__(
         self,
         model_or_trainer: PreTrainedModel | Trainer,
-        dataset: Data | Mapping[str, Data] | None = None,
+        dataset: Data | Mapping[str, Data] | Evaluation | None = None,
         *,
         metric: AnyMetric | None = None,
         batch_size: int = 32,
         collator: Collator | None = None,
         memory_limit: int | None = None,
+        seed: int | None = None,
     ) -> None:
+        start = RandomStreams() if seed is None else seeded_streams(seed)
         if isinstance(model_or_trainer, Trainer):
-            self.source: Source = TrainerSource(model_or_trainer, metric)
-            self.loaders: Mapping[str, Batches] = trainer_loaders(model_or_trainer, dataset)
+            self.source: Source = TrainerSource(model_or_trainer, dataset, metric, start)
         else:
             check_module(model_or_trainer)
-            self.source = ModelSource(model_or_trainer, metric)
-            self.loaders = {"": as_batches(dataset, batch_size, collator)}
+            batches = as_batches(dataset, batch_size, collator)
+            self.source = ModelSource(model_or_trainer, batches, metric, start)
         self.cutter = Cutter(self.source.model)
         self.peak = 0
         self._memory_limit = memory_limit
@@ -175,7 +178,7 @@ class Evaluator:
     def _runner(self) -> Iterator[tuple[PrefixRunner, EncoderMemory | None]]:
         shares = self.source.shares_prefixes
         with ExitStack() as undo:
-            undo.enter_context(quiet_eval(self.source.model))
+            undo.enter_context(self.source.ready())
             encoder = None if shares else encoder_memory(self.cutter, self._memory_limit)
             undo.enter_context(shared_encoder(self.cutter, self.source.model, encoder))
             runner = undo.enter_context(shared_prefixes(self.cutter, self.source.device, self._memory_limit))
@@ -192,33 +195,51 @@ class Evaluator:
         following: Layers | None,
         progress: bool,
     ) -> list[SubNetworkResult]:
-        tallies = {name: [_Tally() for _ in walk] for name in self.loaders}
-        for name, loader in self.loaders.items():
-            for number, batch in enumerate(_shown(loader, len(walk), progress)):
+        if isinstance(self.source, TrainerSource) and self.source.in_turn:
+            shown = _shown(walk, len(walk), progress, unit="sub-network")
+            return [self._alone(self.source, runner, encoder, layers) for layers in shown]
+        tallies: dict[str, list[Tally]] = {}
+        runs: list[list[Run]] = [[] for _ in walk]
+
+        def visit(reading: Reading) -> None:
+            tallies[reading.name] = [reading.tally() for _ in walk]
+            for number, batch in enumerate(_shown(reading.loader, len(walk), progress)):
                 # Held outputs are those of an earlier pass, and a loader may give other inputs than it gave then.
                 content = fingerprint(batch) if following or runner.holds_over else None
-                runner.turn_to((name, number), content)
+                prepared = reading.prepare(batch)
+                runner.turn_to((reading.name, number), content)
                 if encoder:
                     encoder.forget()
-                self._run_batch(runner, walk, batch, tallies[name])
+                for place, (layers, tally) in enumerate(zip(walk, tallies[reading.name], strict=True)):
+                    outputs, run = runner.run(layers, partial(reading.predict, fresh(prepared)))
+                    tally.add(batch, outputs)
+                    runs[place].append(run)
                 if following and self.source.shares_prefixes:
-                    runner.hold_over((name, number), content, following)
+                    runner.hold_over((reading.name, number), content, following)
+
+        self.source.read(visit)
         self._prediction_size = max((tally.size for tally in next(iter(tallies.values()), [])), default=0)
         return [
-            self._result(layers, {name: tally[place] for name, tally in tallies.items()})
+            self._result(layers, runs[place], {name: tally[place].metrics for name, tally in tallies.items()})
             for place, layers in enumerate(walk)
         ]
 
-    def _run_batch(
-        self, runner: PrefixRunner, walk: Sequence[Layers], batch: Mapping[str, Any], tallies: Sequence[_Tally]
-    ) -> None:
-        inputs = self.source.prepare(batch)
-        for layers, tally in zip(walk, tallies, strict=True):
-            outputs, run = runner.run(layers, lambda: self.source.predict(inputs))
-            tally.add(self.source, outputs, run, _examples(batch))
+    def _alone(
+        self, source: TrainerSource, runner: PrefixRunner, encoder: EncoderMemory | None, layers: Layers
+    ) -> SubNetworkResult:
+        seconds: list[float] = []
+        if encoder and self._memory_limit is None:  # within a limit, what an encoder gave serves many decoders
+            encoder.forget()
+        metrics, run = runner.run(layers, lambda: source.evaluate_alone(seconds.append))
+        self._prediction_size = 0
+        batches = max(1, len(seconds))
+        runs = [Run(time, time, -(-run.layer_forwards // batches)) for time in seconds]
+        return self._result(layers, runs or [run], {"": lambda: metrics})
 
     def _next_count(self, runner: PrefixRunner) -> int:
         """Return how many sub-networks go into the next pass: few enough that their predictions fit."""
+        if self.source.in_turn:
+            return 1
         if self._memory_limit is None or not self._prediction_size:
             return SUB_NETWORKS_A_PASS
         count = max(1, min(SUB_NETWORKS_A_PASS, self._memory_limit // 2 // self._prediction_size))
@@ -226,14 +247,18 @@ class Evaluator:
             runner.memory_limit = max(0, self._memory_limit - count * self._prediction_size)
         return count
 
-    def _result(self, kept: Layers, tallies: Mapping[str, _Tally]) -> SubNetworkResult:
-        runs = [run for tally in tallies.values() for run in tally.runs]
+    def _result(
+        self, kept: Layers, runs: Sequence[Run], by_set: Mapping[str, Callable[[], Mapping[str, Any]]]
+    ) -> SubNetworkResult:
         if not runs:
-            raise TaskError("The evaluation data has no batches; give a data set that is not empty.")
+            raise TaskError(
+                "The evaluation data has no batches: it is empty, or has fewer rows than a batch and "
+                "dataloader_drop_last=True leaves them out; give more data, or smaller batches."
+            )
         metrics = {
             f"{name}_{metric}" if name else metric: value
-            for name, tally in tallies.items()
-            for metric, value in tally.metrics(self.source).items()
+            for name, metrics_of in by_set.items()
+            for metric, value in numbers_of(metrics_of()).items()
         }
         return SubNetworkResult(
             keep_layers=dict(kept),
@@ -244,50 +269,12 @@ class Evaluator:
         )
 
 
-@dataclass
-class _Tally:
-    """What one sub-network has shown so far on one data set."""
-
-    losses: list[torch.Tensor] = field(default_factory=list)  # one value an example
-    predictions: EvalLoopContainer = field(default_factory=EvalLoopContainer)
-    labels: EvalLoopContainer = field(default_factory=EvalLoopContainer)
-    runs: list[Run] = field(default_factory=list)
-    size: int = 0  # of predictions and labels, in bytes
-
-    def add(self, source: Source, outputs: tuple[Any, Any, Any], run: Run, examples: int) -> None:
-        loss, predictions, labels = outputs
-        self.runs.append(run)
-        if loss is not None:
-            self.losses.append(source.gather(loss.detach().mean().repeat(examples)))
-        if predictions is not None and labels is not None:
-            for container, value in ((self.predictions, nested_detach(predictions)), (self.labels, labels)):
-                gathered = source.gather(value)
-                container.add(gathered)
-                self.size += size_in_bytes(gathered)
-
-    def metrics(self, source: Source) -> dict[str, float]:
-        labels = self.labels.get_arrays()
-        if source.keeps_predictions and labels is None:
-            raise TaskError(
-                "The metric compares predictions with labels, but the data has no 'labels' or the model no logits; "
-                "give data with labels, or metric='loss'."
-            )
-        values = source.score(self.predictions.get_arrays(), labels)
-        if self.losses:
-            values["loss"] = float(torch.cat(self.losses).double().mean())
-        return values
-
-
 def parameters_of(cutter: Cutter, model: PreTrainedModel, kept: Kept) -> int:
     """Count the parameters of a sub-network, tied weights once."""
     with cutter.sub_network(kept):
         return count_parameters(model)
 
 
-def _examples(batch: Mapping[str, Any]) -> int:
-    return next((len(value) for value in batch.values() if torch.is_tensor(value)), 1)
-
-
-def _shown(loader: Iterable[Any], sub_networks: int, progress: bool) -> Iterable[Any]:
+def _shown(parts: Iterable[Any], sub_networks: int, progress: bool, *, unit: str = "batch") -> Iterable[Any]:
     what = "1 sub-network" if sub_networks == 1 else f"{sub_networks} sub-networks"
-    return tqdm(loader, desc=f"Evaluating {what}", unit="batch", disable=not progress, leave=False)
+    return tqdm(parts, desc=f"Evaluating {what}", unit=unit, disable=not progress, leave=False)

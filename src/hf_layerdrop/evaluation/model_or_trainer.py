@@ -1,21 +1,28 @@
-"""Where the numbers of a sub-network come from: a model alone, or a Trainer with its own steps, loaders and metrics."""
+"""Where the numbers of a sub-network come from: a model alone, or a Trainer, whose source is `trainer_source`."""
 
 from __future__ import annotations
 
+import numbers
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat, TypeAlias
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import EvalPrediction, PreTrainedModel, default_data_collator
+from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach
+from transformers.trainer_utils import denumpify_detensorize
 
-from hf_layerdrop import compat
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.errors import TaskError
+from hf_layerdrop.evaluation.batches import SteadyLoader, size_in_bytes
 from hf_layerdrop.evaluation.metrics import named_metric, predicted
+from hf_layerdrop.evaluation.perplexity import LabelShift, TokenLosses
+from hf_layerdrop.evaluation.random_streams import RandomStreams
 
 if TYPE_CHECKING:
     import evaluate
@@ -26,115 +33,162 @@ Batches: TypeAlias = Iterable[Mapping[str, Any]]
 # What a data set gives, the collator takes: neither is anything that could be said here.
 Data: TypeAlias = Batches | Dataset[Any]
 Collator: TypeAlias = Callable[[list[Any]], Mapping[str, Any]]
+LOSS_ALONE = ("loss", "perplexity")  # names of metrics that need no predictions
+
+
+class Tally(Protocol):
+    """What one sub-network has shown so far on one data set; ``size`` is that of its predictions, in bytes."""
+
+    size: int
+
+    def add(self, batch: Mapping[str, Any], outputs: Any) -> None:
+        """Take what it gave for a batch."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Score all of it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One data set, ready to be read: every sub-network takes each batch in turn.
+
+    Attributes:
+        name: Of the evaluation set; empty for an only one.
+        loader: Its batches, the same at every reading.
+        prepare: What is done with a batch once.
+        predict: What is done with it for each sub-network.
+        tally: Where the outputs of one sub-network go.
+    """
+
+    name: str
+    loader: Any
+    prepare: Callable[[Any], Any]
+    predict: Callable[[Any], Any]
+    tally: Callable[[], Tally]
+
+
+class Source(Protocol):
+    """A model, its data, and how it is scored.
+
+    Attributes:
+        model: What is cut.
+        device: Where it runs.
+        shares_prefixes: Whether layers are asked once a batch, so that sub-networks can share what they give.
+        in_turn: Whether sub-networks are evaluated one after the other, by the source's own ``evaluate``.
+        batches: The inputs, for who looks at the model at work.
+    """
+
+    model: Any
+    device: torch.device
+    shares_prefixes: bool
+    in_turn: bool
+
+    @property
+    def batches(self) -> Batches: ...  # noqa: D102
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Evaluate inside the ``with`` block."""
+
+    def read(self, visit: Callable[[Reading], None]) -> None:
+        """Show every evaluation set to ``visit``."""
 
 
 class ModelSource:
     """Predict and score with a model alone."""
 
-    def __init__(self, model: PreTrainedModel, metric: Any) -> None:
+    in_turn = False
+    shares_prefixes = True
+
+    def __init__(self, model: PreTrainedModel, batches: Batches, metric: Any, start: RandomStreams) -> None:
         self.model = model
         inner = transformers_model(model)  # a plain module may stand around it
         self.device = inner.device
-        self.shares_prefixes = True
+        self.batches = steady(batches, start)
         if metric is None and "ForSequenceClassification" in type(inner).__name__ and inner.num_labels > 1:
             metric = "accuracy"
-        self._metric = as_metric(metric) if metric is not None and metric != "loss" else None
+        wants_tokens = _is_name(metric, ("perplexity",))
+        self._shift = LabelShift(lambda batch: self._predict(batch)[0]) if wants_tokens else None
+        self._metric = None if metric is None or _is_name(metric, LOSS_ALONE) else as_metric(metric)
 
-    def prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Move a batch to the model."""
-        return {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    def ready(self) -> AbstractContextManager[None]:
+        """Evaluate inside the ``with`` block."""
+        return quiet_eval(self.model)
 
-    def predict(self, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """Return loss, predictions and labels of a batch, None where there are none."""
+    def read(self, visit: Callable[[Reading], None]) -> None:
+        """Show the data to ``visit``."""
+        visit(Reading("", self.batches, self._prepare, self._predict, self._tally))
+
+    def _prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        batch = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        if self._shift is not None:
+            self._shift.of(batch)
+        return batch
+
+    def _predict(self, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         with torch.no_grad():
             outputs = self.model(**batch)
         labels = batch.get("labels", batch.get("label"))
         logits = outputs.get("logits")
-        return outputs.get("loss"), logits if self.keeps_predictions else None, labels
+        return outputs.get("loss"), logits if self._metric else None, labels
 
-    @property
-    def keeps_predictions(self) -> bool:
-        """Whether a metric needs the predictions; the loss alone does not."""
-        return self._metric is not None
-
-    def score(self, predictions: Any, labels: Any) -> dict[str, float]:
-        """Compute the metrics of all predictions."""
-        return _as_dict(self._metric(EvalPrediction(predictions, labels))) if self._metric else {}
-
-    def gather(self, value: Any) -> Any:
-        """Collect a value over processes: there is one."""
-        return value
+    def _tally(self) -> Tally:
+        return _ModelTally(self._metric, TokenLosses(self._shift) if self._shift else None)
 
 
-class TrainerSource:
-    """Predict and score as a Trainer does in `Trainer.evaluate`."""
+@dataclass
+class _ModelTally:
+    metric: Metric | None
+    tokens: TokenLosses | None
+    losses: list[torch.Tensor] = field(default_factory=list)  # one value an example
+    predictions: EvalLoopContainer = field(default_factory=EvalLoopContainer)
+    labels: EvalLoopContainer = field(default_factory=EvalLoopContainer)
+    size: int = 0
 
-    def __init__(self, trainer: Trainer, metric: Any) -> None:
-        self._trainer = trainer
-        self.model = trainer.accelerator.unwrap_model(trainer.model)
-        self.device = trainer.args.device
-        self._metric = trainer.compute_metrics
-        if metric is not None:
-            self._metric = as_metric(metric) if metric != "loss" else None
-        if metric is None:
-            check_compute_metrics(trainer)
-        # `generate` calls the decoder many times a batch, so there is no one path of layers to remember.
-        self.shares_prefixes = not getattr(trainer.args, "predict_with_generate", False)
-        if not self.shares_prefixes:
-            _use_generation_arguments(trainer)
-        inner = transformers_model(self.model)
-        if inner.device != self.device and getattr(inner, "hf_device_map", None) is None:
-            self.model.to(self.device)
+    def add(self, batch: Mapping[str, Any], outputs: tuple[Any, Any, Any]) -> None:
+        loss, predictions, labels = outputs
+        if loss is not None:
+            self.losses.append(loss.detach().mean().repeat(examples_in(batch)))
+            if self.tokens is not None:
+                self.tokens.add(batch, loss)
+        if predictions is not None and labels is not None:
+            for container, value in ((self.predictions, nested_detach(predictions)), (self.labels, labels)):
+                container.add(value)
+                self.size += size_in_bytes(value)
 
-    @property
-    def keeps_predictions(self) -> bool:
-        """Whether a metric needs the predictions; the loss alone does not."""
-        return self._metric is not None
-
-    def prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave a batch as it is: `prediction_step` moves it."""
-        return batch
-
-    def predict(self, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """Return loss, predictions and labels of a batch, None where there are none."""
-        loss, predictions, labels = self._trainer.prediction_step(
-            self._trainer.model, batch, prediction_loss_only=not self.keeps_predictions
-        )
-        if predictions is not None and self._trainer.preprocess_logits_for_metrics is not None:
-            predictions = self._trainer.preprocess_logits_for_metrics(predictions, labels)
-        return loss, predictions, labels
-
-    def score(self, predictions: Any, labels: Any) -> dict[str, float]:
-        """Compute the metrics of all predictions."""
-        return _as_dict(self._metric(EvalPrediction(predictions, labels))) if self._metric else {}
-
-    def gather(self, value: Any) -> Any:
-        """Collect a value over processes."""
-        padded = self._trainer.accelerator.pad_across_processes(value, dim=1, pad_index=-100)
-        return self._trainer.accelerator.gather_for_metrics(padded)
+    def metrics(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if self.metric is not None:
+            labels = self.labels.get_arrays()
+            if labels is None:
+                raise TaskError(
+                    "The metric compares predictions with labels, but the data has no 'labels' or the model no "
+                    "logits; give data with labels, or metric='loss'."
+                )
+            values = dict(as_dict(self.metric(EvalPrediction(self.predictions.get_arrays(), labels))))
+        if self.losses:
+            values["loss"] = float(torch.cat(self.losses).double().mean())
+        if self.tokens is not None:
+            values |= self.tokens.metrics()
+        return values
 
 
-Source = ModelSource | TrainerSource
+def steady(loader: Any, start: RandomStreams) -> Any:
+    """Return batches that are the same at every reading; those in a list are."""
+    return loader if type(loader) in (list, tuple) else SteadyLoader(loader, start)
 
 
-def check_compute_metrics(trainer: Trainer) -> None:
-    """Refuse what makes ``compute_metrics`` expect something else than all predictions and labels in one piece.
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are numbers; of the others (a matrix, a list by class) a warning says that they are not.
 
-    Raises:
-        TaskError: If it would get batch after batch, a list of batches, or inputs and losses besides.
+    Trainer keeps them in its own log. A table of depths has no place for them.
     """
-    args = trainer.args
-    given = {
-        "batch_eval_metrics=True": args.batch_eval_metrics,
-        f"include_for_metrics={args.include_for_metrics}": bool(args.include_for_metrics),
-        "eval_do_concat_batches=False": not args.eval_do_concat_batches,
-    }
-    if trainer.compute_metrics is not None and (unfit := [name for name, is_given in given.items() if is_given]):
-        raise TaskError(
-            "Sub-networks are measured by all predictions and labels at once, which "
-            f"{' and '.join(unfit)} would change for compute_metrics: leave it out of the TrainingArguments, or pass "
-            "metric= to evaluate_depths."
+    values = denumpify_detensorize(dict(metrics))
+    others = [name for name, value in values.items() if not isinstance(value, numbers.Real)]
+    if others:
+        warnings.warn(
+            f"Metric {', '.join(others)} is no number, and is left out of what is said of sub-networks.", stacklevel=2
         )
+    return {name: float(value) for name, value in values.items() if name not in others}
 
 
 @contextmanager
@@ -142,9 +196,9 @@ def quiet_eval(model: PreTrainedModel) -> Iterator[None]:
     """Evaluate without dropout and without filling caches that nobody reads; put both back afterwards."""
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = list({id(config): config for config in held if getattr(config, "use_cache", None)}.values())
-    for config in configs:
-        config.use_cache = False
     try:
+        for config in configs:
+            config.use_cache = False
         with eval_mode(model):
             yield
     finally:
@@ -153,56 +207,15 @@ def quiet_eval(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluate without dropout; put every module back into its mode afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def trainer_loaders(trainer: Trainer, dataset: Any) -> dict[str, DataLoader]:
-    """Return the data loaders of a Trainer's evaluation sets by name; an only one has none.
-
-    Raises:
-        TaskError: If there is no evaluation set.
-    """
-    datasets = dataset if dataset is not None else trainer.eval_dataset
-    if datasets is None:
-        raise TaskError("The Trainer has no eval_dataset; give it one, or pass a dataset to evaluate_depths.")
-    if isinstance(dataset, DataLoader):
-        return {"": dataset}
-    with _order_drawn_once(trainer):
-        if isinstance(datasets, dict):
-            return {name: trainer.get_eval_dataloader(part) for name, part in datasets.items()}
-        return {"": trainer.get_eval_dataloader(datasets)}
-
-
-@contextmanager
-def _order_drawn_once(trainer: Any) -> Iterator[None]:
-    """Give data loaders of a Trainer that groups rows by length the same order at every reading, and in every run.
-
-    It would draw another each time, from the global generator: sub-networks that are measured one after the other would
-    see other batches, and share nothing.
-    """
-    name = compat.EVALUATION_SAMPLER.name
-    sampler_of = getattr(trainer, name)
-
-    def drawn_once(dataset: Any) -> Any:
-        sampler = sampler_of(dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
-            return sampler
-        sampler.generator = torch.Generator().manual_seed(0)
-        return list(sampler)
-
-    setattr(trainer, name, drawn_once)
-    try:
-        yield
-    finally:
-        delattr(trainer, name)
 
 
 def as_batches(dataset: Any, batch_size: int, collator: Any) -> Batches:
@@ -242,23 +255,21 @@ def as_metric(metric: Any) -> Metric:
     return metric
 
 
-def _use_generation_arguments(trainer: Any) -> None:
-    """Generate as `Seq2SeqTrainer.evaluate` does, which hands these to its prediction steps in this attribute."""
-    given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
-    attribute = compat.GENERATION_ARGUMENTS.name
-    if not getattr(trainer, attribute, None):
-        setattr(trainer, attribute, {name: value for name, value in given.items() if value is not None})
+def as_dict(value: Mapping[str, Any] | SupportsFloat) -> Mapping[str, Any]:
+    """Give a metric that is a number alone a name."""
+    return value if isinstance(value, Mapping) else {"metric": value}
+
+
+def examples_in(batch: Mapping[str, Any]) -> int:
+    """Return how many examples a batch has."""
+    return next((len(value) for value in batch.values() if torch.is_tensor(value)), 1)
+
+
+def _is_name(metric: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(metric, str) and metric in names
 
 
 def _compute(metric: Any, evaluated: EvalPrediction) -> Mapping[str, float]:
     logits = evaluated.predictions[0] if isinstance(evaluated.predictions, tuple) else evaluated.predictions
     regression = logits.ndim == 1 or logits.shape[-1] == 1
     return metric.compute(predictions=predicted(logits, regression=regression), references=evaluated.label_ids)
-
-
-def _as_dict(value: Mapping[str, SupportsFloat] | SupportsFloat) -> dict[str, float]:
-    return (
-        {name: float(number) for name, number in value.items()}
-        if isinstance(value, Mapping)
-        else {"metric": float(value)}
-    )

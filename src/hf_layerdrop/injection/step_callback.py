@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
-from hf_layerdrop.injection.calling_trainer import calling_trainer, learn, log_of
+from hf_layerdrop.injection.calling_trainer import learn, log_of
 from hf_layerdrop.injection.injected import injected_models, states_of
 
 
@@ -82,15 +82,33 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Log the rate in use and the mean number of layers that ran, each time that the loss is logged."""
-        states = states_of(model)
-        if any(draws.learner is not None for draws in states.values()):
+        """Show the loss of the step to what learns the rates."""
+        if any(draws.learner is not None for draws in states_of(model).values()):
             learn(model, _loss_of_trainer())
-        if not control.should_log:
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the rate in use and the mean number of layers that ran to the record of a training loss.
+
+        Trainer has written the record into its history by now, but hands the same numbers to the callbacks that come
+        after, which report them. A record of one's own would empty what a Trainer such as TRL's collects for its next.
+        """
+        if logs is None or "loss" not in logs:
             return
+        states = states_of(model)
         if any(draws.drops or draws.config.mean_rate for draws in states.values()):
-            calling_trainer().log(log_of(states))
-            control.should_log = True  # logging takes the wish to log as granted, but the loss is still to come
+            found = log_of(states)
+            logs.update(found)
+            if state.log_history and "loss" in state.log_history[-1]:
+                state.log_history[-1].update(found)
 
 
 def _saved_of(draws: Any) -> dict[str, Any]:

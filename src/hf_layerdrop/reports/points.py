@@ -141,11 +141,10 @@ def _cost_facts(parameters: int, size_mb: float, latency_ms: float | None) -> li
 
 
 def _choice_facts(selection: Selection) -> list[Fact]:
-    exact = "" if selection.share_is_exact else f", judged by {selection.share_samples} of them"
     how = "a batch" if selection.shared else "in all"
     return [
         *_separate(selection.test_score),
-        ("as good", f"{selection.share_as_good:.1%} of {selection.sub_networks:,} sets of this depth{exact}"),
+        ("as good", selection.as_good),
         ("found by", f"{selection.evaluations:,} evaluations, {selection.layer_forwards:,} layer forwards {how}"),
     ]
 

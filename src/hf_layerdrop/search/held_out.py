@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.model_or_trainer import holds_batches
+from hf_layerdrop.evaluation.trainer_source import has_own_loader
 
 FROM_TEST_DATASET = "test_dataset"
 HELD_OUT_HALF = "a random half of the data, held out of the search"
@@ -25,6 +26,8 @@ def data_of(model_or_trainer: PreTrainedModel | Trainer, dataset: Any) -> Any:
     """
     if dataset is None and isinstance(model_or_trainer, Trainer):
         dataset = model_or_trainer.eval_dataset
+        if dataset is None and has_own_loader(model_or_trainer):
+            dataset = model_or_trainer.get_eval_dataloader()
     if dataset is None:
         raise TaskError("search_layers got no dataset: pass batches, a data set of examples, or evaluate=.")
     if isinstance(dataset, dict) and not hasattr(dataset, "select"):

@@ -15,7 +15,7 @@ LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "wer", "cer", "ter", "m
 
 @dataclass(frozen=True)
 class Objective:
-    """A number by name; ``perplexity`` is the exponential of the loss."""
+    """A number by name; ``perplexity``, where an evaluation gives none, is the exponential of its loss."""
 
     name: str
     greater_is_better: bool

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Callable
+from math import exp, lgamma, log, log1p, sqrt
 
 from hf_layerdrop.search.objective import Objective
 
 # One-sided 95 %.
 STANDARD_ERRORS = 1.64
+CONFIDENCE = 0.95
 
 
 def overfitting_warning(
@@ -38,3 +40,32 @@ def overfitting_warning(
         f"The choice overfitted: its {objective.name} is {scores[0]:.4g} on the data of the search and {scores[1]:.4g} "
         f"on separate data, a gap {gap:.2g} larger than the whole model's: search on more data, or use 'spread'."
     )
+
+
+def share_between(good: int, drawn: int) -> tuple[float, float]:
+    """Return where the share of the good ones in a large number is, with 95 % confidence (Clopper and Pearson).
+
+    So many of those that were drawn are good; eight draws without a good one leave room for a third of all.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low = 0.0 if good == 0 else _where(lambda share: 1 - _at_most(good - 1, drawn, share) >= tail)
+    high = 1.0 if good == drawn else _where(lambda share: _at_most(good, drawn, share) <= tail)
+    return low, high
+
+
+def _at_most(good: int, drawn: int, share: float) -> float:
+    """Return the chance of at most so many good ones among those that are drawn."""
+    logarithms = (
+        lgamma(drawn + 1) - lgamma(k + 1) - lgamma(drawn - k + 1) + k * log(share) + (drawn - k) * log1p(-share)
+        for k in range(good + 1)
+    )
+    return sum(map(exp, logarithms))
+
+
+def _where(is_above: Callable[[float], bool]) -> float:
+    """Find by halving where, from 0 to 1, a condition begins to hold."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return high

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_layerdrop import compat
 from hf_layerdrop.evaluation.evaluate import Evaluator
 from hf_layerdrop.evaluation.fingerprints import fingerprint
-from hf_layerdrop.evaluation.model_or_trainer import Batches, Collator, as_batches
+from hf_layerdrop.evaluation.model_or_trainer import LOSS_ALONE, Batches, Collator, as_batches
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.held_out import (
     FROM_TEST_DATASET,
@@ -27,6 +27,9 @@ from hf_layerdrop.search.held_out import (
 )
 from hf_layerdrop.search.scoring import Measure
 from hf_layerdrop.search.scoring_function import Evaluate, FunctionMeasure
+
+# How scores are made, for journals: those of another way are not mixed with these.
+_SCORED = "losses as Trainer's, perplexity of tokens"
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,10 @@ def score_by_data(
         batch_size=setting.batch_size,
         collator=setting.collator,
         memory_limit=setting.memory_limit,
+        seed=setting.seed,
     )
     evaluator = evaluator_of(data)
-    batches = evaluator.loaders[""]
+    batches = evaluator.source.batches
     return ScoreSource(
         measure=evaluator.measure_in_turn,
         batches=batches,
@@ -114,7 +118,7 @@ def score_by_data(
         test=None if test_dataset is None else evaluator_of(test_dataset).measure_in_turn,
         split=split,
         examples=(_examples(data), 0 if test_dataset is None else _examples(test_dataset)),
-        identity=lambda: fingerprint([fingerprint(batch) for batch in batches], _identity(metric), name),
+        identity=lambda: fingerprint([fingerprint(batch) for batch in batches], _identity(metric), name, _SCORED),
     )
 
 
@@ -144,8 +148,8 @@ def model_identity(model: PreTrainedModel) -> str:
 
 def _number_and_name(model: Any, metric: Any) -> tuple[Any, str | None]:
     """Return the metric for the evaluation, and which of its numbers is the score; None if there may be only one."""
-    if metric in ("loss", "perplexity"):
-        return "loss", metric
+    if isinstance(metric, str) and metric in LOSS_ALONE:
+        return metric, metric
     if getattr(model, "compute_metrics", None) is None:
         return metric, metric if isinstance(metric, str) else None
     if metric is None:

@@ -14,7 +14,7 @@ from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, next_deeper
 from hf_layerdrop.search.objective import Objective
-from hf_layerdrop.search.overfitting import overfitting_warning
+from hf_layerdrop.search.overfitting import overfitting_warning, share_between
 from hf_layerdrop.search.score_source import ScoreSource
 from hf_layerdrop.search.scoring import Problem, Scorer
 from hf_layerdrop.search.selection import Neighbour, Scored, Selection
@@ -29,6 +29,7 @@ class _Good:
     """The share of so many sets that score at least as well as one, and how many were scored to tell."""
 
     share: float
+    between: tuple[float, float]  # where it is with 95 % confidence
     of: int
     samples: int
     is_exact: bool
@@ -97,6 +98,7 @@ class Search:
             share_as_good=good.share,
             share_is_exact=good.is_exact,
             share_samples=good.samples,
+            share_between=good.between,
             runner_ups=tuple(self._scored(result) for result in runner_ups if result is not winner)[:RUNNER_UPS],
             outside=outside,
             importances=next((proposal.importances for proposal in proposals if sets and proposal.importances), None),
@@ -143,13 +145,17 @@ class Search:
         known = self.scorer.known(space)
         good, counted = self._count_good(known, winner), self.scorer.count(space)
         if counted == len(known):
-            return _Good(good / counted, counted, counted, is_exact=True)
+            return _Good(good / counted, (good / counted, good / counted), counted, counted, is_exact=True)
         seen = {key_of(result.keep_layers) for result in known}
         drawn, share_possible = space.draw(self.share_samples, Random(f"share {self.seed}"), without=seen)
         samples = len(known) + len(drawn)
         count = counted or max(samples, round(space.count() * share_possible))
-        good_others = (count - len(known)) * self._count_good(self.scorer.results(drawn), winner) / max(1, len(drawn))
-        return _Good((good + good_others) / count, count, samples, is_exact=samples == counted)
+        good_drawn = self._count_good(self.scorer.results(drawn), winner)
+        others = count - len(known)
+        shares = [good_drawn / max(1, len(drawn)), *share_between(good_drawn, len(drawn))]
+        is_exact = samples == counted
+        share, low, high = ((good + others * (shares[0] if is_exact else part)) / count for part in shares)
+        return _Good(share, (low, high), count, samples, is_exact)
 
     def _count_good(self, results: Sequence[SubNetworkResult], winner: SubNetworkResult) -> int:
         score = self.objective.score(winner)

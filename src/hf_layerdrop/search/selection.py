@@ -66,6 +66,7 @@ class Selection:
         share_as_good: Share of them that score at least as well as the chosen one.
         share_is_exact: Whether all of them were scored; otherwise those that were not are judged by some random ones.
         share_samples: How many sets of this depth were scored for that.
+        share_between: Where that share is with 95 % confidence; None in a record of an older version.
         runner_ups: The next best sub-networks of the depth that were scored, best first.
         outside: With a budget: the nearest sub-networks outside of it.
         importances: With a strategy that gives every layer an importance: those, by stack.
@@ -99,6 +100,16 @@ class Selection:
     outside: tuple[Neighbour, ...] = ()
     importances: Mapping[str, tuple[float, ...]] | None = None
     warnings: tuple[str, ...] = ()
+    share_between: tuple[float, float] | None = None
+
+    @property
+    def as_good(self) -> str:
+        """How many sets score as well, in words: a percentage if all were scored, else between which it is."""
+        of = f"of {self.sub_networks:,} sets of this depth"
+        if self.share_is_exact:
+            return f"{self.share_as_good:.1%} {of}"
+        low, high = self.share_between or (0.0, 1.0)
+        return f"{low:.1%} to {high:.1%} {of} (95 % confidence, by {self.share_samples:,} of them)"
 
     @property
     def spec(self) -> str:
@@ -119,6 +130,7 @@ class Selection:
             "outside": tuple(Neighbour(**_with_layers(entry)) for entry in values["outside"]),
             "importances": importances and {stack: tuple(numbers) for stack, numbers in importances.items()},
             "warnings": tuple(values["warnings"]),
+            "share_between": (between := values.get("share_between")) and tuple(between),
         }
         return cls(**{**values, **changed})
 

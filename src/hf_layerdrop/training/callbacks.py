@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers.trainer_callback import ExportableState
 
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.evaluation.batches import MOST_BYTES_KEPT, KeptBatches
 from hf_layerdrop.evaluation.evaluate import depth_name, evaluate_depths, listed_depths
-from hf_layerdrop.evaluation.model_or_trainer import check_compute_metrics
+from hf_layerdrop.evaluation.trainer_source import Evaluation, arguments_of
+from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer
 from hf_layerdrop.injection.inject import injected_model, layerdrop_state, scale_rates
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
@@ -65,10 +68,11 @@ class LayerDropScheduleCallback(TrainerCallback):
 
 
 class DepthEvaluationCallback(TrainerCallback):
-    """Evaluate sub-networks at each evaluation, next to the whole model.
+    """Evaluate sub-networks at each evaluation, next to the whole model and on the same batches.
 
     The values are logged like any metric, ``eval_depth_6_accuracy``, and stand in what `Trainer.evaluate` returns, so
-    that ``metric_for_best_model`` can name one.
+    that ``metric_for_best_model`` can name one. Each is what ``Trainer.evaluate`` would give of the model cut to these
+    layers, and the training ends with the weights that it has without this callback.
 
     Args:
         depths: The sub-networks, each in any form of ``keep_layers``.
@@ -79,13 +83,14 @@ class DepthEvaluationCallback(TrainerCallback):
 
     def __init__(self, depths: Sequence[KeepLayers]) -> None:
         self.depths = listed_depths(depths)
+        self._kept: KeptBatches | None = None
+        self._fits = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the depths, and that their metrics are there when Trainer or early stopping looks for them."""
         trainer = calling_trainer()
-        check_compute_metrics(trainer)
         callbacks = trainer.callback_handler.callbacks
         depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
         specs = [spec for callback in callbacks if isinstance(callback, type(self)) for spec in callback.depths]
@@ -96,6 +101,22 @@ class DepthEvaluationCallback(TrainerCallback):
                 "of the depths; "
                 "give the callbacks to Trainer in the other order."
             )
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the batch, since a loader may draw others when it is read again (in-batch negatives, masked tokens)."""
+        loop = next((frame.f_locals for frame in callers() if frame.f_code is Trainer.evaluation_loop.__code__), None)
+        if loop is None:
+            return
+        if loop["step"] == 0:
+            self._kept, self._fits = KeptBatches(kwargs["eval_dataloader"]), True
+        if self._kept is not None and self._fits:
+            self._fits = self._kept.keep(loop["inputs"])
+
+    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Let go of what was predicted."""
+        self._kept = None
 
     def on_evaluate(
         self,
@@ -108,10 +129,32 @@ class DepthEvaluationCallback(TrainerCallback):
     ) -> None:
         """Measure the sub-networks on the data that was just evaluated."""
         trainer = calling_trainer()
-        prefix = next(name for name in metrics if name.endswith("_runtime")).removesuffix("_runtime")
-        found = depth_metrics(trainer, kwargs["eval_dataloader"], self.depths, prefix)
+        loader = self._same_batches(kwargs["eval_dataloader"])
+        calls = (frame for frame in callers() if frame.f_locals.get("self") is trainer)
+        call = next((frame for frame in calls if frame.f_code is type(trainer).evaluate.__code__), None)
+        evaluation = Evaluation(arguments_of(call) if call is not None else {}, loader)
+        found = depth_metrics(trainer, evaluation, self.depths)
         trainer.log(dict(found))
-        metrics.update(found)
+        # In front: the table of a notebook takes the last name of a loss for that of the whole model.
+        theirs = dict(metrics)
+        metrics.clear()
+        metrics.update({**found, **theirs})
+
+    def _same_batches(self, loader: Any) -> Any:
+        """Return the batches that were just evaluated; those of another reading if they were too many to be kept."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return loader
+        if not self._fits:
+            warnings.warn(
+                f"The evaluation data has more than {MOST_BYTES_KEPT / 1e9:g} GB, so depths are measured on a second "
+                "reading of it: if its loader shuffles, or masks at random, they see other batches than the whole "
+                "model.",
+                stacklevel=2,
+            )
+            return loader
+        kept.is_complete = True
+        return kept
 
 
 class StartCallback(TrainerCallback):
@@ -184,12 +227,12 @@ def _check_best(metric: str | None, names: Sequence[str]) -> None:
         )
 
 
-def depth_metrics(trainer: Trainer, dataloader: Any, depths: Sequence[KeepLayers], prefix: str) -> dict[str, float]:
+def depth_metrics(trainer: Trainer, evaluation: Evaluation, depths: Sequence[KeepLayers]) -> dict[str, float]:
     """Return the metrics of sub-networks under the keys by which they are logged."""
-    results = evaluate_depths(trainer, dataloader, depths=depths, progress=not trainer.args.disable_tqdm)
+    results = evaluate_depths(trainer, evaluation, depths=depths, progress=not trainer.args.disable_tqdm)
     model_depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
     return {
-        f"{prefix}_{depth_name(result.keep_layers, model_depths)}_{name}": value
+        f"{evaluation.prefix}_{depth_name(result.keep_layers, model_depths)}_{name}": value
         for result in results
         for name, value in result.metrics.items()
     }
