@@ -26,12 +26,29 @@ ELSEWHERE = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "compat
 # What this package itself puts on models, layers, checkpoints and classes of others.
 OWN = ("_layerdrop", "_adopted_", "_prefix_runner", "_encoder_memory")
 # Suffixes, not names; `compat.py` says which names of files and flags these end.
-SUFFIXES = ("_mm", "_config", "_pattern", "_runtime", "_token_id")
+SUFFIXES = (
+    "_per_second",
+    "_model_preparation_time",
+    "_compilation_time",
+    "_mm",
+    "_config",
+    "_pattern",
+    "_runtime",
+    "_token_id",
+)
+
+
+def entries_of(found: object) -> list[tuple[str, object]]:
+    """Return the entries that a name of compat.py stands for, one or several, each with its key."""
+    if isinstance(found, dict):
+        return list(found.items())
+    return [(str(number), entry) for number, entry in enumerate(found)] if isinstance(found, tuple) else [("", found)]
+
 
 ENTRIES = {
     f"{name}{key and f'[{key}]'}": entry
     for name, found in vars(compat).items()
-    for key, entry in (found.items() if name == "PIPELINE_PARTS" else [("", found)])
+    for key, entry in entries_of(found)
     if isinstance(entry, compat.Private)
 }
 
@@ -72,8 +89,13 @@ def uses(tree: ast.Module) -> list[str]:
 def is_variable(tree: ast.Module, node: ast.Attribute) -> bool:
     """Tell whether a frame is asked for a variable that is not spelled out here; ``self`` is everyone's."""
     parents = {id(child): parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
-    call = parents[id(node)] if isinstance(parents[id(node)], ast.Subscript) else parents[id(parents[id(node)])]
-    asked = call.slice if isinstance(call, ast.Subscript) else call.args[0]
+    above = parents[id(node)]
+    if isinstance(above, ast.Subscript):
+        asked: ast.AST = above.slice
+    elif isinstance(above, ast.Attribute) and isinstance(call := parents[id(above)], ast.Call):
+        asked = call.args[0]
+    else:
+        return True  # all of them
     return not isinstance(asked, ast.Constant) or asked.value == "self"
 
 

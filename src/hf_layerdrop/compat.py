@@ -218,8 +218,26 @@ REENTRANT_BACKWARD = PrivateVariable(
 FORWARD_HOOKS = PrivateAttribute(
     "torch.nn:Module", "recording the hidden states and attentions of dropped layers", attribute="_forward_hooks"
 )
+FORWARD_PRE_HOOKS = PrivateAttribute(
+    "torch.nn:Module", "sharing no layer between sub-networks that does more", attribute="_forward_pre_hooks"
+)
 CHILDREN = PrivateAttribute("torch.nn:Module", "cutting a stack in place and undoing it", attribute="_modules")
-PARAMETERS = PrivateAttribute("torch.nn:Module", "seeing that a model was sharded", attribute="_parameters")
+PARAMETERS = PrivateAttribute("torch.nn:Module", "seeing what is sharded, and what is trained", attribute="_parameters")
+BUFFERS = PrivateAttribute("torch.nn:Module", "putting back buffers that an evaluation casts", attribute="_buffers")
+TENSOR_VERSION = PrivateAttribute("torch:Tensor", "sharing no output that has been written into", attribute="_version")
+WRAPPED_IN_PLACE = (
+    PrivateAttribute("torch._dynamo:OptimizedModule", "naming the models of a module", attribute="_orig_mod"),
+    PrivateAttribute(
+        "torch.distributed.fsdp:FullyShardedDataParallel",
+        "naming the models of a module",
+        attribute="_fsdp_wrapped_module",
+    ),
+    PrivateAttribute(
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper:ActivationWrapper",
+        "naming the models of a module",
+        attribute="_checkpoint_wrapped_module",
+    ),
+)
 CLASS_NAME = PrivateMethod("torch.nn:Module._get_name", "shifting labels of causal language models as Trainer does")
 IS_REPLICA = PrivateAttribute(
     "torch.nn:Module._replicate_for_data_parallel", "refusing DataParallel", attribute="_is_replica"
@@ -287,8 +305,10 @@ LOAD_WEIGHTS = PrivateMethod(
     "loading the kept layers alone",
     parameters=("model", "state_dict", "checkpoint_files", "load_config"),
 )
-NOT_SAVED = PrivateAttribute(
-    "transformers:PreTrainedModel", "writing what save_pretrained writes", attribute="_keys_to_ignore_on_save"
+NOT_LOADED = PrivateAttribute(
+    "transformers:PreTrainedModel",
+    "passing over weights that a class declares to be none of its own",
+    attribute="_keys_to_ignore_on_load_unexpected",
 )
 ADAPTER_LOADED = PrivateAttribute(
     "transformers:PreTrainedModel", "refusing to save an adapter without its base", attribute="_hf_peft_config_loaded"
@@ -329,13 +349,11 @@ TRAINING_STEP = Private(
     "transformers:Trainer.training_step", "refusing a Trainer that does not tell its steps", parameters=("inputs",)
 )
 STEP_LOSS = PrivateAttribute("transformers:Trainer", "learning the drop rates from the loss", attribute="tr_loss_step")
-EVALUATION_SAMPLER = PrivateMethod(
-    "transformers:Trainer._get_eval_sampler",
-    "measuring all depths on the same batches",
-    parameters=("eval_dataset",),
+EVALUATION_LOOP = Private(
+    "transformers:Trainer.evaluation_loop", "measuring all depths on the same batches", inside=("step", "inputs")
 )
-GENERATION_ARGUMENTS = PrivateAttribute(
-    "transformers:Seq2SeqTrainer", "generating as Seq2SeqTrainer.evaluate does", attribute="_gen_kwargs"
+MEMORY_TRACKER = PrivateAttribute(
+    "transformers:Trainer", "measuring without a record of the memory", attribute="_memory_tracker"
 )
 SIGNATURE_COLUMNS = PrivateAttribute(
     "transformers:Trainer", "keeping the numbers of rows for the metrics", attribute="_signature_columns"

@@ -10,8 +10,8 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import rename_source_key
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import built_on_meta
 from hf_layerdrop.checkpoints.weight_names import conversions_of
 from hf_layerdrop.errors import CheckpointError
@@ -47,9 +47,9 @@ def _candidates(config: PreTrainedConfig, first: Sequence[str]) -> Iterator[type
     """Yield the classes that the Auto classes have for a config, those of these heads first."""
     others = [auto for auto in vars(modeling_auto).values() if isinstance(auto, type)]
     for auto in (*(getattr(transformers, f"AutoModel{head}") for head in first), *others):
-        mapping = getattr(auto, "_model_mapping", None) if issubclass(auto, _BaseAutoModelClass) else None
+        mapping = getattr(auto, compat.CLASSES_BY_CONFIG.name, None)
         if mapping is not None and type(config) in mapping:
-            yield _get_model_class(config, mapping)
+            yield compat.CLASS_BY_CONFIG.value(config, mapping)
 
 
 def _misfits(
@@ -73,5 +73,5 @@ def _misfits(
     of_head = {name for name, _ in model.named_parameters() if hasattr(model, base) and not name.startswith(f"{base}.")}
     if missing & of_head:
         return None
-    ignored = re.compile("|".join(rf"({pattern})" for pattern in model._keys_to_ignore_on_load_unexpected) or r"(?!)")
+    ignored = re.compile("|".join(rf"({pattern})" for pattern in getattr(model, compat.NOT_LOADED.name)) or r"(?!)")
     return len(missing) + sum(not ignored.search(name) for name in set(found) - set(state)), moved

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.families import bias_in_first_block
 from hf_layerdrop.architectures.names import LAYER_NUMBER
 from hf_layerdrop.architectures.stacks import Stack
@@ -31,7 +32,7 @@ class WeightNames:
     def __init__(self, model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
         self.stacks = stacks
         self._renamings, self._converters = conversions_of(model)
-        ignored = model._keys_to_ignore_on_load_unexpected or ()
+        ignored = getattr(model, compat.NOT_LOADED.name) or ()
         self._ignored = re.compile("|".join(rf"({pattern})" for pattern in ignored) or r"(?!)")
         base = re.escape(model.base_model_prefix)
         tails = {name: stack.path.removeprefix(model.base_model_prefix + ".") for name, stack in stacks.items()}

@@ -21,33 +21,33 @@ class SteadyLoader:
     """A loader that draws the same at every reading, and moves no random stream but for its own length of time."""
 
     def __init__(self, loader: Any, start: RandomStreams | None = None) -> None:
-        self._loader = loader
+        self.loader = loader
         self._start = start or RandomStreams(loader)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_loader"], name)
+        return getattr(self.__dict__["loader"], name)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        before, present = RandomStreams(self._loader), self._start
+        before, present = RandomStreams(self.loader), self._start
         try:
             batches = None
             while True:
                 others = RandomStreams()
-                present.restore(self._loader)
+                present.restore(self.loader)
                 try:
-                    batches = iter(self._loader) if batches is None else batches
+                    batches = iter(self.loader) if batches is None else batches
                     batch = next(batches)
                 except StopIteration:
                     return
                 finally:
-                    present = RandomStreams(self._loader)
+                    present = RandomStreams(self.loader)
                     others.restore()
                 yield batch
         finally:
-            before.restore_own(self._loader)
+            before.restore_own(self.loader)
 
 
 class KeptBatches(DataLoaderStateMixin):

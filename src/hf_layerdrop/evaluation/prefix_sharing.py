@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hf_layerdrop import compat
 from hf_layerdrop.evaluation.batches import size_in_bytes
 from hf_layerdrop.evaluation.unchanged import Comparison, Held
 from hf_layerdrop.injection.class_swap import adopt, release
@@ -205,5 +206,5 @@ def _size_of(steps: Iterable[_Step]) -> int:
 
 def _has_hooks(layer: nn.Module) -> bool:
     """Tell whether a layer has other hooks than those by which transformers records, now and then."""
-    hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
-    return any(not recorded_key(hook) for hook in hooks)
+    hooks = (getattr(layer, kind.name).values() for kind in (compat.FORWARD_HOOKS, compat.FORWARD_PRE_HOOKS))
+    return any(not recorded_key(hook) for of_kind in hooks for hook in of_kind)

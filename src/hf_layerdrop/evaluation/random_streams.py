@@ -25,7 +25,7 @@ class RandomStreams:
         self._numpy = np.random.get_state()
         self._torch = torch.get_rng_state()
         self._accelerators = _of_accelerators()
-        self._own = [_state_of(generator) for generator in generators_of(loader)]
+        self.own = [_state_of(generator) for generator in generators_of(loader)]
 
     def restore(self, loader: Any = None) -> None:
         """Go back to that moment; the generators of a loader that was built anew are those of the same places."""
@@ -39,12 +39,12 @@ class RandomStreams:
     def with_own_of(self, loader: Any) -> RandomStreams:
         """Return these streams together with those of a loader, as they are now."""
         both = copy(self)
-        both._own = RandomStreams(loader)._own
+        both.own = RandomStreams(loader).own
         return both
 
     def restore_own(self, loader: Any) -> None:
         """Go back with the generators of a loader alone."""
-        for generator, state in zip(generators_of(loader), self._own, strict=False):
+        for generator, state in zip(generators_of(loader), self.own, strict=False):
             _set_state(generator, state)
 
 

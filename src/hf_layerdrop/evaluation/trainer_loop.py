@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer, find_batch_size
 from transformers.trainer_utils import denumpify_detensorize
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.batches import size_in_bytes
 from hf_layerdrop.evaluation.perplexity import TokenLosses
@@ -116,7 +117,7 @@ def prepared_step(trainer: Any, description: str, loss_only: bool | None, ignore
 def types_kept(model: torch.nn.Module) -> Iterator[None]:
     """Put weights back that an evaluation in half precision casts; they are held, not copied."""
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [(module, dict(getattr(module, compat.BUFFERS.name))) for module in model.modules()]
     try:
         yield
     finally:
@@ -124,10 +125,10 @@ def types_kept(model: torch.nn.Module) -> Iterator[None]:
             if parameter.dtype != data.dtype:
                 parameter.data = data
         for module, before in buffers:
+            present = getattr(module, compat.BUFFERS.name)
             for name, buffer in before.items():
-                present = module._buffers[name]
-                if buffer is not None and present is not None and present.dtype != buffer.dtype:
-                    module._buffers[name] = buffer
+                if buffer is not None and present[name] is not None and present[name].dtype != buffer.dtype:
+                    present[name] = buffer
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainerMemoryTracker
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.batches import KeptBatches, SteadyLoader
 from hf_layerdrop.evaluation.model_or_trainer import LOSS_ALONE, Batches, Reading, as_dict, as_metric, eval_mode
@@ -185,7 +186,7 @@ class TrainerSource:
         shift = self._shift
         if shift is None or not shift.of(batch) or not self._trainer.model_accepts_loss_kwargs:
             return None
-        return None if getattr(self._trainer, "_loss_shifts_labels", True) else batch["labels"].ne(-100).sum()
+        return None if getattr(self._trainer, compat.SHIFTED_LABELS.name, True) else batch["labels"].ne(-100).sum()
 
     def _now(self) -> float:
         if self.device.type != "cpu":
@@ -242,7 +243,7 @@ def _muted(trainer: Any) -> Iterator[None]:
             trainer,
             control=copy.copy(trainer.control),
             gather_function=trainer.gather_function,
-            _memory_tracker=TrainerMemoryTracker(skip_memory_metrics=True),
+            **{compat.MEMORY_TRACKER.name: TrainerMemoryTracker(skip_memory_metrics=True)},
         ),
     ):
         yield
@@ -251,9 +252,10 @@ def _muted(trainer: Any) -> Iterator[None]:
 def arguments_of(frame: Any) -> dict[str, Any]:
     """Return the arguments of the ``evaluate`` that a frame is of, as they are now, such as to call it again."""
     arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(frame.f_locals["self"]).evaluate).parameters.items():
+    values = frame.f_locals
+    for name, parameter in inspect.signature(type(values["self"]).evaluate).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            arguments |= frame.f_locals.get(name, {})
-        elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL and name in frame.f_locals:
-            arguments[name] = frame.f_locals[name]
+            arguments |= values.get(name, {})
+        elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL and name in values:
+            arguments[name] = values[name]
     return arguments

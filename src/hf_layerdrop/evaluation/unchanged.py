@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hf_layerdrop import compat
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
 
 
@@ -87,7 +89,7 @@ class _Unknown:
 
 def version_of(tensor: torch.Tensor) -> int | None:
     """Return torch's count of writes into a tensor; None where it keeps none, as in inference mode."""
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else getattr(tensor, compat.TENSOR_VERSION.name)
 
 
 def tensors_of(value: Any) -> Iterator[torch.Tensor]:

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from hf_layerdrop import compat
+
 STATE_ATTRIBUTE = "_layerdrop"
 
 # What torch puts around modules in place: the draws of a model are the same with and without it.
-_OF_WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
+_OF_WRAPPERS = {wrapper.name for wrapper in compat.WRAPPED_IN_PLACE}
 
 
 def injected_models(module: nn.Module) -> dict[str, nn.Module]:

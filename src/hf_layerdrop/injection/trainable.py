@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
+from hf_layerdrop import compat
 from hf_layerdrop.injection.call_stack import running_module
 from hf_layerdrop.samplers.draws import Mask
 
@@ -54,17 +55,18 @@ class _Witness:
     def __call__(self) -> bool:
         """Tell whether it is trained."""
         module = self._module()
-        weight = module._parameters.get(self._name) if module is not None else None
+        weight = getattr(module, _WEIGHTS).get(self._name) if module is not None else None
         return weight is not None and weight.requires_grad
 
 
+_WEIGHTS, _PARTS = compat.PARAMETERS.name, compat.CHILDREN.name
 _outside: WeakKeyDictionary[_Draw, _Witness] = WeakKeyDictionary()
 
 
 def _trains(group: nn.Module) -> bool:
     """Tell whether any weight is trained: in a fraction of the time that ``parameters()`` takes to the first one."""
-    return any(weight is not None and weight.requires_grad for weight in group._parameters.values()) or any(
-        part is not None and _trains(part) for part in group._modules.values()
+    return any(weight is not None and weight.requires_grad for weight in getattr(group, _WEIGHTS).values()) or any(
+        part is not None and _trains(part) for part in getattr(group, _PARTS).values()
     )
 
 
@@ -86,7 +88,7 @@ def _look_outside(draw: _Draw, owner: nn.Module) -> _Witness:
         if "_layerdrop_place" in module.__dict__ or module in dropped:
             continue
         dropped.update(part for _, _, weights in module.__dict__.get("_layerdrop_sub_layers", ()) for part in weights)
-        for name, weight in module._parameters.items():
+        for name, weight in getattr(module, _WEIGHTS).items():
             if weight is not None and weight.requires_grad:
                 _outside[draw] = _Witness(module, name)
                 return _outside[draw]

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from hf_layerdrop import compat
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.evaluation.batches import MOST_BYTES_KEPT, KeptBatches
@@ -106,7 +107,7 @@ class DepthEvaluationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep the batch, since a loader may draw others when it is read again (in-batch negatives, masked tokens)."""
-        loop = next((frame.f_locals for frame in callers() if frame.f_code is Trainer.evaluation_loop.__code__), None)
+        loop = next((frame.f_locals for frame in callers() if frame.f_code is compat.EVALUATION_LOOP.code), None)
         if loop is None:
             return
         if loop["step"] == 0:

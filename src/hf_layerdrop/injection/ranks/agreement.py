@@ -43,28 +43,28 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._pact = _Pact()
-        self._draws: list[_Draw] = []
+        self.pact = _Pact()
+        self.draws: list[_Draw] = []
         self.placed = False  # whether anybody has said beside which other injected models this one stands
 
     @property
     def reached(self) -> bool:
         """Whether they draw alike, until rates or seeds change."""
-        return self._pact.reached
+        return self.pact.reached
 
     @reached.setter
     def reached(self, reached: bool) -> None:
-        self._pact.reached = reached
+        self.pact.reached = reached
 
     def join(self, draw: _Draw) -> None:
         """Compare this draw, too."""
-        self._draws.append(draw)
+        self.draws.append(draw)
 
     def stand_beside(self, other: Agreement) -> None:
         """Agree together with the other draws of a module."""
         self.placed = True
-        if other._pact is not self._pact:
-            self._pact = other._pact
+        if other.pact is not self.pact:
+            self.pact = other.pact
             self.reached = False
 
     def seek(self, owner: nn.Module) -> None:
@@ -82,8 +82,8 @@ class Agreement:
             self.placed = True
         if _is_shared(owner):
             beside = [state.agreement for state in states_of(running_module() or owner).values()]
-            parties = [party for party in beside if party._pact is self._pact] or [self]
-            _compare([draw.fingerprint for party in parties for draw in party._draws])
+            parties = [party for party in beside if party.pact is self.pact] or [self]
+            _compare([draw.fingerprint for party in parties for draw in party.draws])
             self.reached = True
 
 
