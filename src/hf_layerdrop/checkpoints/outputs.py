@@ -23,6 +23,13 @@ except ImportError:  # Windows: what a killed process leaves stays there
     flock = None  # type: ignore[assignment]
 
 
+# What lies in a folder that save_pruned, train or distill wrote.
+_SAVED_ENDINGS = {".safetensors", ".json", ".md", ".png", ".svg", ".jinja"}
+_SAVED_ENDINGS |= {".txt", ".model", ".spm", ".tiktoken", ".codes"}  # of tokenizers
+_SAVED_FILES = ("training_args.bin", "LICENSE")
+_SAVED_FOLDERS = ("additional_chat_templates",)
+
+
 def check_above(output: Path) -> None:
     """Refuse a file or folder that could not be made, because what lies above it is no folder.
 
@@ -33,6 +40,22 @@ def check_above(output: Path) -> None:
     if above is not None and not above.is_dir():
         raise OutputExistsError(
             f"{str(output)!r} cannot be written, since {str(above)!r} is a file and not a folder: choose another place."
+        )
+
+
+def check_apart(output_dir: Path, source: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that is the checkpoint that is read, lies inside of it, or has it inside.
+
+    Raises:
+        OutputExistsError: For each of these, under whatever name.
+    """
+    if not Path(source).is_dir():
+        return
+    output, read = output_dir.resolve(), Path(source).resolve()
+    if output == read or output in read.parents or read in output.parents:
+        where = "is" if output == read else "holds" if output in read.parents else "lies inside of"
+        raise OutputExistsError(
+            f"{str(output_dir)!r} {where} the checkpoint that is read, {os.fspath(source)!r}: give another output."
         )
 
 
@@ -55,6 +78,18 @@ def check_replaceable(output_dir: Path, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{str(output_dir)!r} is not a checkpoint folder, and only those are overwritten: choose another folder."
         )
+    if others := sorted(path.name for path in output_dir.iterdir() if not _is_saved(path)):
+        raise OutputExistsError(
+            f"{str(output_dir)!r} holds {others[0]!r}, which no save of a checkpoint makes and which would be "
+            "lost: move it away, or choose another folder."
+        )
+
+
+def _is_saved(path: Path) -> bool:
+    """Tell what a save of a model, with tokenizer and card, writes from what somebody else put beside it."""
+    if path.is_dir():
+        return path.name in _SAVED_FOLDERS and not path.is_symlink()
+    return path.name in _SAVED_FILES or path.suffix in _SAVED_ENDINGS
 
 
 def check_new_file(file: Path, what: str, overwrite: bool) -> None:

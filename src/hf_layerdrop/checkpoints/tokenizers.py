@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from hf_layerdrop.errors import CheckpointError, TaskError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # Copied byte for byte rather than loaded and saved: AutoTokenizer makes an empty tokenizer where there are no files.
 PROCESSOR_FILES = (
@@ -53,8 +56,19 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
 
 
 def processor_files(folder: Path) -> list[Path]:
-    """List the files of tokenizer and processors in a folder."""
-    return sorted({path for pattern in PROCESSOR_FILES for path in folder.glob(pattern) if path.is_file()})
+    """List the files of tokenizer and processors in a folder: those that are in it, or in the Hub's cache for it.
+
+    A link that leads elsewhere is left out with a warning: what is copied may be published, and a checkpoint is a
+    stranger's.
+    """
+    found = sorted({path for pattern in PROCESSOR_FILES for path in folder.glob(pattern) if path.is_file()})
+    home = folder.resolve()
+    homes = [home, *(above.parent / "blobs" for above in home.parents if above.name == "snapshots")]
+    inside = [path for path in found if any(path.resolve().is_relative_to(home) for home in homes)]
+    for path in found:
+        if path not in inside:
+            logger.warning("%s is a link that leads out of the checkpoint, and is left out.", path)
+    return inside
 
 
 def none_beside(model: str) -> str:

@@ -145,7 +145,8 @@ def _commit_folder(
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     new = {addition.path_in_repo for addition in additions}
-    stale = filter_repo_objects(api.list_repo_files(repo_id, revision=branch), allow_patterns=list(_STALE_WEIGHTS))
+    beside = [path for path in api.list_repo_files(repo_id, revision=branch) if "/" not in path]  # patterns cross it
+    stale = filter_repo_objects(beside, allow_patterns=list(_STALE_WEIGHTS))
     deletions = [CommitOperationDelete(path) for path in stale if path not in new]
     api.preupload_lfs_files(repo_id, additions, revision=branch, create_pr=create_pr)
     try:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop import compat
-from hf_layerdrop.checkpoints.outputs import check_replaceable, whole_folder
+from hf_layerdrop.checkpoints.outputs import check_apart, check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.errors import CheckpointError, MissingExtraError, OutputExistsError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, MissingExtraError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, Source, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
@@ -66,8 +66,8 @@ def save_pruned(
         OutputExistsError: ``output_dir`` exists. Nothing was loaded or written.
     """
     output_dir = Path(output_dir)
-    if isinstance(model, str | os.PathLike) and output_dir.exists() and output_dir.resolve() == Path(model).resolve():
-        raise OutputExistsError(f"{str(output_dir)!r} is the checkpoint that is cut; give another output folder.")
+    if isinstance(model, str | os.PathLike):
+        check_apart(output_dir, model)
     with whole_folder(output_dir, partial(check_replaceable, output_dir, overwrite)) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
