@@ -756,3 +756,10 @@ def test_what_is_no_model_in_memory_is_refused_in_words(given):
     for call in (lambda: remove_layerdrop(given), lambda: set_rates(given, 0.1), lambda: layerdrop_state(given)):
         with pytest.raises(LayerDropStateError, match="not injected"):
             call()
+
+
+def test_what_changes_a_model_returns_it():
+    model = build("BertModel")
+    assert inject_layerdrop(model, 0.5) is model
+    assert remove_layerdrop(model) is model
+    assert prune_layers(model, 2) is model

@@ -12,7 +12,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -57,13 +57,15 @@ from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 
 logger = logging.getLogger(__name__)
 
+M = TypeVar("M", bound=nn.Module)
+
 _COMPILED_CALL = compat.COMPILED_CALL.name
 
 _config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
 
-def inject_layerdrop(model: nn.Module, config: LayerDrop) -> None:
-    """Make ``model`` drop whole layers, or what the config names as structure, while it trains, in place (3.2.1).
+def inject_layerdrop(model: M, config: LayerDrop) -> M:
+    """Make ``model`` drop layers, or what the config names as structure, while it trains, in place; return it (3.2.1).
 
     Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave
     before. The model's own LayerDrop, if it has one, is switched off, so that it is never applied on top. A second
@@ -77,34 +79,35 @@ def inject_layerdrop(model: nn.Module, config: LayerDrop) -> None:
     config = LayerDropConfig.of(config)
     check_module(model)
     refuse_compiled(model)
-    model = transformers_model(model)
-    stacks = find_stacks(model)
-    _check_free(model, stacks)
+    inner = transformers_model(model)
+    stacks = find_stacks(inner)
+    _check_free(inner, stacks)
     depths = {name: stack.depth for name, stack in stacks.items()}
-    lent = {name: _lent(vars(stack.config(model.config)), stack.depth) for name, stack in stacks.items()}
+    lent = {name: _lent(vars(stack.config(inner.config)), stack.depth) for name, stack in stacks.items()}
     _check_lenders(lent, config, config.rates_for(depths))
-    parts = {name: StructureDrop(stack.layers(model), config.structures) for name, stack in stacks.items()}
+    parts = {name: StructureDrop(stack.layers(inner), config.structures) for name, stack in stacks.items()}
     groups = {name: found.groups for name, found in parts.items()}
     state = LayerDropState(config, depths, groups)
     state.lent = lent
-    if find_injected(model) is not None:
-        remove_layerdrop(model)
-    _own_config(model)
-    state.originals = {CONFIG_KEY: getattr(model.config, CONFIG_KEY, None), "native": switch_off_native(model)}
-    _replace_damaged(model.config)
-    setattr(model, STATE_ATTRIBUTE, state)
+    if find_injected(inner) is not None:
+        remove_layerdrop(inner)
+    _own_config(inner)
+    state.originals = {CONFIG_KEY: getattr(inner.config, CONFIG_KEY, None), "native": switch_off_native(inner)}
+    _replace_damaged(inner.config)
+    setattr(inner, STATE_ATTRIBUTE, state)
     put_in = _mask_stack if config.execution == "mask" else _adopt_stack
     for name, stack in stacks.items():
         for draw in state.draws_of(name):
             draw.list_name = stack.path.rpartition(".")[2]
-        parts[name].adopt_owner(stack.owner(model), state.draws_of(name))
+        parts[name].adopt_owner(stack.owner(inner), state.draws_of(name))
         if name in state.draws:
-            put_in(model, stack, state.draws[name])
+            put_in(inner, stack, state.draws[name])
         parts[name].adopt_parts()
     if state.drops:
-        write_down(model, trained_with=config.to_dict())
-    elif saved_provenance(model.config):
-        write_down(model)
+        write_down(inner, trained_with=config.to_dict())
+    elif saved_provenance(inner.config):
+        write_down(inner)
+    return model
 
 
 def _replace_damaged(config: Any) -> None:
@@ -148,8 +151,8 @@ def _check_lenders(
             )
 
 
-def remove_layerdrop(model: nn.Module) -> None:
-    """Undo `inject_layerdrop` exactly, in place, in every injected model inside of ``model``.
+def remove_layerdrop(model: M) -> M:
+    """Undo `inject_layerdrop` exactly, in place, in every injected model inside of ``model``, and return it.
 
     Raises:
         LayerDropStateError: If LayerDrop is not injected.
@@ -157,6 +160,7 @@ def remove_layerdrop(model: nn.Module) -> None:
     injected_model(model)
     for root in injected_models(model).values():
         _remove(root)
+    return model
 
 
 def _remove(root: nn.Module) -> None:

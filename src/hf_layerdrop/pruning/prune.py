@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,12 +41,13 @@ from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
 Undo = Callable[[], Any]
+M = TypeVar("M", bound=nn.Module)
 
 _OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
 
 
-def prune_layers(model: nn.Module, keep_layers: KeepLayers, **provenance: object) -> None:
-    """Keep only some layers of ``model``, in place, without copying a weight (3.2.2).
+def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
+    """Keep only some layers of ``model``, in place, without copying a weight, and return it (3.2.2).
 
     LayerDrop is removed, since its rates were those of the whole model, and the model's own LayerDrop is set to 0: a
     pruned model drops nothing until it is asked to. What was cut is written to ``config.hf_layerdrop``; ``provenance``
@@ -60,24 +61,25 @@ def prune_layers(model: nn.Module, keep_layers: KeepLayers, **provenance: object
     kept = parse_keep_layers(keep_layers, cutter.depths)
     cutter.check(kept)
     check_adapters(model)
-    model = transformers_model(model)
-    adapters = cut_adapters(model, partial(cutter.renamed, kept), format_keep_layers(kept))
-    saved = saved_provenance(model.config)
+    inner = transformers_model(model)
+    adapters = cut_adapters(inner, partial(cutter.renamed, kept), format_keep_layers(kept))
+    saved = saved_provenance(inner.config)
     root_layers(saved, cutter.depths)
-    if find_injected(model) is not None:
-        remove_layerdrop(model)
-    switch_off_native(model)
-    renumber_generation(getattr(model, "generation_config", None), cutter.stacks, kept)
-    _assign_quantization(model.config, cutter.stacks, kept)
+    if find_injected(inner) is not None:
+        remove_layerdrop(inner)
+    switch_off_native(inner)
+    renumber_generation(getattr(inner, "generation_config", None), cutter.stacks, kept)
+    _assign_quantization(inner.config, cutter.stacks, kept)
     cutter.cut(kept)
     for adapter, fields in adapters:
         _assign(adapter, fields)
     setattr(
-        model.config,
+        inner.config,
         CONFIG_KEY,
         cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance}),
     )
-    settle_cache(model, cutter.stacks)
+    settle_cache(inner, cutter.stacks)
+    return model
 
 
 @contextmanager
