@@ -58,7 +58,9 @@ def prune(tmp_path):
 
 def kept_by_us(tmp_path):
     """What stands in our own folder, half-written things included."""
-    return [path for path in (tmp_path / "home/hub").glob("models--*--hf_layerdrop--*/**/*") if path.is_file()]
+    return [
+        path for path in (tmp_path / "home/hub").glob("models--*--hf_layerdrop--*/snapshots/**/*") if path.is_file()
+    ]
 
 
 def refused_both_ways(tmp_path, capsys, said, *, faithful=None):

@@ -68,9 +68,12 @@ def test_an_unknown_type_is_refused_from_python_in_the_words_of_transformers(of_
         assert said in str(caught.value.__cause__)
 
 
-def test_inspect_lists_it_as_a_trap(of_type, capsys):
-    assert run(["inspect", str(of_type("bertt")), "--json"]) == 0
-    assert "unknown type" in [trap["name"] for trap in json.loads(capsys.readouterr().out)["traps"]]
+def test_inspect_says_what_the_files_hold_all_the_same(of_type, capsys):
+    assert run(["inspect", str(of_type("bertt")), "--json"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] > 0
+    assert facts["supported"] is False
+    assert "bertt" in facts["reason"]
 
 
 def test_weights_of_other_shapes_are_refused_whole_too(of_type):

@@ -81,7 +81,7 @@ def _groups_of(draw: _Draw, owner: nn.Module) -> Sequence[tuple[int, nn.Module]]
 
 def _look_outside(draw: _Draw, owner: nn.Module) -> _Witness:
     """Look for a weight that is trained outside of all that may be dropped, in the whole model that runs."""
-    pending: list[nn.Module] = [running_module() or owner]
+    pending: list[nn.Module] = [running_module(owner)]
     dropped: set[nn.Module] = set()
     while pending:
         module = pending.pop()

@@ -80,6 +80,8 @@ def load_plain(
             _forget_unpacked(_model_of(loaded))
             return loaded
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
+        if headers is not None:
+            check_layers(headers.tensors, cut.names)
         loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))

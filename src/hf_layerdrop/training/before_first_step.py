@@ -62,6 +62,11 @@ def check_arguments(arguments: TrainingArguments, metrics: Sequence[str], task: 
     for name, allowed in _ALLOWED.items():
         if (value := getattr(arguments, name)) not in allowed:
             raise TrainingArgumentsError(f"{name} is {value}; it must be from {allowed[0]} to {allowed[-1]}.")
+    if arguments.batch_eval_metrics or not arguments.eval_do_concat_batches:
+        name = "batch_eval_metrics=True" if arguments.batch_eval_metrics else "eval_do_concat_batches=False"
+        raise TrainingArgumentsError(
+            f"{name} hands the metrics of task {task} other things than all predictions at once: leave it out."
+        )
     known, metric = [*metrics, "loss"], arguments.metric_for_best_model or "loss"
     wanted = metric.removeprefix("eval_")
     of_depth = wanted.startswith("depth_") and wanted.endswith(tuple(f"_{name}" for name in known))

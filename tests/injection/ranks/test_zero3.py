@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from conftest import build
+from hf_layerdrop import compat
 from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
 from ranks import SUPPORT, run_on_two_ranks
 
@@ -86,10 +87,13 @@ class Optimizer:
 @pytest.mark.parametrize("micro_step", [0, 1])
 def test_gradients_are_cleared_in_the_first_micro_step_alone(monkeypatch: pytest.MonkeyPatch, micro_step: int) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+    monkeypatch.setattr(
+        compat, "ZERO_OPTIMIZER", SimpleNamespace(name="_z3_optimizer")
+    )  # which is looked up in DeepSpeed
     layer, optimizer = build("BertModel").encoder.layer[0], Optimizer(micro_step)
     weights = list(layer.parameters())
     for weight in weights:
-        weight._z3_optimizer, weight.ds_tensor = optimizer, torch.ones(3)
+        weight.ds_id, weight._z3_optimizer, weight.ds_tensor = 0, optimizer, torch.ones(3)
     weights[0].requires_grad_(False)
     clear_stale_gradients(layer)
     assert len(optimizer.cleared) == (len(weights) - 1 if micro_step == 0 else 0)

@@ -78,10 +78,10 @@ class Agreement:
         if self.reached:
             return
         if not self.placed:
-            states_of(running_module() or owner)
+            states_of(running_module(owner))
             self.placed = True
         if _is_shared(owner):
-            beside = [state.agreement for state in states_of(running_module() or owner).values()]
+            beside = [state.agreement for state in states_of(running_module(owner)).values()]
             parties = [party for party in beside if party.pact is self.pact] or [self]
             _compare([draw.fingerprint for party in parties for draw in party.draws])
             self.reached = True
