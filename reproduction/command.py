@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_layerdrop.cli.arguments import MAX_SEED
+from hf_layerdrop.cli.console import PlainConsole
 from reproduction.errors import ReproductionError
 from reproduction.experiment import Experiment
 from reproduction.journal import SHIPPED, read_journal, records_of
@@ -72,7 +73,7 @@ def reproduce_command(
 
     Tables and figures share their arms, so with one --output nothing is trained twice. An interrupted run goes on.
     """
-    console = Console()
+    console = PlainConsole()
     if list_all:
         _print_list(console)
         return
@@ -113,7 +114,7 @@ def _reproduce(
 
     def say(line: str) -> None:
         if main:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
     if train:
         engine = Engine(output, source, say=say)
@@ -180,5 +181,5 @@ def _print_estimates(console: Console, experiment: Experiment, runs: Sequence[Ru
         table.add_row(found.run.name, *numbers, f"{found.gigabytes:.1f}")
     console.print(table)
     for line in dict.fromkeys(line for run in runs for line in run.size.differs):
-        console.print(f"Not as in the paper: {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(launch_line(experiment.name, runs, data_dir), highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Not as in the paper: {line}", soft_wrap=True)
+    console.print(launch_line(experiment.name, runs, data_dir), soft_wrap=True)

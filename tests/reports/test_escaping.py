@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
 
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from classifiers import save_classifier
+from hf_layerdrop.cli import run
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.reports.escaping import cell, code, markdown, plain, quoted
@@ -92,3 +95,25 @@ def test_a_text_is_one_line_of_bounded_length() -> None:
     assert markdown("eval_f1, 0.5 (3)") == "eval_f1, 0.5 (3)"
     assert code("a`b") == "`a'b`"
     assert quoted('a"\n') == '"a\\""'
+
+
+SAID = "[/x] [bold]b[/bold] \x1b[2J\x1b]0;title\x07 \u202eexe :smile:"
+
+
+def test_a_terminal_shows_it_literally(tmp_path, capsys) -> None:
+    """In `inspect` of a stranger's folder: its model type, its class, and what it says of LayerDrop."""
+    folder = save_classifier(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["hf_layerdrop"] = {"source": SAID, "strategy": SAID}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run(["inspect", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "[/x] [bold]b[/bold]" in shown
+    assert ":smile:" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+
+
+def test_an_error_shows_it_literally(tmp_path, capsys) -> None:
+    assert run(["prune", str(tmp_path / SAID.replace("/", "")), "--keep-layers", "2", "--output", "o"]) == 2
+    shown = capsys.readouterr().err
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)

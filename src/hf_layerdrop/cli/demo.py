@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hf_layerdrop.cli.arguments import Seed, check_output, checkpoint_facts
+from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.errors import LayerDropConfigError, require
 
 SHORT_STEPS = 200
@@ -51,13 +52,14 @@ def demo_command(
     if model:
         checkpoint_facts(model, revision=None, allow_pickle=False)
     start = time.perf_counter()
-    console = Console()
+    console = PlainConsole()
     settings = DemoSettings(rate=rate, steps=SHORT_STEPS if short else steps, seed=seed)
     weights = model or str(demo_checkpoint())
     data = load_task_data(chosen, otherwise=_SAMPLE) if chosen else demo_data()
     quiet_transformers()
-    console.print(f"[bold]LayerDrop demo[/bold]: {data.task.name}, {len(data.train or ())} training rows, seed {seed}.")
-    result, shallow = run_demo(data, weights, settings, output, lambda text: console.print(f"[cyan]>[/cyan] {text}"))
+    console.print("LayerDrop demo: ", style="bold", end="")
+    console.print(f"{data.task.name}, {len(data.train or ())} training rows, seed {seed}.")
+    result, shallow = run_demo(data, weights, settings, output, lambda text: console.print(f"> {text}"))
     show(console, result, output, title=f"{data.task.name}, no finetuning after the cut")
     classify(console, shallow)
     console.print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes.")

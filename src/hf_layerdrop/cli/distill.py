@@ -21,6 +21,7 @@ from hf_layerdrop.cli.arguments import (
     listed,
     require_tokenizer,
 )
+from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.sweep import choose_task
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, option_names, parse_training_arguments
 from hf_layerdrop.distillation.config import DistillationConfig, student_layers
@@ -106,7 +107,7 @@ def distill_command(
     if run.trainer.is_world_process_zero():
         if checkpoints == _own_checkpoints(output):
             shutil.rmtree(checkpoints, ignore_errors=True)
-        _print(Console(), run, f"{Path(model).resolve().name} on {data.task.name}")
+        _print(PlainConsole(), run, f"{Path(model).resolve().name} on {data.task.name}")
 
 
 def _own_checkpoints(output: Path) -> Path:
@@ -131,4 +132,4 @@ def _print(console: Console, run: DistillationRun, title: str) -> None:
         f"Wrote {run.output_dir}",
     )
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

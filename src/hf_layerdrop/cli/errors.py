@@ -11,6 +11,7 @@ import typer
 
 from hf_layerdrop.compat import usage_error
 from hf_layerdrop.errors import LayerDropError
+from hf_layerdrop.reports.escaping import without_controls
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -56,7 +57,7 @@ def _one_line(error: Exception) -> str:
         text = _usage(error)
     else:
         text = f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
-    return " ".join(f"Error: {text}".split())
+    return " ".join(without_controls(f"Error: {text}").split())
 
 
 def _usage(error: Any) -> str:

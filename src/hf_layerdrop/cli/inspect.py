@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from hf_layerdrop.checkpoints.adapter_files import describe_adapter
@@ -20,6 +19,7 @@ from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle,
 from hf_layerdrop.checkpoints.provenance import own_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.cli.arguments import Model, Revision, check_revision
+from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.errors import LayerDropError
 
 
@@ -54,7 +54,7 @@ def inspect_command(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    console = Console()
+    console = PlainConsole()
     for table in _tables(facts):
         console.print(table)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hf_layerdrop.cli.arguments import (
     AllowPickle,
@@ -20,6 +19,7 @@ from hf_layerdrop.cli.arguments import (
     found_results,
     loading_arguments,
 )
+from hf_layerdrop.cli.console import PlainConsole
 
 
 def prune_command(
@@ -49,4 +49,4 @@ def prune_command(
         tokenizer=False if no_tokenizer else None,
         **loading,
     )
-    Console().print(f"Wrote {folder}", highlight=False, markup=False, soft_wrap=True)
+    PlainConsole().print(f"Wrote {folder}", soft_wrap=True)

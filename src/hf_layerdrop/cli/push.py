@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hf_layerdrop.cli.arguments import (
     AllowPickle,
@@ -18,6 +17,7 @@ from hf_layerdrop.cli.arguments import (
     found_results,
     loading_arguments,
 )
+from hf_layerdrop.cli.console import PlainConsole
 
 
 def push_command(
@@ -54,4 +54,4 @@ def push_command(
         create_pr=create_pr,
         **loading_arguments(model, revision=revision, allow_pickle=allow_pickle),
     )
-    Console().print(f"Published {commit.pr_url or commit.commit_url}", highlight=False, markup=False, soft_wrap=True)
+    PlainConsole().print(f"Published {commit.pr_url or commit.commit_url}", soft_wrap=True)

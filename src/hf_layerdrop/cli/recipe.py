@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 
 from hf_layerdrop.checkpoints.journal import Journal, Record
+from hf_layerdrop.cli.console import PlainConsole
 
 COMMANDS = ("train", "sweep", "search", "prune", "push", "inspect")
 TAKES_MODEL_FIRST = COMMANDS[1:]
@@ -41,11 +41,11 @@ def run_command(
     steps = read_recipe(recipe)
     journal = StepJournal(recipe.with_name(f"{recipe.name}.journal"))
     states = [None] * len(steps) if again else journal.states(steps)
-    console = Console()
+    console = PlainConsole()
     for number, (step, state) in enumerate(zip(steps, states, strict=True), 1):
         words = step + (AGAIN.get(step[0], []) if state == BEGUN else [])
         note = "done before" if state == DONE else f"hf-layerdrop {shlex.join(words)}"
-        console.print(f"Step {number} of {len(steps)}: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Step {number} of {len(steps)}: {note}", soft_wrap=True)
         if state == DONE or dry_run:
             continue
         journal.note(number - 1, step, BEGUN)

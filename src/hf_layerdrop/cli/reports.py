@@ -68,4 +68,4 @@ def write_wanted(
 def print_signatures(console: Console, signatures: Mapping[str, str]) -> None:
     """Print what sacrebleu says of its settings."""
     for name, signature in signatures.items():
-        console.print(f"{name}: {signature}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name}: {signature}", soft_wrap=True)

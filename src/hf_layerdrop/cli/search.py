@@ -30,6 +30,7 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.budgets import check_budgets, read_count
+from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
@@ -182,9 +183,9 @@ def search_command(
         )
     selection.write(output, overwrite=overwrite)
     written = write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)
-    show(Console(), selection, model, output)
+    show(PlainConsole(), selection, model, output)
     for path in written:
-        Console().print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
+        PlainConsole().print(f"Wrote {path}", soft_wrap=True)
 
 
 def show(console: Console, selection: Selection, model: str, output: Path) -> None:
@@ -194,10 +195,10 @@ def show(console: Console, selection: Selection, model: str, output: Path) -> No
         table.add_row(name, value)
     console.print(table)
     for warning in selection.warnings:
-        console.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
-    console.print(f"Wrote {output}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Warning: {warning}", style="yellow")
+    console.print(f"Wrote {output}", soft_wrap=True)
     command = f"hf-layerdrop prune {model} --keep-layers {output} --output {Path(model).name}-pruned"
-    console.print(command, highlight=False, markup=False, soft_wrap=True)
+    console.print(command, soft_wrap=True)
 
 
 def _lines(selection: Selection) -> Iterator[tuple[str, str]]:

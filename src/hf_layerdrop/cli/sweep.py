@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from hf_layerdrop.checkpoints.outputs import whole_folder
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
@@ -31,6 +30,7 @@ from hf_layerdrop.cli.arguments import (
     loading_arguments,
     require_tokenizer,
 )
+from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
@@ -93,11 +93,11 @@ def sweep_command(
         results = measure_depths(trainer, encoded, sub_networks)
     _write(folder, results, data.task, title=name)
     written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
-    console = Console()
+    console = PlainConsole()
     console.print(render_table(results, title=f"{name} on {data.task.name}, cut without finetuning"))
     print_signatures(console, getattr(trainer.compute_metrics, "signatures", {}))
     for path in (folder, *written):
-        console.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Wrote {path}", soft_wrap=True)
 
 
 @dataclass(frozen=True)

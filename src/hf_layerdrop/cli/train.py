@@ -28,6 +28,7 @@ from hf_layerdrop.cli.arguments import (
     listed,
     require_tokenizer,
 )
+from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
@@ -192,7 +193,7 @@ def train_command(
         text_columns=columns,
         label_column=label_column,
     )
-    console = Console()
+    console = PlainConsole()
     run = train(
         data,
         start,
@@ -211,7 +212,7 @@ def train_command(
         console.print(render_table(run.results, title=f"{name} on {data.task.name}, cut without finetuning"))
         _print_cost(console, run)
         _write_learned(console, run)
-        console.print(f"Wrote {run.output_dir}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Wrote {run.output_dir}", soft_wrap=True)
 
 
 def _start(
@@ -341,7 +342,7 @@ def _print_start(console: Console, trainer: Trainer, data: TaskData, schedule: S
 def _print_cost(console: Console, run: TrainingRun) -> None:
     """Say what the training cost, by which runs are compared, and how the metrics are defined."""
     steps = run.trainer.state.global_step
-    console.print(f"{run.layer_forwards:,} layer forwards in {steps:,} steps of training.", highlight=False)
+    console.print(f"{run.layer_forwards:,} layer forwards in {steps:,} steps of training.")
     print_signatures(console, run.signatures)
 
 
@@ -366,11 +367,9 @@ def _write_learned(console: Console, run: TrainingRun) -> None:
                 file = run.output_dir / f"learned_{name}.json"
                 files.append(write_learned_selection(model, wanted, file, overwrite=True))
     except LayerDropConfigError as error:  # the run was too short to learn anything
-        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        console.print(str(error), soft_wrap=True)
     names = ", ".join(file.name for file in files)
-    console.print(
-        f"Learned rates, and layers for --keep-layers: {names}", highlight=False, markup=False, soft_wrap=True
-    )
+    console.print(f"Learned rates, and layers for --keep-layers: {names}", soft_wrap=True)
 
 
 def _rates_table(model: PreTrainedModel, schedule: Schedule, *, title: str) -> Table:

@@ -15,8 +15,12 @@ _BEGINS_FORMULA = ("=", "+", "-", "@")
 
 def plain(text: str) -> str:
     """Return a text as one line without what moves the cursor, or turns the direction of writing."""
-    kept = "".join(" " if mark.isspace() else mark for mark in text[:_LONGEST] if mark.isspace() or _is_shown(mark))
-    return " ".join(kept.split()) + "…" * (len(text) > _LONGEST)
+    return " ".join(without_controls(text[:_LONGEST]).split()) + "…" * (len(text) > _LONGEST)
+
+
+def without_controls(text: str) -> str:
+    """Return a text as a terminal may have it: with its spaces and lines, and nothing else that is not seen."""
+    return "".join(mark for mark in text.replace("\r", "") if mark in "\n\t" or _is_shown(mark))
 
 
 def markdown(text: str) -> str:

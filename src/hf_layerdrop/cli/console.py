@@ -1,0 +1,21 @@
+"""The terminal: what files say is shown as it is, and neither styles the text nor moves the cursor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from hf_layerdrop.reports.escaping import without_controls
+
+
+class PlainConsole(Console):
+    """A console that takes every text literally; a style is given beside it, by ``style=``."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Render a text, wherever it stands: a line, a cell, a title."""
+        return super().render_str(without_controls(text), **{**settings, "markup": False, "emoji": False})
