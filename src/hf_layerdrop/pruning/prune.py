@@ -7,10 +7,11 @@ every config field that has one entry a layer or counts them, and the provenance
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,11 +37,12 @@ from hf_layerdrop.injection.inject import remove_layerdrop
 from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
+from hf_layerdrop.pruning.changes import Changes
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
-Undo = Callable[[], Any]
+_within_block: WeakSet[nn.Module] = WeakSet()  # models that are sub-networks for the length of a block
 M = TypeVar("M", bound=nn.Module)
 
 _OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
@@ -70,14 +72,16 @@ def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
     switch_off_native(inner)
     renumber_generation(getattr(inner, "generation_config", None), cutter.stacks, kept)
     _assign_quantization(inner.config, cutter.stacks, kept)
-    cutter.cut(kept)
-    for adapter, fields in adapters:
-        _assign(adapter, fields)
-    setattr(
-        inner.config,
-        CONFIG_KEY,
-        cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance}),
-    )
+    noted = cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance})
+    changes = Changes()
+    try:
+        cutter.cut(kept, changes)
+        for adapter, fields in adapters:
+            changes.assign(adapter, fields)
+        changes.assign(inner.config, {CONFIG_KEY: noted})
+    except BaseException:  # an interrupt, too: whole or cut, and nothing between
+        changes.undo()
+        raise
     settle_cache(inner, cutter.stacks)
     return model
 
@@ -112,7 +116,7 @@ class Cutter:
         states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
         self._draws = [draw for state in states for draw in state.draws.values()]
-        if any(draw.paused for draw in self._draws):
+        if model in _within_block or any(draw.paused for draw in self._draws):
             raise LayerDropStateError(
                 "The model is a sub-network for the length of a with block; cut it after the block."
             )
@@ -185,23 +189,23 @@ class Cutter:
     def _rebuilds(self) -> Rebuilds:
         return Rebuilds(built_on_meta(type(self._model), cut_config(self._model.config, {}, {})), self.stacks)
 
-    def cut(self, kept: Mapping[str, Sequence[int]]) -> list[Undo]:
-        """Cut the model to the given layers, in place; return what undoes it, last first."""
-        undo = list(self._renew_copies(kept))  # first, while the config is that of the whole model
-        undo += [_assign(holder, values) for holder, values in [*tap_changes(self._model.config, self.stacks, kept)]]
+    def cut(self, kept: Mapping[str, Sequence[int]], changes: Changes) -> None:
+        """Cut the model to the given layers, in place, by changes that can be undone."""
+        self._renew_copies(kept, changes)  # first, while the config is that of the whole model
+        for holder, values in [*tap_changes(self._model.config, self.stacks, kept)]:
+            changes.assign(holder, values)
         for name, stack in self.stacks.items():
             if len(kept[name]) == stack.depth:
                 continue
-            undo.extend(_assign(config, _cut_fields(config, stack, kept[name])) for config in self._configs[name])
-            undo.append(_assign(self.lists[name], {compat.CHILDREN.name: self._modules(name, kept[name])}))
-            undo.extend(self._move_bias(name, stack, kept[name][0]))
+            for config in self._configs[name]:
+                changes.assign(config, _cut_fields(config, stack, kept[name]))
+            changes.assign(self.lists[name], {compat.CHILDREN.name: self._modules(name, kept[name])})
+            self._move_bias(name, stack, kept[name][0], changes)
             for place in self._numbered[name]:
                 if place.layer in kept[name]:
-                    new = kept[name].index(place.layer)
-                    undo.append(_assign(place.part, {place.field: place.at(new)}))
-        return undo[::-1]
+                    changes.assign(place.part, {place.field: place.at(kept[name].index(place.layer))})
 
-    def _renew_copies(self, kept: Mapping[str, Sequence[int]]) -> Iterator[Undo]:
+    def _renew_copies(self, kept: Mapping[str, Sequence[int]], changes: Changes) -> None:
         """Renew what the modules around the layers copied from the config when they were built, such as a depth."""
         cut = tuple(len(kept[name]) < self.depths[name] for name in self.stacks)
         if not any(cut) or cut in self._copies_nothing:
@@ -212,9 +216,10 @@ class Cutter:
             self._copies_nothing.add(cut)
         for path, settings in changed.items():
             part = self._model.get_submodule(path)
-            yield _assign(part, {name: new for name, (old, new) in settings.items() if vars(part).get(name) == old})
+            values = {name: new for name, (old, new) in settings.items() if vars(part).get(name) == old}
+            changes.assign(part, values)
 
-    def _move_bias(self, name: str, stack: Stack, first: int) -> Iterator[Undo]:
+    def _move_bias(self, name: str, stack: Stack, first: int, changes: Changes) -> None:
         """Move what the first block owns for all to the first block that is kept."""
         bias = bias_in_first_block(stack.model_type)
         if bias is None or first == 0:
@@ -225,7 +230,7 @@ class Cutter:
             flag = {field: value for field, value in attributes.items() if field == bias.flag}
             modules = {field: value for field, value in attributes.items() if field != bias.flag}
             children = compat.CHILDREN.name
-            yield _assign(heir, {children: {**getattr(heir, children), **modules}, **flag})
+            changes.assign(heir, {children: {**getattr(heir, children), **modules}, **flag})
 
     @contextmanager
     def sub_network(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
@@ -237,22 +242,28 @@ class Cutter:
     def _cut_down(self, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
         provenance = cut_provenance(saved_provenance(self._model.config), kept, self.depths)
         self.check(kept)
-        recording = recording_models(self._model)
-        undo = [
-            _assign(self._model.config, {CONFIG_KEY: provenance}, absent=not hasattr(self._model.config, CONFIG_KEY))
-        ]
-        undo += [_assign(draw, {"paused": True}) for draw in self._draws]
-        undo = [*self.cut(kept), *undo]
+        changes = Changes()
+        try:
+            try:
+                self._be(kept, provenance, changes)
+                yield
+            finally:
+                changes.undo()
+        finally:
+            changes.undo()  # what an interrupt of that has left
+
+    def _be(self, kept: Mapping[str, Sequence[int]], provenance: Mapping[str, Any], changes: Changes) -> None:
+        changes.note(partial(take_back_recording, self._model, recording_models(self._model)))
+        changes.note(partial(_within_block.discard, self._model))
+        _within_block.add(self._model)
+        changes.assign(self._model.config, {CONFIG_KEY: provenance})
+        for draw in self._draws:
+            changes.assign(draw, {"paused": True})
+        self.cut(kept, changes)
         if (generation := getattr(self._model, "generation_config", None)) is not None:
-            undo.append(partial(_restore, generation, dict(vars(generation))))
+            changes.keep(generation)
             renumber_generation(generation, self.stacks, kept)
             settle_cache(self._model, self.stacks, quiet=True)
-        try:
-            yield
-        finally:
-            for restore in undo:
-                restore()
-            take_back_recording(self._model, recording)
 
     def renamed(self, kept: Mapping[str, Sequence[int]], module: str) -> str | None:
         """Return the name that a module has after a cut, None if it is cut away."""
@@ -325,19 +336,6 @@ def _cut_fields(config: PreTrainedConfig, stack: Stack, kept: Sequence[int]) -> 
     return {**cut_fields(vars(config), stack.depth, kept), stack.depth_field: len(kept)}
 
 
-def _assign(target: Any, values: Mapping[str, Any], *, absent: bool = False) -> Undo:
-    """Set attributes and return what sets them back, or deletes them if they were ``absent``."""
-    before = {name: getattr(target, name, None) for name in values}
+def _assign(target: Any, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         setattr(target, name, value)
-    return partial(_delete, target, tuple(values)) if absent else partial(_assign, target, before)
-
-
-def _restore(target: Any, attributes: Mapping[str, Any]) -> None:
-    vars(target).clear()
-    vars(target).update(attributes)
-
-
-def _delete(target: Any, names: Sequence[str]) -> None:
-    for name in names:
-        delattr(target, name)
