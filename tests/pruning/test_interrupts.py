@@ -89,13 +89,25 @@ def test_a_cut_that_is_interrupted_is_whole_or_done() -> None:
     assert outcomes <= {2, 4}
 
 
-def test_a_model_within_a_block_is_not_cut_again() -> None:
-    """It would be undone in silence, or leave the model cut if the blocks are closed in another order."""
+def test_a_model_within_a_block_is_not_cut_for_good() -> None:
+    """The end of the block would undo it in silence."""
     model = build("BertModel")
-    with sub_network(model, [0, 3]):
-        for cut in (lambda: prune_layers(model, 1), lambda: sub_network(model, 1).__enter__()):
-            with pytest.raises(LayerDropStateError, match="after the block"):
-                cut()
+    with sub_network(model, [0, 3]), pytest.raises(LayerDropStateError, match="after the block"):
+        prune_layers(model, 1)
     assert depths_of(model) == {"encoder": 4}
     prune_layers(model, 1)
     assert depths_of(model) == {"encoder": 1}
+
+
+def test_blocks_that_are_closed_in_another_order_leave_the_whole_model() -> None:
+    model = build("BertModel").eval()
+    batch = batch_for("BertModel")
+    expected, config = output_of(model, batch), model.config.to_dict()
+    outer, inner = sub_network(model, [0, 2, 3]), sub_network(model, [0, 2])
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert torch.equal(output_of(model, batch), expected)
+    inner.__exit__(None, None, None)
+    assert torch.equal(output_of(model, batch), expected)
+    assert model.config.to_dict() == config

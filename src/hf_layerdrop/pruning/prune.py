@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -42,7 +42,8 @@ from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
-_within_block: WeakSet[nn.Module] = WeakSet()  # models that are sub-networks for the length of a block
+# What the open blocks changed of a model, the innermost last.
+_blocks: WeakKeyDictionary[nn.Module, list[Changes]] = WeakKeyDictionary()
 M = TypeVar("M", bound=nn.Module)
 
 _OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
@@ -60,6 +61,8 @@ def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
         UnsupportedModelError: If the model has no stacks, or its layers cannot be taken out.
     """
     cutter = Cutter(model)
+    if _blocks.get(transformers_model(model)):
+        raise _within_block()
     kept = parse_keep_layers(keep_layers, cutter.depths)
     cutter.check(kept)
     check_adapters(model)
@@ -116,10 +119,8 @@ class Cutter:
         states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
         self._draws = [draw for state in states for draw in state.draws.values()]
-        if model in _within_block or any(draw.paused for draw in self._draws):
-            raise LayerDropStateError(
-                "The model is a sub-network for the length of a with block; cut it after the block."
-            )
+        if any(draw.paused for draw in self._draws):
+            raise _within_block()
         self.stacks = find_stacks(model)
         self.depths = {name: stack.depth for name, stack in self.stacks.items()}
         self.lists = {name: stack.layers(model) for name, stack in self.stacks.items()}
@@ -248,14 +249,13 @@ class Cutter:
                 self._be(kept, provenance, changes)
                 yield
             finally:
-                changes.undo()
+                self._leave(changes)
         finally:
-            changes.undo()  # what an interrupt of that has left
+            self._leave(changes)  # what an interrupt of that has left
 
     def _be(self, kept: Mapping[str, Sequence[int]], provenance: Mapping[str, Any], changes: Changes) -> None:
         changes.note(partial(take_back_recording, self._model, recording_models(self._model)))
-        changes.note(partial(_within_block.discard, self._model))
-        _within_block.add(self._model)
+        _blocks.setdefault(self._model, []).append(changes)
         changes.assign(self._model.config, {CONFIG_KEY: provenance})
         for draw in self._draws:
             changes.assign(draw, {"paused": True})
@@ -264,6 +264,14 @@ class Cutter:
             changes.keep(generation)
             renumber_generation(generation, self.stacks, kept)
             settle_cache(self._model, self.stacks, quiet=True)
+
+    def _leave(self, changes: Changes) -> None:
+        """Undo what a block changed, after what blocks inside of it did that are still open."""
+        opened = _blocks.get(self._model, [])
+        while changes in opened:
+            opened[-1].undo()
+            opened.pop()
+        changes.undo()
 
     def renamed(self, kept: Mapping[str, Sequence[int]], module: str) -> str | None:
         """Return the name that a module has after a cut, None if it is cut away."""
@@ -278,6 +286,10 @@ class Cutter:
 
     def _modules(self, name: str, kept: Sequence[int]) -> dict[str, nn.Module]:
         return {str(new): self._layers[name][old] for new, old in enumerate(kept)}
+
+
+def _within_block() -> LayerDropStateError:
+    return LayerDropStateError("The model is a sub-network for the length of a with block; cut it after the block.")
 
 
 def pruned_config(config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:
