@@ -237,7 +237,7 @@ def test_a_model_that_is_not_in_the_cache_is_told_when_offline(hub, source):
 
 def test_the_checkpoint_that_is_cut_is_never_overwritten(source, tmp_path):
     before = (source / "model.safetensors").read_bytes()
-    with pytest.raises(OutputExistsError, match="is the checkpoint that is cut"):
+    with pytest.raises(OutputExistsError, match="is the checkpoint that is read"):
         save_pruned(source, source, keep_layers=KEEP, overwrite=True)
     assert (source / "model.safetensors").read_bytes() == before
 

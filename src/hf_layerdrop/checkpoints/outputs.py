@@ -49,6 +49,7 @@ def check_apart(output_dir: Path, source: str | os.PathLike[str]) -> None:
     Raises:
         OutputExistsError: For each of these, under whatever name.
     """
+    check_above(output_dir)
     if not Path(source).is_dir():
         return
     output, read = output_dir.resolve(), Path(source).resolve()
