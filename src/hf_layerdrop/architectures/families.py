@@ -98,7 +98,7 @@ INDEX_FIELDS = re.compile(
     r"residual_block_indices"
 )
 
-# Who borrows from an earlier layer (see `borrowing.py`): lists of kinds with the word for those who borrow and for
+# Who borrows from an earlier layer (see `shared_kv.py`): lists of kinds with the word for those who borrow and for
 # those who lend; lists that name for each layer the one it borrows from, itself if none; and the count of layers at the
 # end that take keys and values from the last layer before them that is of their kind.
 BORROWING_KINDS = {"indexer_types": ("shared", "full")}
@@ -308,7 +308,7 @@ class Shape:
         inner: Fields of the width of the feed-forward parts.
         positions: Field of the number of positions.
         spare_positions: Positions that hold no token.
-        tokenizer: A kind of `vocabulary.TOKENIZERS`.
+        tokenizer: A kind of `checkpoints/tokenizers.py`.
     """
 
     depth: tuple[str, ...]

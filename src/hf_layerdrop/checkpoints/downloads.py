@@ -173,7 +173,7 @@ def _fetch(model: HubModel, folder: Path, choose: Choose) -> Path | None:
     if model.path(_ADAPTER) in files or not files & set(map(model.path, (WEIGHTS_NAME, INDEX_NAME, *PICKLE_NAMES))):
         return None
     tensors, streams = find_tensors(model, files, choose)
-    with _appearing(folder) as new:
+    with _appearing(folder, replace=model.force_download) as new:
         _write_weights(new / WEIGHTS_NAME, tensors, streams)
         for file in _BESIDE:
             if model.path(file) in files:
@@ -259,7 +259,7 @@ def _read_local(file: str, begin: int, end: int) -> Iterator[memoryview]:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def _appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
     """Give a new folder that takes its name when the block ends without an error; until then no tool sees it."""
     repo = folder.parents[1]
     new = repo / f".new-{uuid.uuid4().hex[:8]}"
@@ -267,11 +267,12 @@ def _appearing(folder: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        shutil.rmtree(folder, ignore_errors=True)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             new.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was faster, with the same content
+            if not folder.exists():  # else another process was faster, with the same content, and may be reading it
                 raise
         _ref(folder).parent.mkdir(exist_ok=True)
         _ref(folder).write_text(folder.name, encoding="ascii")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ try:
 except ImportError:  # Windows: what a killed process leaves stays there
     flock = None  # type: ignore[assignment]
 
+
+_SECONDS_TO_LOCK = 60
 
 # What lies in a folder that save_pruned, train or distill wrote.
 _SAVED_ENDINGS = {".safetensors", ".json", ".md", ".png", ".svg", ".jinja"}
@@ -137,6 +140,7 @@ def whole_folder(
         check: Raises an error where it must not be; asked again at the end, as writing takes a while.
         merge: Of a folder that exists, replace only the files that were written anew, each whole.
     """
+    output_dir = Path(os.path.abspath(output_dir))  # "." has no name to make another of
     check()
     made = [above for above in output_dir.parents if not above.exists()]
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -174,10 +178,13 @@ def _put(new: Path, output_dir: Path, merge: bool) -> None:
 
 
 def _new_name(path: Path) -> Path:
-    """Return a name beside a path, after removing what writers that no longer live have left there."""
+    """Return a name beside a path, after removing what writers that no longer live have left there.
+
+    What is younger than a minute may be of a writer that is about to lock it.
+    """
     for left in _siblings(path, "new"):
         with suppress(OSError), _locked(left) as free:
-            if free:
+            if free and left.stat().st_mtime < time.time() - _SECONDS_TO_LOCK:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:8]}")
 

@@ -47,7 +47,7 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **where)
+        tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False, **where})
     except (OSError, ValueError) as error:
         raise CheckpointError(no_tokenizer(model)) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files

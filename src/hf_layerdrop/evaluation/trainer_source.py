@@ -54,7 +54,7 @@ class Evaluation:
 
 
 class TrainerSource:
-    """Predict and score as a Trainer; see `sources.Source` for the attributes."""
+    """Predict and score as a Trainer; see `Source` for the attributes."""
 
     def __init__(self, trainer: Trainer, dataset: Any, metric: Any, start: RandomStreams) -> None:
         self._trainer: Any = trainer

@@ -6,12 +6,14 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 
+from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
@@ -82,6 +84,8 @@ def find_source(
     if not name:
         return None
     hub_kwargs = {key: load_kwargs[key] for key in _FROM_SOURCE if load_kwargs.get(key) is not None}
+    if not isinstance(model, str | os.PathLike):
+        revision = revision or _commit_of(model)
     return Source(name, revision, hub_kwargs, load_kwargs.get("subfolder") or "")
 
 
@@ -120,6 +124,7 @@ def load_pruned(
     from hf_layerdrop.checkpoints.weight_names import WeightNames
     from hf_layerdrop.models.auto import load_checkpoint
     from hf_layerdrop.pruning.prune import prune_layers
+    from hf_layerdrop.pruning.turns import turn_of_thread
     from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
 
     if isinstance(model, str | os.PathLike):
@@ -139,11 +144,26 @@ def load_pruned(
     if revision is not None or load_kwargs:
         unused = ", ".join([*load_kwargs, *(["revision"] if revision is not None else [])])
         raise TypeError(f"{unused} say how to load a model by name, but the model is in memory already.")
-    pruned = copy.deepcopy(model)
-    prune_layers(pruned, keep_layers, source=_shown(model.name_or_path))
+    with turn_of_thread(model):  # or it would be a copy of another thread's sub-network
+        pruned = copy.deepcopy(model)
+    prune_layers(pruned, keep_layers, source=_shown(model.name_or_path), revision=_commit_of(model))
     return pruned
 
 
+def _commit_of(model: Any) -> str | None:
+    """Return the commit of the Hub that a model in memory was loaded from."""
+    return getattr(getattr(model, "config", None), compat.COMMIT.name, None)
+
+
 def _shown(name: str) -> str | None:
-    """Return what may be written into a checkpoint that others will read: a Hub id, or the last name of a folder."""
-    return Path(name).resolve().name if name and Path(name).is_dir() else name or None
+    """Return what may be written into a checkpoint that others will read: a Hub id, or the last name of a folder.
+
+    Also of a folder that is not there any more: the rest of a path is nobody's business.
+    """
+    if not name or Path(name).is_dir():
+        return Path(name).resolve().name if name else None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return PurePath(name.replace("\\", "/")).name or None
+    return name

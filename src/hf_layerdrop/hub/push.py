@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Weights of another model in the repository: some of these names would be loaded instead of ours.
-_STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "tf_model.h5", "flax_model*")
+_STALE_WEIGHTS: tuple[str, ...] = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*",
+    "tf_model.h5",
+    "flax_model*",
+)
+_STALE_WEIGHTS += ("adapter_config.json", "adapter_model*")  # which plain transformers would put onto the model
 
 
 class RepoIdError(HubError, ValueError):

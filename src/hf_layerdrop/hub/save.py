@@ -66,8 +66,8 @@ def save_pruned(
         OutputExistsError: ``output_dir`` exists. Nothing was loaded or written.
     """
     output_dir = Path(output_dir)
-    if isinstance(model, str | os.PathLike):
-        check_apart(output_dir, model)
+    if read := os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", ""):
+        check_apart(output_dir, read)
     with whole_folder(output_dir, partial(check_replaceable, output_dir, overwrite)) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)

@@ -1,7 +1,7 @@
 """Inject LayerDrop into a model in place, change its rates, and remove it without a trace.
 
 The module that loops over a stack draws one mask when its forward begins; each layer looks at its place in that mask
-before anything of its own runs, hooks included. See `adoption.py` for why the class of a layer is changed rather than
+before anything of its own runs, hooks included. See `class_swap.py` for why the class of a layer is changed rather than
 the layer wrapped. Any number of models may be injected side by side in one module: what is said to the module is said
 to all.
 """

@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_layerdrop.architectures.forward_source import returned_names
 
-# On a module of a layer that other layers use too: `bias.py` sets it.
+# On a module of a layer that other layers use too: `first_block_bias.py` sets it.
 LENT = "_layerdrop_lent"
 
 

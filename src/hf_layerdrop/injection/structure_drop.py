@@ -1,6 +1,6 @@
 """Drop sub-layers and heads: what the parts of a layer do when the mask says that they are dropped (3.2.1).
 
-As with whole layers, the classes of the modules are changed (see `adoption.py`), and each looks at its place in the
+As with whole layers, the classes of the modules are changed (see `class_swap.py`), and each looks at its place in the
 mask before anything of its own runs.
 
 A dropped sub-layer computes as if the last projection of its branch were zero: the residual passes, and a norm that

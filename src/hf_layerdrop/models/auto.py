@@ -154,5 +154,5 @@ def load_checkpoint(
     """
     loaded = load_plain(find_class(name_or_path, kwargs), name_or_path, keep_layers=keep_layers, **kwargs)
     if layerdrop is not None:
-        inject(loaded, layerdrop)
+        inject(loaded[0] if isinstance(loaded, tuple) else loaded, layerdrop)
     return loaded

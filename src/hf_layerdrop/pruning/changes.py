@@ -33,16 +33,19 @@ class Changes:
         self.note(partial(_restore, target, dict(vars(target))))
 
     def undo(self) -> None:
-        """Set everything back; an interrupt waits until that is done."""
-        interrupt: KeyboardInterrupt | None = None
+        """Set everything back, whatever is raised meanwhile, and raise that at the end."""
+        raised: BaseException | None = None
         while self._undo:
             try:
                 self._undo[-1]()
                 self._undo.pop()
             except KeyboardInterrupt as error:  # noqa: PERF203 - what was interrupted is done again
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+                raised = error
+            except Exception as error:
+                raised = raised or error
+                self._undo.pop()
+        if raised is not None:
+            raise raised
 
 
 def _set_back(target: Any, before: Mapping[str, Any], absent: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
 from hf_layerdrop.injection.inject import remove_layerdrop
 from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models
-from hf_layerdrop.injection.native import switch_off_native
+from hf_layerdrop.injection.native import restore_native, switch_off_native
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
 from hf_layerdrop.pruning.changes import Changes
 from hf_layerdrop.pruning.generation_cache import settle_cache
@@ -60,33 +60,41 @@ def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist; nothing is changed then.
         UnsupportedModelError: If the model has no stacks, or its layers cannot be taken out.
     """
-    cutter = Cutter(model)
-    if _blocks.get(transformers_model(model)):
+    with turn_of_thread(transformers_model(model)):
+        _prune(model, keep_layers, provenance)
+    return model
+
+
+def _prune(model: nn.Module, keep_layers: KeepLayers, provenance: Mapping[str, object]) -> None:
+    cutter, inner = Cutter(model), transformers_model(model)
+    if _blocks.get(inner):
         raise _within_block()
     kept = parse_keep_layers(keep_layers, cutter.depths)
     cutter.check(kept)
     check_adapters(model)
-    inner = transformers_model(model)
     adapters = cut_adapters(inner, partial(cutter.renamed, kept), format_keep_layers(kept))
     saved = saved_provenance(inner.config)
     root_layers(saved, cutter.depths)
+    noted = cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance})
+    saved_provenance({CONFIG_KEY: noted})  # what cannot be saved is refused before anything is changed
     if find_injected(inner) is not None:
         remove_layerdrop(inner)
-    switch_off_native(inner)
-    renumber_generation(getattr(inner, "generation_config", None), cutter.stacks, kept)
-    _assign_quantization(inner.config, cutter.stacks, kept)
-    noted = cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance})
     changes = Changes()
     try:
+        changes.note(partial(restore_native, inner, switch_off_native(inner)))
+        if (generation := getattr(inner, "generation_config", None)) is not None:
+            changes.keep(generation)
+            renumber_generation(generation, cutter.stacks, kept)
+        for part, quantization in _quantized(inner.config, cutter.stacks, kept):
+            changes.assign(part, {"quantization_config": quantization})
         cutter.cut(kept, changes)
         for adapter, fields in adapters:
             changes.assign(adapter, fields)
         changes.assign(inner.config, {CONFIG_KEY: noted})
+        settle_cache(inner, cutter.stacks)
     except BaseException:  # an interrupt, too: whole or cut, and nothing between
         changes.undo()
         raise
-    settle_cache(inner, cutter.stacks)
-    return model
 
 
 @contextmanager
@@ -307,7 +315,8 @@ def cut_config(
     """Return a copy of a config that is cut, and says nothing of LayerDrop."""
     config = copy.deepcopy(config)
     config.__dict__.pop(CONFIG_KEY, None)
-    _assign_quantization(config, stacks, kept)
+    for part, quantization in list(_quantized(config, stacks, kept)):
+        part.quantization_config = quantization
     pruned_config(config, stacks, kept)
     return config
 
@@ -333,12 +342,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _assign_quantization(
+def _quantized(
     config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]
-) -> None:
+) -> Iterator[tuple[PreTrainedConfig, Any]]:
+    """Yield the configs that say how a model is quantized, and what they say after a cut."""
     for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
         if (quantization := getattr(part, "quantization_config", None)) is not None:
-            part.quantization_config = renumber_quantization(quantization, stacks, kept)
+            yield part, renumber_quantization(quantization, stacks, kept)
 
 
 def _cut_fields(config: PreTrainedConfig, stack: Stack, kept: Sequence[int]) -> dict[str, Any]:

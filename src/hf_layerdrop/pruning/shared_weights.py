@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.pruning.prune import prune_layers
+from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 
@@ -30,8 +31,9 @@ def shared_sub_network(model: nn.Module, keep_layers: KeepLayers) -> PreTrainedM
         UnsupportedModelError: If the model has no stacks, or its layers cannot be taken out.
     """
     whole = transformers_model(model)
-    tensors = chain(whole.parameters(), whole.buffers())
-    copied = {id(tensor): tensor for tensor in tensors}  # deepcopy takes them for copied, and shares them
-    shallow = copy.deepcopy(whole, copied)
+    with turn_of_thread(whole):  # or it would be a copy of another thread's sub-network
+        tensors = chain(whole.parameters(), whole.buffers())
+        copied = {id(tensor): tensor for tensor in tensors}  # deepcopy takes them for copied, and shares them
+        shallow = copy.deepcopy(whole, copied)
     prune_layers(shallow, keep_layers)
     return shallow.eval()
