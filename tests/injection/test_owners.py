@@ -106,6 +106,29 @@ def test_a_saved_state_holds_what_a_schedule_scales() -> None:
 # --- Steps over several trainings ------------------------------------------------------------------
 
 
+def test_a_saved_state_of_learned_rates_holds_their_target_and_what_a_schedule_scales_it_by() -> None:
+    model, other = injected(LayerDropConfig(0.4, sampler="learned")), injected(LayerDropConfig(0.4, sampler="learned"))
+    set_rates(model, 0.2)
+    scale_rates(model, 0.5)
+    state = json.loads(json.dumps(layerdrop_state(model).state_dict()))
+    layerdrop_state(other).load_state_dict(state)
+    for one in (model, other):
+        assert np.mean(layerdrop_state(one).rates["encoder"]) == pytest.approx(0.1)
+        assert np.mean(layerdrop_state(one).rates_to_save()["encoder"]) == pytest.approx(0.2)
+
+
+def test_of_two_callbacks_one_acts(tmp_path: Path) -> None:
+    ended = []
+    for number, more in enumerate(([], [LayerDropStepCallback()])):
+        trained = trainer_for(injected(), tmp_path / str(number), *more, gradient_accumulation_steps=2, logging_steps=1)
+        trained.train()
+        used = [record["layerdrop_layers_used"] for record in trained.state.log_history if "loss" in record]
+        ended.append((trained.model.state_dict(), used))
+    assert_same_tensors(ended[0][0], ended[1][0])
+    assert ended[0][1] == ended[1][1]
+    assert len(set(ended[0][1])) > 1
+
+
 def test_each_further_training_draws_other_layers(tmp_path: Path) -> None:
     model, rounds = injected(), []
     for turn in range(3):

@@ -32,7 +32,7 @@ from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
-from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.errors import LayerDropConfigError, MissingExtraError
 from hf_layerdrop.reports.table import render_table
 from hf_layerdrop.samplers.config import SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
@@ -357,7 +357,7 @@ def _write_learned(console: Console, run: TrainingRun) -> None:
     rates = layerdrop_state(model).learned().get("learned_rates")
     if rates is None:
         return
-    files = draw_rates_plot(rates, run.output_dir / "learned_rates", title="Learned drop rates")
+    files = []
     depths = {stack: len(values) for stack, values in rates.items()}
     try:
         for result in run.results:
@@ -367,6 +367,10 @@ def _write_learned(console: Console, run: TrainingRun) -> None:
                 file = run.output_dir / f"learned_{name}.json"
                 files.append(write_learned_selection(model, wanted, file, overwrite=True))
     except LayerDropConfigError as error:  # the run was too short to learn anything
+        console.print(str(error), soft_wrap=True)
+    try:
+        files = [*draw_rates_plot(rates, run.output_dir / "learned_rates", title="Learned drop rates"), *files]
+    except MissingExtraError as error:
         console.print(str(error), soft_wrap=True)
     names = ", ".join(file.name for file in files)
     console.print(f"Learned rates, and layers for --keep-layers: {names}", soft_wrap=True)

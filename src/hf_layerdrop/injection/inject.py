@@ -348,9 +348,9 @@ class _StackOwner:
         if (call is untraced or getattr(self, _COMPILED_CALL) is not None) and call(self._may_draw):
             untraced(warn_of_whole_model)
         outer = call(masks_of, draws)
-        for draw in draws:
-            call(draw.begin, self, (*args, *kwargs.values()))
         try:
+            for draw in draws:
+                call(draw.begin, self, (*args, *kwargs.values()))
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             for draw in draws:
                 call(draw.check_heeded)

@@ -1,7 +1,7 @@
 """What an injected model knows: its config, the draws of its stacks, and what was learned of their rates.
 
 A plain Python object that hangs on the model as an attribute: nothing of it is in the state dict, and all of it is
-copied and pickled with the model. What one stack draws stands in `stack_draws`.
+copied and pickled with the model. What one stack draws stands in `stack_draw`.
 """
 
 from __future__ import annotations
@@ -219,7 +219,8 @@ class LayerDropState:
         self.use_sampler_version(state.get("sampler_version", 1))
         self.set_seed(state["seed"])
         configured = {**self.configured, **state.get("configured_rates", {})}
-        self.set_rates(state["rates"])
+        if self.learner is None:  # which has its own target, and what a schedule scales it by
+            self.set_rates(state["rates"])
         self.configured = configured
         self.load_learned(state.get("learned", {}))
         for name, draw in self.draws.items():

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
-from hf_layerdrop.injection.calling_trainer import learn, log_of
+from hf_layerdrop.injection.calling_trainer import calling_trainer, learn, log_of
 from hf_layerdrop.injection.injected import injected_models, states_of
 
 
@@ -48,8 +48,14 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         """
         # A checkpoint that was trained without this callback does not know its name, under which Trainer saves.
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        attributes = (saved[-1] if isinstance(saved, list) else saved)["attributes"]
-        self._states = states_of(model)
+        each = [one["attributes"] for one in (saved if isinstance(saved, list) else [saved])]
+        attributes: dict[str, Any] = next(filter(None, each), {})
+        # Of several, which users may have added, one acts: the steps would be counted twice.
+        callbacks = calling_trainer().callback_handler.callbacks
+        acts = next(one for one in callbacks if isinstance(one, LayerDropStepCallback)) is self
+        self._states = states_of(model) if acts else {}
+        if not acts:
+            return
         self._first_step = max((draws.next_step for draws in self._states.values()), default=0)
         if state.global_step:
             self._first_step = attributes.get("first_step", 0)
@@ -66,14 +72,14 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Begin the step that the trainer begins: after a resume, the one that the uninterrupted run would begin."""
-        for draws in states_of(model).values():
+        for draws in self._states.values():
             draws.begin_step(self._first_step + state.global_step)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Begin the next forward of those whose gradients one step accumulates."""
-        states = states_of(model).values()
+        states = self._states.values()
         if any(draws.learner is not None for draws in states):
             learn(model, _loss_of_trainer(), step_ended=False)
         for draws in states:
@@ -83,7 +89,7 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Show the loss of the step to what learns the rates."""
-        if any(draws.learner is not None for draws in states_of(model).values()):
+        if any(draws.learner is not None for draws in self._states.values()):
             learn(model, _loss_of_trainer())
 
     def on_log(
@@ -103,7 +109,7 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         """
         if logs is None or "loss" not in logs:
             return
-        states = states_of(model)
+        states = self._states
         if any(draws.drops or draws.config.mean_rate for draws in states.values()):
             found = log_of(states)
             logs.update(found)

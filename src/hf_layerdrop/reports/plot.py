@@ -160,7 +160,9 @@ def draw_rates_plot(
 
     Raises:
         LayerDropConfigError: There are no rates.
+        MissingExtraError: Matplotlib is not installed.
     """
+    require("matplotlib")
     from matplotlib import rc_context
 
     if not rates_by_stack or not all(rates_by_stack.values()):

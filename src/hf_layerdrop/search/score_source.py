@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +155,7 @@ def _number_and_name(model: Any, metric: Any) -> tuple[Any, str | None]:
         return metric, metric if isinstance(metric, str) else None
     if metric is None:
         best = model.args.metric_for_best_model
-        return None, best and best.removeprefix("eval_")
+        return None, best and re.sub(r"^(eval_)?(depth_\w*?\d_)?", "", best)  # the same of a depth, if it names one
     # A Trainer's own numbers by name: its predictions may be preprocessed in a way that only they know.
     return (None, metric) if isinstance(metric, str) else (metric, None)
 

@@ -29,6 +29,7 @@ class RateLearner:
 
     def __init__(self, rates: Rates, always_kept: Mapping[str, frozenset[int]]) -> None:
         self.factor = 1.0
+        self._target_was_set = False
         self._totals = {name: sum(values) for name, values in rates.items()}
         self._depths = {name: len(values) for name, values in rates.items()}
         self._droppable = {
@@ -60,6 +61,7 @@ class RateLearner:
     def set_target(self, rates: Rates) -> None:
         """Hold the mean of these rates from now on, in the stacks that are named."""
         self._totals.update({name: sum(values) for name, values in rates.items()})
+        self._target_was_set = True
 
     def note_draw(self, name: str, rates: Sequence[float], mask: Sequence[bool]) -> None:
         """Note what was drawn for a forward of a stack, and with which rates."""
@@ -98,6 +100,8 @@ class RateLearner:
             "scorers": {name: scorer.to_json() for name, scorer in self._scorers.items()},
             "credits": self._credits.state_dict(),
             "pending": self._pending.to_json() if self._pending is not None else None,
+            "factor": self.factor,
+            **({"totals": dict(self._totals)} if self._target_was_set else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -118,6 +122,10 @@ class RateLearner:
                 scorer.load_json(state["scorers"][name])
             self._credits.load_state_dict(state["credits"])
             self._pending = state["pending"] and Reading.from_json(state["pending"])
+            if totals := state.get("totals"):
+                self._totals.update(totals)
+                self._target_was_set = True
+            self.factor = state.get("factor", self.factor)
         except (AttributeError, KeyError, TypeError) as error:
             raise LayerDropConfigError(
                 f"The saved state of the learned drop rates cannot be read ({error!r}); give what state_dict() gave."
