@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from classifiers import save_classifier
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.cli import recipe, run
 from hf_layerdrop.reports.table import read_results
@@ -93,3 +94,16 @@ def test_the_error_of_a_step_is_that_of_the_recipe(tmp_path, capsys):
     path.write_text("- prune nowhere/at/all --keep-layers 2 --output out")
     assert run(["run", str(path)]) == 2
     assert "nowhere/at/all" in capsys.readouterr().err
+
+
+def test_a_step_that_was_refused_does_not_overwrite_when_it_is_tried_again(tmp_path, capsys):
+    """Its output folder was there before: nothing in it is of the step."""
+    model = save_classifier(tmp_path / "model")
+    output = save_classifier(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"- prune {model} --keep-layers 2 --output {output}")
+    for _ in range(2):
+        assert run(["run", str(path)]) == 2
+        assert "exists" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before

@@ -12,6 +12,7 @@ import yaml
 
 from hf_layerdrop.checkpoints.journal import Journal, Record
 from hf_layerdrop.cli.console import PlainConsole
+from hf_layerdrop.cli.errors import WRONG_INPUT
 
 COMMANDS = ("train", "sweep", "search", "prune", "push", "inspect")
 TAKES_MODEL_FIRST = COMMANDS[1:]
@@ -22,7 +23,7 @@ AGAIN = {
     "search": ["--overwrite"],
     "prune": ["--overwrite"],
 }
-BEGUN, DONE = "begun", "done"
+BEGUN, DONE, REFUSED = "begun", "done", "refused"
 
 Step = list[str]
 
@@ -50,6 +51,8 @@ def run_command(
             continue
         journal.note(number - 1, step, BEGUN)
         code = _run(context, words)
+        if code == WRONG_INPUT and state != BEGUN:  # it has written nothing: what is there is not its own
+            journal.note(number - 1, step, REFUSED)
         if code:
             raise typer.Exit(code)
         journal.note(number - 1, step, DONE)
