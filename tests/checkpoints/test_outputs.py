@@ -119,6 +119,8 @@ def test_the_next_write_removes_what_a_killed_one_left(tmp_path, kind):
     killed(other, kind)
     assert not path.exists()
     assert len(list(tmp_path.iterdir())) == 2
+    for left in tmp_path.iterdir():  # a writer that is a moment old may be about to lock it
+        os.utime(left, (0, 0))
     if kind == "file":
         write_whole(path, "whole")
     else:
@@ -127,6 +129,14 @@ def test_the_next_write_removes_what_a_killed_one_left(tmp_path, kind):
     names = sorted(place.name for place in tmp_path.iterdir())
     assert names[1:] == [path.name]
     assert names[0].startswith(f".{other.name}.new-")
+
+
+def test_what_another_writer_has_just_made_is_left_alone(tmp_path):
+    """It is not locked yet, as what a killed one left is not."""
+    made = tmp_path / ".report.new-12345678"
+    made.write_text("theirs")
+    write_whole(tmp_path / "report", "ours")
+    assert made.read_text() == "theirs"
 
 
 def test_a_writer_that_lives_is_left_alone(tmp_path):

@@ -1,7 +1,7 @@
 """Where results may be written, and how: a file or folder appears whole, or not at all.
 
 Both are made beside their place under a name that begins with a dot, are on the disk before they take their name, and
-are as readable as whatever else the user writes. What a killed process left is removed by the next write to the place.
+are as readable as whatever else the user writes. What a killed process left is removed by a later write to the place.
 """
 
 from __future__ import annotations
