@@ -130,11 +130,6 @@ MORE_TASKS: dict[str, Task] = {
 OWN_FILES = "leave it out and give your own files by --train-file and --validation-file"
 
 
-def task_names() -> tuple[str, ...]:
-    """Return the names of all tasks."""
-    return (*TASKS, *MORE_TASKS)
-
-
 def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: str = OWN_FILES) -> Task:
     """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"`` or ``"translation"``.
 

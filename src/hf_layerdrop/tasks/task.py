@@ -218,11 +218,6 @@ class TaskData:
     cut: Mapping[str, int] = field(default_factory=dict)
     max_length: int | None = None
 
-    def map_splits(self, change: Callable[[Dataset], Dataset]) -> TaskData:
-        """Apply a function to every split."""
-        train = None if self.train is None else change(self.train)
-        return replace(self, train=train, validation={name: change(split) for name, split in self.validation.items()})
-
 
 MAX_LENGTH = 128  # what the paper's authors and most others use for GLUE
 
