@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ SCRIPT = Path(__file__).with_name("glue_metric.py")
 _LIBRARIES = {"glue_metric.py": ("sklearn", "scipy"), "text_metric.py": ("sacrebleu", "rouge_score")}
 OF_CLASSES = ("accuracy", "f1", "matthews_correlation")
 OF_NUMBERS = ("pearson", "spearmanr")
+# evaluate copies a script, invalidates the interpreter's finders and imports the copy: two threads at once stumble.
+_LOADING = threading.Lock()
 
 
 def load_metric(*names: str) -> evaluate.Metric:
@@ -61,7 +64,8 @@ def _load(script: Path, names: Sequence[str]) -> evaluate.Metric:
     require("evaluate", *_LIBRARIES.get(script.name, ()))
     import evaluate
 
-    return evaluate.load(str(script), "+".join(names), keep_in_memory=True)
+    with _LOADING:
+        return evaluate.load(str(script), "+".join(names), keep_in_memory=True)
 
 
 def named_metric(*names: str) -> Callable[[EvalPrediction], dict[str, float]]:
