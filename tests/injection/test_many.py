@@ -139,6 +139,71 @@ def test_without_a_step_the_first_forward_tells_them_apart() -> None:
     assert len(set(map(tuple, seen["query"]))) > 2
 
 
+def drawn_in_a_forward(module: Towers, step: Callable[[Towers, int], None]) -> dict[str, list[list[int]]]:
+    """Return which layers of each tower run in some steps, which are told to it in some way."""
+    seen: dict[str, list[list[int]]] = {name: [] for name in module.towers}
+    for number in range(STEPS):
+        step(module, number)
+        with recorded_runs(module.towers["query"]) as query, recorded_runs(module.towers["passage"]) as passage:
+            module(**batch_for("BertModel"))
+        seen["query"] += query.values()
+        seen["passage"] += passage.values()
+    return seen
+
+
+def told_one_by_one(module: Towers, step: int) -> None:
+    for tower in module.towers.values():
+        set_step(tower, step)
+
+
+def read_before(module: Towers, step: int) -> None:
+    for tower in module.towers.values():
+        assert layerdrop_state(tower).rates == {"encoder": [0.5] * DEPTH}
+        layerdrop_state(tower).state_dict()
+    told_one_by_one(module, step)
+
+
+def read_of_a_part(module: Towers, step: int) -> None:
+    set_step(module, step)
+    layerdrop_state(nn.ModuleDict({"other": module.towers["query"], "name": module.towers["passage"]}))
+
+
+@pytest.mark.parametrize("step", [told_one_by_one, read_before, read_of_a_part])
+def test_reading_a_state_moves_no_draw_and_towers_that_are_stepped_one_by_one_draw_apart(
+    step: Callable[[Towers, int], None],
+) -> None:
+    expected = drawn_in_a_forward(bi_encoder(), set_step)
+    assert expected["query"] != expected["passage"]
+    assert drawn_in_a_forward(bi_encoder(), step) == expected
+
+
+def test_a_tower_of_a_group_keeps_its_place_in_the_whole_module() -> None:
+    def grouped() -> nn.Module:
+        return nn.ModuleDict({"group": bi_encoder(), "third": bi_encoder().towers["query"]})
+
+    module, other = grouped(), grouped()
+    set_step(module, 3)
+    set_step(other, 3)
+    set_step(other["group"], 3)
+    for one, two in zip(*(layerdrop_state(each).draws.values() for each in (module, other)), strict=True):
+        assert one.draw() == two.draw()
+
+
+def test_a_state_of_one_tower_brings_its_place_along() -> None:
+    module = bi_encoder()
+    set_step(module, 3)
+    for name, tower in module.towers.items():
+        saved = json.loads(json.dumps(layerdrop_state(tower).state_dict()))
+        alone = build("BertModel")
+        inject_layerdrop(alone, 0.5)
+        layerdrop_state(alone).load_state_dict(saved)
+        (draw,) = layerdrop_state(alone).draws.values()
+        for number in range(STEPS):
+            set_step(alone, number)
+            set_step(module, number)
+            assert draw.draw() == layerdrop_state(module).draws[f"{name}.encoder"].draw()
+
+
 def test_steps_rates_and_seeds_reach_all(make: Callable[..., nn.Module]) -> None:
     module = make()
     set_step(module, 7, 2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, trainer
 
 from conftest import DEPTH, assert_same_tensors, build, layers_of, recorded_runs
@@ -23,6 +24,7 @@ from hf_layerdrop import (
     remove_layerdrop,
     set_rates,
     set_step,
+    sub_network,
 )
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection import state as states
@@ -78,6 +80,34 @@ def test_a_schedule_scales_the_rates_that_were_set_and_the_config_says_them(
     assert model.config.hf_layerdrop["rates"] == {"encoder": [0.2] * DEPTH}
     scale_rates(model, 1.0)
     assert layerdrop_state(model).rates == model.config.hf_layerdrop["rates"]
+
+
+NUMBERS = {"python": float, "numpy": np.float64, "half": np.float16, "torch": torch.tensor, "array": np.array}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("shape", ["uniform", "linear", "exponential"])
+def test_one_number_of_any_kind_is_spread_by_the_shape(shape: str, kind: str) -> None:
+    model, expected = injected(LayerDropConfig(0.5, shape=shape)), injected(LayerDropConfig(0.25, shape=shape))
+    for rates in (NUMBERS[kind](0.25), {"encoder": NUMBERS[kind](0.25)}):
+        set_rates(model, 0.5)
+        set_rates(model, rates)
+        assert layerdrop_state(model).rates == layerdrop_state(expected).rates
+    assert layerdrop_state(injected(LayerDropConfig(NUMBERS[kind](0.25), shape=shape))).rates == rates_of(expected)
+    json.dumps(model.config.hf_layerdrop)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+def test_one_number_a_layer_of_any_kind_is_taken_as_it_is(kind: Any) -> None:
+    model = injected(LayerDropConfig(0.5, shape="linear"))
+    set_rates(model, kind([0.0, 0.25, 0.5, 0.75]))
+    assert layerdrop_state(model).rates == {"encoder": [0.0, 0.25, 0.5, 0.75]}
+    with pytest.raises(LayerDropConfigError, match="from 0"):
+        set_rates(model, kind([0.0, 0.25, 0.5, 1.75]))
+
+
+def rates_of(model: PreTrainedModel) -> dict[str, list[float]]:
+    return layerdrop_state(model).rates
 
 
 @pytest.mark.parametrize("schedule", [(), ("linear",)], ids=["no schedule", "a schedule"])
@@ -253,6 +283,39 @@ def test_a_sampler_of_a_later_version_is_refused() -> None:
 
 
 # --- Trainer's callbacks ---------------------------------------------------------------------------
+
+
+class Reporter(TrainerCallback):
+    """Note what a callback is told that reports, as those for TensorBoard do."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def on_log(self, args: object, state: object, control: object, *, logs: dict[str, float], **kwargs: object) -> None:
+        self.records.append(dict(logs))
+
+
+def test_reporters_are_told_the_layers_used_also_where_callbacks_are_restored(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 2}
+    whole, resumed = Reporter(), Reporter()
+    trainer_for(injected(), tmp_path / "run", whole, **settings).train()
+    settings |= {"restore_callback_states_from_checkpoint": True}
+    trainer_for(injected(), tmp_path / "again", resumed, **settings).train(
+        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4")
+    )
+    used = [record["layerdrop_layers_used"] for record in resumed.records if "loss" in record]
+    assert used == [record["layerdrop_layers_used"] for record in whole.records if "loss" in record][2:]
+    assert len(used) == 2
+
+
+def test_training_within_a_block_leaves_the_rates_and_the_seed_as_they_were(tmp_path: Path) -> None:
+    model = injected()
+    before = copy.deepcopy(model.config.hf_layerdrop), layerdrop_state(model).state_dict()
+    with sub_network(model, [0, 3]):
+        trainer_for(model, tmp_path, max_steps=2, save_strategy="steps", save_steps=2, logging_steps=1).train()
+    assert (model.config.hf_layerdrop, layerdrop_state(model).state_dict()) == before
+    saved = LayerDropBertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
+    assert layerdrop_state(saved).rates == {"encoder": [0.0, 0.0]}
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from conftest import build, recorded_runs
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, set_step
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, set_rates, set_step
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.search.learned_rates import learn_rates
 from integrations import ROWS, needed
@@ -34,7 +34,7 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
 
 
-def fit(module, folder, epochs=2, resume=None, **changes):
+def fit(module, folder, epochs=2, resume=None, more=(), **changes):
     from hf_layerdrop import LightningStepCallback
 
     rows = [{name: torch.tensor(value) for name, value in row.items()} for row in ROWS]
@@ -44,7 +44,7 @@ def fit(module, folder, epochs=2, resume=None, **changes):
         accelerator="cpu",
         logger=False,
         default_root_dir=folder,
-        callbacks=[LightningStepCallback()],
+        callbacks=[LightningStepCallback(), *more],
         **{**quiet, **changes},
     )
     trainer.fit(module, DataLoader(rows, batch_size=2), ckpt_path=resume, weights_only=False)
@@ -88,6 +88,28 @@ def test_a_model_in_evaluation_mode_is_an_error_and_not_a_training_without_layer
 def test_a_model_without_layerdrop_is_an_error(tmp_path):
     with pytest.raises(LayerDropStateError, match="inject_layerdrop first"):
         fit(Classifier(None), tmp_path)
+
+
+class Sets(lightning.Callback):
+    """Set a rate in the course of the training, as a user's callback would."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if trainer.global_step == 2:
+            set_rates(module, (0.9, 0.1, 0.5, 0.5))
+
+
+def test_rates_that_were_set_and_the_version_of_the_sampler_hold_after_a_resume(tmp_path):
+    config = LayerDropConfig(0.5, seed=3)
+    whole, first, second = Classifier(config), Classifier(config), Classifier(config)
+    for module in (whole, first):
+        layerdrop_state(module).use_sampler_version(1)
+    fit(whole, tmp_path, more=[Sets()])
+    fit(first, tmp_path, epochs=1, more=[Sets()]).save_checkpoint(tmp_path / "half.ckpt")
+    fit(second, tmp_path, resume=str(tmp_path / "half.ckpt"))
+    assert [*first.runs, *second.runs] == whole.runs
+    assert layerdrop_state(second).rates == {"encoder": [0.9, 0.1, 0.5, 0.5]}
+    saved = second.model.config.hf_layerdrop
+    assert (saved["rates"], saved["sampler_version"]) == ({"encoder": [0.9, 0.1, 0.5, 0.5]}, 1)
 
 
 # --- learned rates ------------------------------------------------------------------------------------------------

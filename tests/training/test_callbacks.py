@@ -89,6 +89,17 @@ def test_the_effective_rate_and_the_layers_used_are_logged(tmp_path: Path) -> No
     assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == 4  # Trainer's own log is not lost
 
 
+@pytest.mark.parametrize("execution", ["skip", "mask"])
+def test_forwards_at_rate_0_count_among_those_whose_layers_are_logged(execution: str, tmp_path: Path) -> None:
+    """Within one record: half of the forwards run 4 layers, the other half 2."""
+    config = LayerDropConfig((0, 1, 0, 1), execution=execution)
+    schedule = LayerDropScheduleCallback("step", at=0.5)
+    trainer = trainer_for(build(HEAD), tmp_path, schedule, rate=config, max_steps=8, logging_steps=8)
+    trainer.train()
+    (used,) = [entry["layerdrop_layers_used"] for entry in trainer.state.log_history if "loss" in entry]
+    assert used == 3
+
+
 class Reports(TrainerCallback):
     """Note what a service that reports would be handed."""
 

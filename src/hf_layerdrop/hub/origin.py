@@ -122,9 +122,9 @@ def load_pruned(
     from hf_layerdrop.architectures.stacks import find_stacks
     from hf_layerdrop.checkpoints.adapter_files import adapted_base
     from hf_layerdrop.checkpoints.weight_names import WeightNames
+    from hf_layerdrop.injection.open_blocks import turn_of_thread
     from hf_layerdrop.models.auto import load_checkpoint
     from hf_layerdrop.pruning.prune import prune_layers
-    from hf_layerdrop.pruning.turns import turn_of_thread
     from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
 
     if isinstance(model, str | os.PathLike):

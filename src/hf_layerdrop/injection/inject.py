@@ -8,12 +8,11 @@ to all.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.architectures.wrappers import check_module, transformers_model
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropStateError
+from hf_layerdrop.injection.changes import Changes, all_or_nothing
 from hf_layerdrop.injection.class_swap import adopt, release
 from hf_layerdrop.injection.compiling import (
     direct,
@@ -36,9 +36,11 @@ from hf_layerdrop.injection.compiling import (
     warn_of_whole_model,
 )
 from hf_layerdrop.injection.first_block_bias import lend_bias, return_bias
-from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models, states_of
+from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models, placed_states, states_of
 from hf_layerdrop.injection.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.injection.native import restore_native, switch_off_native
+from hf_layerdrop.injection.open_blocks import for_good
+from hf_layerdrop.injection.own_config import own_config
 from hf_layerdrop.injection.passthrough import handed_on, hidden_states_of_call
 from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
 from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
@@ -50,18 +52,16 @@ from hf_layerdrop.injection.recorded_outputs import (
     recorded_keys,
 )
 from hf_layerdrop.injection.stack_draw import StackDraw, masks_of
-from hf_layerdrop.injection.state import LayerDropState, forget
+from hf_layerdrop.injection.state import LayerDropState, forget, note_living
 from hf_layerdrop.injection.states import LayerDropStates
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
-from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
+from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig, as_rate
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
 _COMPILED_CALL = compat.COMPILED_CALL.name
-
-_config_users: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # by the id of the config
 
 
 def inject_layerdrop(model: M, config: LayerDrop) -> M:
@@ -70,16 +70,27 @@ def inject_layerdrop(model: M, config: LayerDrop) -> M:
     Weights, their names and the state dict stay as they are; ``eval()``, ``generate`` and rate 0 give what they gave
     before. The model's own LayerDrop, if it has one, is switched off, so that it is never applied on top. A second
     call replaces the first. What PEFT, Sentence Transformers or Lightning wrap around a transformers model may be
-    given in its place.
+    given in its place. A model that shares its config with another gets a copy of its own. An interrupt leaves the
+    model as it was.
 
     Raises:
         LayerDropConfigError: If the config does not fit the model's stacks.
+        LayerDropStateError: If the model is a part of an injected one, or is called within a block of `sub_network`.
         UnsupportedModelError: If no stack of layers is found, or the structure is not found in its layers.
     """
     config = LayerDropConfig.of(config)
     check_module(model)
     refuse_compiled(model)
     inner = transformers_model(model)
+    with for_good("inject_layerdrop", inner):
+        own_config(inner)
+        with all_or_nothing(inner) as changes:
+            put_in(inner, config, changes)
+    return model
+
+
+def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) -> None:
+    """Do what `inject_layerdrop` does, also within a block; ``changes`` undoes it until the model is changed again."""
     stacks = find_stacks(inner)
     _check_free(inner, stacks)
     depths = {name: stack.depth for name, stack in stacks.items()}
@@ -89,25 +100,23 @@ def inject_layerdrop(model: M, config: LayerDrop) -> M:
     groups = {name: found.groups for name, found in parts.items()}
     state = LayerDropState(config, depths, groups)
     state.lent = lent
-    if find_injected(inner) is not None:
-        remove_layerdrop(inner)
-    _own_config(inner)
+    for injected in injected_models(inner).values():
+        take_out(injected, changes)
     state.originals = {CONFIG_KEY: getattr(inner.config, CONFIG_KEY, None), "native": switch_off_native(inner)}
     _replace_damaged(inner.config)
     setattr(inner, STATE_ATTRIBUTE, state)
-    put_in = _mask_stack if config.execution == "mask" else _adopt_stack
+    adopt_stack = _mask_stack if config.execution == "mask" else _adopt_stack
     for name, stack in stacks.items():
         for draw in state.draws_of(name):
             draw.list_name = stack.path.rpartition(".")[2]
         parts[name].adopt_owner(stack.owner(inner), state.draws_of(name))
         if name in state.draws:
-            put_in(inner, stack, state.draws[name])
+            adopt_stack(inner, stack, state.draws[name])
         parts[name].adopt_parts()
     if state.drops:
         write_down(inner, trained_with=config.to_dict())
     elif saved_provenance(inner.config):
         write_down(inner)
-    return model
 
 
 def _replace_damaged(config: Any) -> None:
@@ -155,16 +164,20 @@ def remove_layerdrop(model: M) -> M:
     """Undo `inject_layerdrop` exactly, in place, in every injected model inside of ``model``, and return it.
 
     Raises:
-        LayerDropStateError: If LayerDrop is not injected.
+        LayerDropStateError: If LayerDrop is not injected, or this is called within a block of `sub_network`.
     """
     injected_model(model)
-    for root in injected_models(model).values():
-        _remove(root)
+    roots = injected_models(model).values()
+    with for_good("remove_layerdrop", *roots), all_or_nothing(*roots) as changes:
+        for root in roots:
+            take_out(root, changes)
     return model
 
 
-def _remove(root: nn.Module) -> None:
+def take_out(root: nn.Module, changes: Changes) -> None:
+    """Remove LayerDrop from one injected model, also within a block; ``changes`` undoes what is not in the model."""
     state = getattr(root, STATE_ATTRIBUTE)
+    changes.note(partial(note_living, state))
     for name, stack in find_stacks(root).items():
         release_parts(stack.layers(root))
         if name in state.draws:
@@ -187,18 +200,20 @@ def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, fl
     Raises:
         LayerDropConfigError: If a rate is outside of [0, 1], their number does not fit a stack, or a layer would be
             dropped from which another borrows.
-        LayerDropStateError: If LayerDrop is not injected.
+        LayerDropStateError: If LayerDrop is not injected, or this is called within a block of `sub_network`.
     """
     injected_model(model)
-    states = states_of(model)
+    states, roots = states_of(model), injected_models(model).values()
     _check_named(rates, states)
-    changes = {path: _changed_rates(state, _rates_for(rates, path, state)) for path, state in states.items()}
-    for (path, state), root in zip(states.items(), injected_models(model).values(), strict=True):
-        if not changes[path]:
-            continue
-        state.set_rates(changes[path])
-        saved = saved_provenance(root.config)
-        write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
+    changed = {path: _changed_rates(state, _rates_for(rates, path, state)) for path, state in states.items()}
+    held = [part for state in states.values() for part in state.parts]
+    with for_good("set_rates", *roots), all_or_nothing(*(root.config for root in roots), *held):
+        for (path, state), root in zip(states.items(), roots, strict=True):
+            if not changed[path]:
+                continue
+            state.set_rates(changed[path])
+            saved = saved_provenance(root.config)
+            write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
 
 
 def _check_named(rates: Any, states: Mapping[str, LayerDropState]) -> None:
@@ -225,7 +240,7 @@ def _changed_rates(state: LayerDropState, rates: Any) -> dict[str, tuple[float, 
         LayerDropConfigError: If they do not fit.
     """
     given = rates.values() if isinstance(rates, Mapping) else [rates]
-    shaped = all(isinstance(rate, int | float) for rate in given)
+    shaped = not any(isinstance(rate, tuple) for rate in map(as_rate, given))
     settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
     by_stack = LayerDropConfig.from_dict(settings).rates_for(state.depths)
     changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
@@ -264,7 +279,9 @@ def set_step(model: nn.Module, step: int, micro_step: int = 0) -> None:
     for name, value in (("step", step), ("micro_step", micro_step)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise LayerDropConfigError(f"{name} is {value!r}; it must be a whole number, 0 or more.")
-    layerdrop_state(model).begin_step(step, micro_step)
+    injected_model(model)
+    for state in placed_states(model).values():
+        state.begin_step(step, micro_step)
 
 
 def layerdrop_state(model: nn.Module) -> LayerDropState | LayerDropStates:
@@ -301,21 +318,6 @@ def write_down(model: nn.Module, **entries: Any) -> None:
     saved = saved_provenance(model.config)
     known = {"seed": state.seed, "sampler_version": state.sampler_version}
     setattr(model.config, CONFIG_KEY, {**saved, "rates": state.rates_to_save(), **state.learned(), **known, **entries})
-
-
-def _own_config(model: PreTrainedModel) -> None:
-    """Give the model a config of its own if another injected model has the same one: each writes its rates into it."""
-    other = _config_users.get(id(model.config))
-    if other is not None and other is not model and other.config is model.config and STATE_ATTRIBUTE in vars(other):
-        copies: dict[int, Any] = {}
-        copy.deepcopy(model.config, copies)
-        for module in model.modules():
-            if id(getattr(module, "config", None)) in copies:
-                module.config = copies[id(module.config)]
-        originals = getattr(other, STATE_ATTRIBUTE).originals
-        of_configs = {place: rate for place, rate in originals["native"].items() if place[1] is not None}
-        _restore_config(model, {**originals, "native": of_configs})
-    _config_users[id(model.config)] = model
 
 
 def _restore_config(model: PreTrainedModel, originals: Mapping[str, Any]) -> None:

@@ -34,8 +34,13 @@ def find_injected(module: nn.Module) -> nn.Module | None:
 
 
 def states_of(module: nn.Module) -> dict[str, Any]:
-    """Return the `LayerDropState` of each injected model inside of ``module`` by path, and tell it where it stands."""
-    states = {path: getattr(model, STATE_ATTRIBUTE) for path, model in injected_models(module).items()}
+    """Return the `LayerDropState` of each injected model inside of ``module`` by path."""
+    return {path: getattr(model, STATE_ATTRIBUTE) for path, model in injected_models(module).items()}
+
+
+def placed_states(module: nn.Module) -> dict[str, Any]:
+    """Tell each injected model inside of ``module``, which trains, where it stands among them; return their states."""
+    states = states_of(module)
     for path, state in states.items():
-        state.stand_at(path, beside=next(iter(states.values())))
+        state.stand_at(path, beside=list(states.values()))
     return states

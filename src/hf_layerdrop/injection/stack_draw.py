@@ -174,6 +174,9 @@ class StackDraw:
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if counts:
             self.layer_forwards += self._count_layers()
+        if counts and self.mask is None and not self.paused:  # the others are counted where they are drawn
+            self.forwards += 1
+            self.layers_run += self.depth
 
     def _count_layers(self) -> int:
         """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""

@@ -56,6 +56,7 @@ class LayerDropState:
         self.configured = self.rates
         self.was_set = False
         self.place = ""
+        self._beside = 1  # how many models the place tells apart
         self.micro_step = self.next_step = 0
         self.sampler_version = SAMPLER_VERSION
         self.originals: dict[str, Any] = {}
@@ -67,12 +68,12 @@ class LayerDropState:
             for draw in self.draws.values():
                 draw.learner = self.learner
         self.set_seed(config.seed if config.seed is not None else 0)
-        _note_living(self)
+        note_living(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be known to Trainer as a copy, and out of a pickle."""
         self.__dict__.update(state)
-        _note_living(self)
+        note_living(self)
 
     @property
     def rates(self) -> dict[str, list[float]]:
@@ -80,17 +81,29 @@ class LayerDropState:
         return {draw.stack: list(draw.rates) for draw in self.draws.values()}
 
     @property
+    def parts(self) -> list[Any]:
+        """All objects whose attributes say what is drawn."""
+        return [self, *self.draws.values(), *([self.learner] if self.learner is not None else [])]
+
+    @property
     def drops(self) -> bool:
         """Whether any rate is above 0."""
         return any(any(rates) for rates in self.rates.values())
 
-    def stand_at(self, place: str, *, beside: LayerDropState) -> None:
-        """Draw apart from the other injected models of a module, of which ``beside`` is the first, and agree with them.
+    def stand_at(self, place: str, *, beside: Sequence[LayerDropState]) -> None:
+        """Draw apart from the other injected models of a module, itself included, and agree with them.
 
-        The place in the module is then a part of the counter; a model that stands alone draws as it always did.
+        The place in the module is then a part of the counter; a model that stands alone draws as it always did. Where
+        it was found among more models before, it keeps that place: a part of a module is stepped, and not moved.
         """
-        self.agreement.stand_beside(beside.agreement)
-        if place and place != self.place:
+        if len(beside) < max(self._beside, 2):
+            return
+        self._beside = len(beside)
+        self.agreement.stand_beside(beside[0].agreement)
+        self._use_place(place)
+
+    def _use_place(self, place: str) -> None:
+        if place != self.place:
             self.place = place
             self.agreement.reached = False
             for draw in self.draws.values():
@@ -118,7 +131,7 @@ class LayerDropState:
     def set_rates(self, rates: Mapping[str, Sequence[float]]) -> None:
         """Use these rates, one a layer, in the stacks that are named; where rates are learned, hold their mean."""
         self.was_set = True
-        self.configured |= {name: list(values) for name, values in rates.items()}
+        self.configured = {**self.configured, **{name: list(values) for name, values in rates.items()}}
         if self.learner is not None:
             self.learner.set_target(rates)
             self._use_learned_rates(agreed=False)
@@ -205,6 +218,7 @@ class LayerDropState:
             "rates": self.rates,
             "configured_rates": self.configured,
             "sampler_version": self.sampler_version,
+            "place": self.place,
             "counters": {name: [draw.step, draw.micro_step, draw.next_forward] for name, draw in self.draws.items()},
             **({"learned": self.learner.state_dict()} if self.learner is not None else {}),
         }
@@ -218,6 +232,7 @@ class LayerDropState:
         self.check_fits(state)
         self.use_sampler_version(state.get("sampler_version", 1))
         self.set_seed(state["seed"])
+        self._use_place(state.get("place") or self.place)
         configured = {**self.configured, **state.get("configured_rates", {})}
         if self.learner is None:  # which has its own target, and what a schedule scales it by
             self.set_rates(state["rates"])
@@ -226,6 +241,31 @@ class LayerDropState:
         for name, draw in self.draws.items():
             draw.go_to(*state["counters"][name])
             self.next_step = draw.step + 1
+
+    def to_resume(self) -> dict[str, Any]:
+        """Return what a resumed run cannot know by itself, as JSON values; its trainer knows the step."""
+        saved: dict[str, Any] = {"depths": self.depths, "sampler_version": self.sampler_version}
+        if self.learner is not None:
+            return {**saved, "learned": self.learner.state_dict()}
+        return {**saved, "set_rates": self.configured} if self.was_set else saved
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `to_resume` returned; an older version kept less, and had another sampler.
+
+        Raises:
+            LayerDropStateError: If it is of a model with other depths: trainers load the layers that fit.
+        """
+        if (depths := saved.get("depths", self.depths)) != self.depths:
+            raise LayerDropStateError(
+                f"The checkpoint that this run goes on with is of stacks {depths}, but the model has {self.depths}; "
+                "continue with the model that the run began with."
+            )
+        if "depths" in saved:
+            self.use_sampler_version(saved.get("sampler_version", 1))
+        if learned := saved.get("learned"):
+            self.load_learned(learned)
+        if set_rates := saved.get("set_rates"):
+            self.set_rates(set_rates)
 
     def check_fits(self, state: Mapping[str, Any]) -> None:
         """Refuse a saved state that is of another model.
@@ -270,7 +310,7 @@ def _draws_of(
 _living: dict[int, finalize] = {}
 
 
-def _note_living(state: LayerDropState) -> None:
+def note_living(state: LayerDropState) -> None:
     """Let Trainer tell its steps to injected models while there are any."""
     from hf_layerdrop.injection.step_callback import register_with_trainer  # imports Trainer, which only training needs
 

@@ -14,7 +14,8 @@ from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer, learn, log_of
-from hf_layerdrop.injection.injected import injected_models, states_of
+from hf_layerdrop.injection.injected import injected_models, placed_states
+from hf_layerdrop.injection.open_blocks import is_in_block
 
 
 class LayerDropStepCallback(TrainerCallback, ExportableState):
@@ -32,7 +33,7 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what Trainer saves of this callback in each checkpoint: that of each model under its path."""
-        saved = {path: _saved_of(state) for path, state in self._states.items()}
+        saved = {path: state.to_resume() for path, state in self._states.items()}
         if not saved:
             return {"args": {}, "attributes": {}}
         attributes = next(iter(saved.values())) if len(saved) == 1 else {"models": saved}
@@ -50,18 +51,21 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         each = [one["attributes"] for one in (saved if isinstance(saved, list) else [saved])]
         attributes: dict[str, Any] = next(filter(None, each), {})
-        # Of several, which users may have added, one acts: the steps would be counted twice.
+        # Of several, which users may have added, one acts: the steps would be counted twice. Within a block of
+        # sub_network, which drops nothing, none does.
         callbacks = calling_trainer().callback_handler.callbacks
         acts = next(one for one in callbacks if isinstance(one, LayerDropStepCallback)) is self
-        self._states = states_of(model) if acts else {}
-        if not acts:
+        self._states = placed_states(model) if acts and not is_in_block(model) else {}
+        if not self._states:
             return
+        # In front of those that report: Trainer puts what it has restored from a checkpoint at the end.
+        callbacks.remove(self)
+        callbacks.insert(0, self)
         self._first_step = max((draws.next_step for draws in self._states.values()), default=0)
         if state.global_step:
             self._first_step = attributes.get("first_step", 0)
             for path, draws in self._states.items():
-                of_model = attributes.get("models", {}).get(path, {}) if path else attributes
-                _resume(draws, of_model)
+                draws.resume(attributes.get("models", {}).get(path, {}) if path else attributes)
         for draws, injected in zip(self._states.values(), injected_models(model).values(), strict=True):
             if draws.config.seed is None:
                 draws.set_seed(args.seed)
@@ -117,25 +121,6 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
                 state.log_history[-1].update(found)
 
 
-def _saved_of(draws: Any) -> dict[str, Any]:
-    """Return what a checkpoint keeps of one model."""
-    saved: dict[str, Any] = {"depths": draws.depths, "sampler_version": draws.sampler_version}
-    if draws.learner is not None:
-        return {**saved, "learned": draws.learner.state_dict()}
-    return {**saved, "set_rates": draws.configured} if draws.was_set else saved
-
-
-def _resume(draws: Any, saved: dict[str, Any]) -> None:
-    """Go on from what a checkpoint keeps of one model; one of an older version keeps less, and had another sampler."""
-    _check_depths(saved.get("depths", draws.depths), draws.depths)
-    if "depths" in saved:
-        draws.use_sampler_version(saved.get("sampler_version", 1))
-    if learned := saved.get("learned"):
-        draws.load_learned(learned)
-    if set_rates := saved.get("set_rates"):
-        draws.set_rates(set_rates)
-
-
 def _loss_of_trainer() -> torch.Tensor:
     """Return the loss that Trainer has just taken gradients of: whatever computed it, it stands in this variable."""
     name = compat.STEP_LOSS.name
@@ -146,14 +131,6 @@ def _loss_of_trainer() -> torch.Tensor:
         "sampler='learned' does not find the loss of this Trainer, which has a training loop of its own; use "
         "another sampler, or a loop that calls hf_layerdrop.learn_rates."
     )
-
-
-def _check_depths(saved: dict[str, int], depths: dict[str, int]) -> None:
-    if saved != depths:
-        raise LayerDropStateError(
-            f"The checkpoint that this run goes on with is of stacks {saved}, but the model has {depths}; continue "
-            "with the model that the run began with."
-        )
 
 
 def register_with_trainer() -> None:

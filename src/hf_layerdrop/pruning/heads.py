@@ -21,8 +21,11 @@ from hf_layerdrop.architectures.stacks import find_stacks
 from hf_layerdrop.architectures.structures import Heads, find_heads
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
-from hf_layerdrop.injection.inject import remove_layerdrop
-from hf_layerdrop.injection.injected import find_injected
+from hf_layerdrop.injection.changes import Changes, all_or_nothing
+from hf_layerdrop.injection.inject import take_out
+from hf_layerdrop.injection.injected import injected_models
+from hf_layerdrop.injection.open_blocks import for_good
+from hf_layerdrop.injection.own_config import own_config
 
 # A projection, the dimension of its weight to cut, and what stays of it.
 Cut = tuple[Any, int, torch.Tensor]
@@ -39,8 +42,16 @@ def prune_heads(model: PreTrainedModel, keep_heads: Mapping[int, Sequence[int]])
 
     Raises:
         KeepLayersError: If the heads do not exist, or are not equally many in all layers; nothing is changed then.
+        LayerDropStateError: If it is called within a block of `sub_network`.
         UnsupportedModelError: If no config of the model's family can say what would be left.
     """
+    with for_good("prune_heads", model):
+        own_config(model)
+        with all_or_nothing(model) as changes:
+            _prune(model, keep_heads, changes)
+
+
+def _prune(model: PreTrainedModel, keep_heads: Mapping[int, Sequence[int]], changes: Changes) -> None:
     (name, stack), *others = find_stacks(model).items()
     heads = [find_heads(layer) for layer in stack.layers(model)]
     if others or any(len(found) > 1 for found in heads):
@@ -61,8 +72,8 @@ def prune_heads(model: PreTrainedModel, keep_heads: Mapping[int, Sequence[int]])
     ]
     config = _config_of(model, len(kept[0]), len(groups[0]), cuts[-1][2].numel() // len(kept[0]))
     twin = _twin(model, config, cuts)
-    if find_injected(model) is not None:
-        remove_layerdrop(model)
+    for injected in injected_models(model).values():
+        take_out(injected, changes)
     for cut in cuts:
         _apply(*cut)
     for path, module in model.named_modules():

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,18 +31,17 @@ from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.checkpoints.adapters import check_adapters, cut_adapters
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, root_layers, saved_provenance
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
+from hf_layerdrop.injection.changes import Changes, all_or_nothing
 from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
-from hf_layerdrop.injection.inject import remove_layerdrop
-from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models
-from hf_layerdrop.injection.native import restore_native, switch_off_native
+from hf_layerdrop.injection.inject import take_out
+from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, injected_models
+from hf_layerdrop.injection.native import switch_off_native
+from hf_layerdrop.injection.open_blocks import close_block, for_good, open_block, opened_blocks, turn_of_thread
+from hf_layerdrop.injection.own_config import own_config
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
-from hf_layerdrop.pruning.changes import Changes
 from hf_layerdrop.pruning.generation_cache import settle_cache
-from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
-# What the open blocks changed of a model, the innermost last.
-_blocks: WeakKeyDictionary[nn.Module, list[Changes]] = WeakKeyDictionary()
 M = TypeVar("M", bound=nn.Module)
 
 _OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
@@ -60,15 +58,13 @@ def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist; nothing is changed then.
         UnsupportedModelError: If the model has no stacks, or its layers cannot be taken out.
     """
-    with turn_of_thread(transformers_model(model)):
+    with for_good("prune_layers", transformers_model(model)):
         _prune(model, keep_layers, provenance)
     return model
 
 
 def _prune(model: nn.Module, keep_layers: KeepLayers, provenance: Mapping[str, object]) -> None:
     cutter, inner = Cutter(model), transformers_model(model)
-    if _blocks.get(inner):
-        raise _within_block()
     kept = parse_keep_layers(keep_layers, cutter.depths)
     cutter.check(kept)
     check_adapters(model)
@@ -77,13 +73,11 @@ def _prune(model: nn.Module, keep_layers: KeepLayers, provenance: Mapping[str, o
     root_layers(saved, cutter.depths)
     noted = cut_provenance(saved, kept, cutter.depths, **{**choice_behind(keep_layers), **provenance})
     saved_provenance({CONFIG_KEY: noted})  # what cannot be saved is refused before anything is changed
-    if find_injected(inner) is not None:
-        remove_layerdrop(inner)
-    changes = Changes()
-    try:
-        changes.note(partial(restore_native, inner, switch_off_native(inner)))
+    with all_or_nothing(inner) as changes:  # an interrupt, too: whole as before or cut, and nothing between
+        for injected in injected_models(inner).values():
+            take_out(injected, changes)
+        switch_off_native(inner)
         if (generation := getattr(inner, "generation_config", None)) is not None:
-            changes.keep(generation)
             renumber_generation(generation, cutter.stacks, kept)
         for part, quantization in _quantized(inner.config, cutter.stacks, kept):
             changes.assign(part, {"quantization_config": quantization})
@@ -92,9 +86,6 @@ def _prune(model: nn.Module, keep_layers: KeepLayers, provenance: Mapping[str, o
             changes.assign(adapter, fields)
         changes.assign(inner.config, {CONFIG_KEY: noted})
         settle_cache(inner, cutter.stacks)
-    except BaseException:  # an interrupt, too: whole or cut, and nothing between
-        changes.undo()
-        raise
 
 
 @contextmanager
@@ -124,6 +115,7 @@ class Cutter:
             self._look_at(model)
 
     def _look_at(self, model: PreTrainedModel) -> None:
+        own_config(model)  # what shares it must not seem to be cut
         states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
         self._draws = [draw for state in states for draw in state.draws.values()]
@@ -263,7 +255,7 @@ class Cutter:
 
     def _be(self, kept: Mapping[str, Sequence[int]], provenance: Mapping[str, Any], changes: Changes) -> None:
         changes.note(partial(take_back_recording, self._model, recording_models(self._model)))
-        _blocks.setdefault(self._model, []).append(changes)
+        open_block(self._model, changes)
         changes.assign(self._model.config, {CONFIG_KEY: provenance})
         for draw in self._draws:
             changes.assign(draw, {"paused": True})
@@ -275,10 +267,9 @@ class Cutter:
 
     def _leave(self, changes: Changes) -> None:
         """Undo what a block changed, after what blocks inside of it did that are still open."""
-        opened = _blocks.get(self._model, [])
-        while changes in opened:
+        while changes in (opened := opened_blocks(self._model)):
             opened[-1].undo()
-            opened.pop()
+            close_block(self._model, opened[-1])
         changes.undo()
 
     def renamed(self, kept: Mapping[str, Sequence[int]], module: str) -> str | None:

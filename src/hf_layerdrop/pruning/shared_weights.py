@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_layerdrop.architectures.wrappers import transformers_model
+from hf_layerdrop.injection.open_blocks import turn_of_thread
 from hf_layerdrop.pruning.prune import prune_layers
-from hf_layerdrop.pruning.turns import turn_of_thread
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -11,8 +12,11 @@ from transformers import PreTrainedModel
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.architectures.structures import FINDERS
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError
-from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, remove_layerdrop
+from hf_layerdrop.injection.changes import Changes, all_or_nothing
+from hf_layerdrop.injection.inject import layerdrop_state, put_in, take_out
 from hf_layerdrop.injection.injected import find_injected, states_of
+from hf_layerdrop.injection.open_blocks import close_block, open_block, turn_of_thread
+from hf_layerdrop.injection.own_config import own_config
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.draws import Mask
@@ -44,28 +48,28 @@ def structure_sub_network(
         UnsupportedModelError: If the structure is not found in the model's layers.
     """
     named = {_full_name(key, depths_of(model)): value for key, value in keep.items()}
-    with _injected_for(model, {name.rpartition("/")[2] for name in named}):
-        draws = layerdrop_state(model).draws
-        masks = {name: _mask(draws[name], value) for name, value in named.items()}
-        before = [(draw, draw.paused, draw.fixed) for draw in draws.values()]
+    changes = Changes()
+    with turn_of_thread(model):
         try:
+            _inject_for(model, {name.rpartition("/")[2] for name in named}, changes)
+            open_block(model, changes)
+            draws = layerdrop_state(model).draws
+            masks = {name: _mask(draws[name], value) for name, value in named.items()}
             for name, draw in draws.items():
-                draw.paused, draw.fixed = True, masks.get(name)
+                changes.assign(draw, {"paused": True, "fixed": masks.get(name)})
             yield masks
         finally:
-            for draw, paused, fixed in before:
-                draw.paused, draw.fixed = paused, fixed
+            changes.undo()
+            close_block(model, changes)
 
 
-@contextmanager
-def _injected_for(model: PreTrainedModel, structures: set[str]) -> Iterator[None]:
+def _inject_for(model: PreTrainedModel, structures: set[str], changes: Changes) -> None:
     """Have these structures injected: they are, or they are for the length of the block, at rate 0."""
     if find_injected(model) is None:
-        inject_layerdrop(model, LayerDropConfig(0.0, structure=sorted(structures)))
-        try:
-            yield
-        finally:
-            remove_layerdrop(model)
+        own_config(model)
+        changes.note(partial(_take_out, model))
+        with all_or_nothing(model) as of_injection:
+            put_in(model, LayerDropConfig(0.0, structure=sorted(structures)), of_injection)
         return
     injected = tuple({name: None for state in states_of(model).values() for name in state.config.structures})
     if missing := sorted(structures - set(injected)):
@@ -73,7 +77,12 @@ def _injected_for(model: PreTrainedModel, structures: set[str]) -> Iterator[None
             f"LayerDrop is injected with structure {injected!r}, without {missing[0]!r}; call remove_layerdrop first, "
             "or inject both."
         )
-    yield
+
+
+def _take_out(model: PreTrainedModel) -> None:
+    if find_injected(model) is not None:
+        with all_or_nothing(model) as of_removal:
+            take_out(model, of_removal)
 
 
 def _full_name(key: str, depths: Mapping[str, int]) -> str:

@@ -107,9 +107,9 @@ class LayerDropConfig:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
         if isinstance(rate, Mapping):
-            checked: Any = FrozenDict({_name(stack): _rate(value, stack) for stack, value in rate.items()})
+            checked: Any = FrozenDict({_name(stack): as_rate(value, stack) for stack, value in rate.items()})
         else:
-            checked = _rate(rate)
+            checked = as_rate(rate)
         for value in checked.values() if isinstance(checked, dict) else [checked]:
             if isinstance(value, tuple) and (shape != "uniform" or sampler == "depth"):
                 setting = f"shape={shape!r}" if shape != "uniform" else "sampler='depth'"
@@ -297,8 +297,14 @@ def _name(stack: Any) -> str:
     return stack
 
 
-def _rate(value: Any, stack: str | None = None) -> Rate:
+def as_rate(value: Any, stack: str | None = None) -> Rate:
+    """Return a rate as plain numbers: one, or one a layer; numpy and torch have numbers and lists of their own.
+
+    Raises:
+        LayerDropConfigError: If it is neither, or out of range.
+    """
     where = f"rate of the {stack}" if stack else "rate"
+    value = value.tolist() if callable(getattr(value, "tolist", None)) else value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value:
             raise LayerDropConfigError(f"{where} is empty; give one number, or one a layer.")

@@ -10,9 +10,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.calling_trainer import learn
-from hf_layerdrop.injection.inject import injected_model, set_step
+from hf_layerdrop.injection.inject import injected_model, set_step, write_down
 from hf_layerdrop.injection.injected import injected_models, states_of
-from hf_layerdrop.samplers.learned.learner import RateLearner
 
 CHECKPOINT_KEY = "hf_layerdrop"
 
@@ -20,8 +19,9 @@ CHECKPOINT_KEY = "hf_layerdrop"
 class LightningStepCallback(Callback):
     """Tell the draws which step begins, so that a resumed run drops what the uninterrupted one would have dropped.
 
-    The step is Lightning's own, which its checkpoints hold. Where drop rates are learned, they are shown the loss that
-    ``training_step`` returns, and what was learned stands in the checkpoints, too.
+    The step is Lightning's own, which its checkpoints hold. What a resumed run cannot know otherwise stands in them,
+    too: rates that were set, the version of the sampler, and what was learned. Where drop rates are learned, they are
+    shown the loss that ``training_step`` returns.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class LightningStepCallback(Callback):
     ) -> None:
         """Learn from the loss, if the drop rates are learned."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is None or not _learners(pl_module):
+        if loss is None or all(state.learner is None for state in states_of(pl_module).values()):
             return
         # Lightning divides by the batches of a whole step, and the last step of an epoch may have fewer.
         batches = trainer.accumulate_grad_batches
@@ -60,19 +60,17 @@ class LightningStepCallback(Callback):
         learn(pl_module, loss * batches / here, step_ended=trainer.global_step > self._step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what was learned; the draws have no state but the step."""
-        if learners := _learners(pl_module):
-            saved = {path: learner.state_dict() for path, learner in learners.items()}
-            checkpoint[CHECKPOINT_KEY] = saved.get("", saved)
+        """Keep what the step does not say, of each model under its path."""
+        checkpoint[CHECKPOINT_KEY] = {path: state.to_resume() for path, state in states_of(pl_module).items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on learning, if the checkpoint is of a run that learned the rates."""
+        """Go on from it, if the checkpoint is of a run with LayerDrop.
+
+        Raises:
+            LayerDropStateError: If it is of a model with other depths, or drew with a later version of the samplers.
+        """
+        models, saved = injected_models(pl_module), checkpoint.get(CHECKPOINT_KEY, {})
         for path, state in states_of(pl_module).items():
-            saved = checkpoint.get(CHECKPOINT_KEY, {})
-            if learned := saved.get(path) if path else saved:
-                state.load_learned(learned)
-
-
-def _learners(pl_module: LightningModule) -> dict[str, RateLearner]:
-    """Return what learns drop rates, by the path of its model."""
-    return {path: state.learner for path, state in states_of(pl_module).items() if state.learner is not None}
+            if path in saved:
+                state.resume(saved[path])
+                write_down(models[path])

@@ -27,7 +27,7 @@ _LIBRARIES = {"glue_metric.py": ("sklearn", "scipy"), "text_metric.py": ("sacreb
 OF_CLASSES = ("accuracy", "f1", "matthews_correlation")
 OF_NUMBERS = ("pearson", "spearmanr")
 # evaluate copies a script, invalidates the interpreter's finders and imports the copy: two threads at once stumble.
-_LOADING = threading.Lock()
+_LOADING = threading.RLock()
 
 
 def load_metric(*names: str) -> evaluate.Metric:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.call_stack import running_module
-from hf_layerdrop.injection.injected import states_of
+from hf_layerdrop.injection.injected import placed_states, states_of
 from hf_layerdrop.injection.ranks.ddp import active_ddp
 
 RANKS_TIMEOUT = timedelta(minutes=5)
@@ -45,7 +45,7 @@ class Agreement:
     def __init__(self) -> None:
         self.pact = _Pact()
         self.draws: list[_Draw] = []
-        self.placed = False  # whether anybody has said beside which other injected models this one stands
+        self.placed = False  # whether a forward has shown beside which other injected models this one stands
 
     @property
     def reached(self) -> bool:
@@ -62,7 +62,6 @@ class Agreement:
 
     def stand_beside(self, other: Agreement) -> None:
         """Agree together with the other draws of a module."""
-        self.placed = True
         if other.pact is not self.pact:
             self.pact = other.pact
             self.reached = False
@@ -70,7 +69,7 @@ class Agreement:
     def seek(self, owner: nn.Module) -> None:
         """Compare all draws with those of the other ranks, if they share the model whose stack ``owner`` runs.
 
-        Where nobody has said so before, the module whose forward is running tells what stands beside this model.
+        At the first forward, the module that is running tells what stands beside this model.
 
         Raises:
             LayerDropStateError: If a rank would draw other layers, or does not answer in time.
@@ -78,7 +77,7 @@ class Agreement:
         if self.reached:
             return
         if not self.placed:
-            states_of(running_module(owner))
+            placed_states(running_module(owner))
             self.placed = True
         if _is_shared(owner):
             beside = [state.agreement for state in states_of(running_module(owner)).values()]

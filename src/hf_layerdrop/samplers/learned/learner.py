@@ -60,7 +60,7 @@ class RateLearner:
 
     def set_target(self, rates: Rates) -> None:
         """Hold the mean of these rates from now on, in the stacks that are named."""
-        self._totals.update({name: sum(values) for name, values in rates.items()})
+        self._totals = {**self._totals, **{name: sum(values) for name, values in rates.items()}}
         self._target_was_set = True
 
     def note_draw(self, name: str, rates: Sequence[float], mask: Sequence[bool]) -> None:
