@@ -7,6 +7,7 @@ are as readable as whatever else the user writes. What a killed process left is 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import shutil
 import time
@@ -25,6 +26,8 @@ except ImportError:  # Windows: what a killed process leaves stays there
 
 
 _SECONDS_TO_LOCK = 60
+_BYTES_OF_A_TRIAL = 4096
+_LONGEST_NAME = 200  # what is made beside a longer one is named by its hash, as file systems take 255 bytes
 
 # What lies in a folder that save_pruned, train or distill wrote.
 _SAVED_ENDINGS = {".safetensors", ".json", ".md", ".png", ".svg", ".jinja"}
@@ -37,13 +40,46 @@ def check_above(output: Path) -> None:
     """Refuse a file or folder that could not be made, because what lies above it is no folder.
 
     Raises:
-        OutputExistsError: If there is a file above it.
+        OutputExistsError: If there is a file above it, or the system knows no such path.
     """
-    above = next((folder for folder in output.parents if folder.exists()), None)
-    if above is not None and not above.is_dir():
+    try:
+        above = next((place for place in (output, *output.parents) if place.exists()), output)
+    except OSError as error:  # a name that is too long
+        raise _not_writable(output, error) from error
+    if above != output and not above.is_dir():
         raise OutputExistsError(
             f"{str(output)!r} cannot be written, since {str(above)!r} is a file and not a folder: choose another place."
         )
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place that does not take what is written there: it is tried, before any work is done for it.
+
+    Nothing is left of the try, and nothing is there under the path meanwhile. Of a folder that others write into, give
+    a file in it.
+
+    Raises:
+        OutputExistsError: If the system refuses it: no permission, a name that is too long, a full disk.
+    """
+    try:
+        check_above(path)
+        path = Path(os.path.abspath(path))
+        above = next(folder for folder in path.parents if folder.exists())
+        trial = _new_name(above / "hf_layerdrop")
+        try:
+            (trial / path.relative_to(above)).parent.mkdir(parents=True)
+            (trial / path.relative_to(above)).write_bytes(bytes(_BYTES_OF_A_TRIAL))
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> OutputExistsError:
+    written = repr(str(path))
+    shown = written if len(written) < _LONGEST_NAME else f"{written[:60]}...'"
+    reason = error.strerror or type(error).__name__
+    return OutputExistsError(f"{shown} cannot be written ({reason}): give another place, or make this one writable.")
 
 
 def check_apart(output_dir: Path, source: str | os.PathLike[str]) -> None:
@@ -111,8 +147,8 @@ def whole_file(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
     """Give a text file to write, and put it in its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = _new_name(path)
-    new.touch(exist_ok=False)
     try:
+        new.touch(exist_ok=False)
         with _locked(new):
             with new.open("w", encoding="utf-8", newline=newline) as file:
                 yield file
@@ -145,8 +181,8 @@ def whole_folder(
     made = [above for above in output_dir.parents if not above.exists()]
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     new = _new_name(output_dir)
-    new.mkdir()
     try:
+        new.mkdir()
         with _locked(new):
             yield new
             check()
@@ -186,11 +222,16 @@ def _new_name(path: Path) -> Path:
         with suppress(OSError), _locked(left) as free:
             if free and left.stat().st_mtime < time.time() - _SECONDS_TO_LOCK:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:8]}")
+    return path.with_name(f"{_hidden(path)}.new-{uuid.uuid4().hex[:8]}")
 
 
 def _siblings(path: Path, mark: str) -> list[Path]:
-    return list(path.parent.glob(f".{glob.escape(path.name)}.{mark}-????????"))
+    return list(path.parent.glob(f"{glob.escape(_hidden(path))}.{mark}-????????"))
+
+
+def _hidden(path: Path) -> str:
+    name = os.fsencode(path.name)
+    return f".{path.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()[:16]}"
 
 
 @contextmanager

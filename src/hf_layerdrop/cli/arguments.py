@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_layerdrop.checkpoints.headers import has_only_pickle, read_config
-from hf_layerdrop.checkpoints.outputs import check_above
+from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, processor_files
@@ -152,13 +152,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that exists, before any work is done for it.
 
     Raises:
-        OutputExistsError: The folder exists, and --overwrite was not given; or it is a file, or lies below one.
+        OutputExistsError: The folder exists, and --overwrite was not given; or it is a file, or cannot be written.
     """
     check_above(folder)
     if folder.is_file():
         raise OutputExistsError(f"The output folder {str(folder)!r} is a file: give another by --output.")
     if folder.exists() and not overwrite:
         raise OutputExistsError(f"The output folder {str(folder)!r} exists: give another by --output, or --overwrite.")
+    check_writable(folder / RESULTS_FILE)
 
 
 def checked_model(model: str, *, revision: str | None, token: str | None = None) -> StoredModel:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from hf_layerdrop.errors import said_by
 from hf_layerdrop.reports.escaping import without_controls
 
 
@@ -19,3 +22,12 @@ class PlainConsole(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         """Render a text, wherever it stands: a line, a cell, a title."""
         return super().render_str(without_controls(text), **{**settings, "markup": False, "emoji": False})
+
+
+def drawn(console: Console, draw: Callable[[], list[Path]]) -> list[Path]:
+    """Return the files of a picture; one that cannot be drawn is a warning, as the numbers behind it are written."""
+    try:
+        return draw()
+    except Exception as error:
+        console.print(f"Warning: the picture could not be drawn ({said_by(error)}).", style="yellow", soft_wrap=True)
+        return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from hf_layerdrop.cli.arguments import Seed, check_output, checkpoint_facts
-from hf_layerdrop.cli.console import PlainConsole
+from hf_layerdrop.cli.console import PlainConsole, drawn
 from hf_layerdrop.errors import LayerDropConfigError, require
 
 SHORT_STEPS = 200
@@ -67,6 +66,7 @@ def demo_command(
 
 def show(console: Console, result: object, output: Path, title: str) -> None:
     """Print the comparison and write it: Markdown, JSON, and the plot."""
+    from hf_layerdrop.cli.demo_run import RECORDS
     from hf_layerdrop.reports.comparison import as_markdown, as_table, comparison_rows, extreme_rows
     from hf_layerdrop.reports.plot import draw_depth_plot
 
@@ -78,11 +78,9 @@ def show(console: Console, result: object, output: Path, title: str) -> None:
     rows, extremes = comparison_rows(series, metric), extreme_rows(series, metric)
     console.print(as_table(rows, f"{metric}, {title}: the evenly spread set, and mean, worst and best of all sets"))
     console.print(as_table(extremes, "The sets behind worst and best"))
-    plots = draw_depth_plot(series, metric, output / "depth", title=title)
     (output / "depth.md").write_text(f"{as_markdown(rows)}\n\n{as_markdown(extremes)}\n", encoding="utf-8")
-    records = {name: [record.to_dict() for record in records] for name, records in series.items()}
-    (output / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-    console.print(f"Plot: {plots[0]}, table: {output / 'depth.md'}, records: {output / 'records.json'}.")
+    plots = drawn(console, lambda: draw_depth_plot(series, metric, output / "depth", title=title))
+    console.print(f"Plot: {plots[0] if plots else 'none'}, table: {output / 'depth.md'}, records: {output / RECORDS}.")
 
 
 def classify(console: Console, folder: Path) -> None:

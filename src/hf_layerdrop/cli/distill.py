@@ -24,10 +24,10 @@ from hf_layerdrop.cli.arguments import (
 from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.sweep import choose_task
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, option_names, parse_training_arguments
-from hf_layerdrop.distillation.config import DistillationConfig, student_layers
+from hf_layerdrop.distillation.config import DistillationConfig, check_classification, student_layers
 from hf_layerdrop.reports.table import format_kept, format_parameters, metric_names
 from hf_layerdrop.tasks.data import load_task_data
-from hf_layerdrop.tasks.registry import TASKS
+from hf_layerdrop.tasks.registry import TASKS, load_task
 from hf_layerdrop.tasks.task import MAX_LENGTH
 from hf_layerdrop.training.train import check_output as check_checkpoints
 
@@ -74,6 +74,8 @@ def distill_command(
     --resume_from_checkpoint last.
     """
     settings = DistillationConfig(temperature, soft_weight, hidden_weight, hard_weight)
+    if task:
+        check_classification(load_task(task))
     check_output(output, overwrite=overwrite)
     columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hf_layerdrop.checkpoints.outputs import check_above
+from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
     DatasetName,
@@ -148,10 +148,12 @@ def search_command(
     check_budgets(depth, budgets, stored)
     if depth is not None:
         check_space(name, Space(stacks, parse_depth(depth, stacks)), max_sub_networks or MAX_SETS)
-    for file in (output, *([journal] if journal else [])):
-        check_above(file)
+    journal = journal or output.with_name(f"{output.name}.journal")
+    check_above(output)
     if output.exists() and not overwrite:
         raise OutputExistsError(f"The selection file {str(output)!r} exists: give another by --output, or --overwrite.")
+    for file in (output, journal):
+        check_writable(file)
     check_wanted(report, overwrite=overwrite)
     columns = listed(text_columns)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
@@ -173,7 +175,7 @@ def search_command(
             metric=metric or rows[0].task.headline,
             strategy=name,
             depth=depth,
-            journal=journal or output.with_name(f"{output.name}.journal"),
+            journal=journal,
             memory_limit_mb=memory_limit_mb,
             latency_batch_size=latency_batch_size,
             latency_length=latency_length,
@@ -181,24 +183,23 @@ def search_command(
             **budgets,
             **asked,
         )
+    console = PlainConsole()
+    show(console, selection, model)  # first, whatever becomes of the files
     selection.write(output, overwrite=overwrite)
-    written = write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)
-    show(PlainConsole(), selection, model, output)
-    for path in written:
-        PlainConsole().print(f"Wrote {path}", soft_wrap=True)
+    for path in (output, *write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)):
+        console.print(f"Wrote {path}", soft_wrap=True)
+    command = f"hf-layerdrop prune {model} --keep-layers {output} --output {Path(model).name}-pruned"
+    console.print(command, soft_wrap=True)
 
 
-def show(console: Console, selection: Selection, model: str, output: Path) -> None:
-    """Print what was chosen, what it cost to find, and how to cut the model to it."""
+def show(console: Console, selection: Selection, model: str) -> None:
+    """Print what was chosen, and what it cost to find."""
     table = Table(title=f"{Path(model).name}, {selection.strategy}", title_justify="left", show_header=False, box=None)
     for name, value in _lines(selection):
         table.add_row(name, value)
     console.print(table)
     for warning in selection.warnings:
         console.print(f"Warning: {warning}", style="yellow")
-    console.print(f"Wrote {output}", soft_wrap=True)
-    command = f"hf-layerdrop prune {model} --keep-layers {output} --output {Path(model).name}-pruned"
-    console.print(command, soft_wrap=True)
 
 
 def _lines(selection: Selection) -> Iterator[tuple[str, str]]:

@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_layerdrop.checkpoints.outputs import whole_folder
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
@@ -30,17 +30,16 @@ from hf_layerdrop.cli.arguments import (
     loading_arguments,
     require_tokenizer,
 )
-from hf_layerdrop.cli.console import PlainConsole
+from hf_layerdrop.cli.console import PlainConsole, drawn
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.plot import draw_depth_plot
 from hf_layerdrop.reports.table import render_table, write_results
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
-from hf_layerdrop.training.train import measure_depths
+from hf_layerdrop.training.train import RESULTS_FILE, keep_records, measure_depths
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -72,7 +71,10 @@ def sweep_command(
     num_beams: NumBeams = None,
     revision: Revision = None,
 ) -> None:
-    """Measure MODEL on a validation set at each depth, without finetuning: table, plot (PNG, SVG) and JSON."""
+    """Measure MODEL on a validation set at each depth, without finetuning: table, plot (PNG, SVG) and JSON.
+
+    Records are written as they come.
+    """
     name = Path(model).resolve().name
     folder = output or Path("runs") / f"sweep-{name}"
     check_output(folder, overwrite=overwrite)
@@ -90,12 +92,13 @@ def sweep_command(
     loading = loading_arguments(model, revision=revision, allow_pickle=False)
     sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
-        results = measure_depths(trainer, encoded, sub_networks)
-    _write(folder, results, data.task, title=name)
-    written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
+        results = measure_depths(trainer, encoded, sub_networks, done=partial(keep_records, folder / RESULTS_FILE))
     console = PlainConsole()
     console.print(render_table(results, title=f"{name} on {data.task.name}, cut without finetuning"))
     print_signatures(console, getattr(trainer.compute_metrics, "signatures", {}))
+    write_results(results, folder / RESULTS_FILE)
+    drawn(console, lambda: draw_depth_plot({name: results}, data.task.headline, folder / "depth"))
+    written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
     for path in (folder, *written):
         console.print(f"Wrote {path}", soft_wrap=True)
 
@@ -180,10 +183,3 @@ def _with_labels_of(task: Task, config: Mapping[str, Any]) -> Task:
     if task.kind.name_labels is None or not labels or all(label.startswith("LABEL_") for label in labels):
         return task
     return task.kind.with_labels(task, labels)
-
-
-def _write(folder: Path, results: Sequence[SubNetworkResult], task: Task, *, title: str) -> None:
-    """Write table and plot; a new folder appears whole or not at all, in an old one only these are replaced."""
-    with whole_folder(folder, merge=True) as new:
-        write_results(results, new / "depth_results.json")
-        draw_depth_plot({title: results}, task.headline, new / "depth")

@@ -28,11 +28,11 @@ from hf_layerdrop.cli.arguments import (
     listed,
     require_tokenizer,
 )
-from hf_layerdrop.cli.console import PlainConsole
+from hf_layerdrop.cli.console import PlainConsole, drawn
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
-from hf_layerdrop.errors import LayerDropConfigError, MissingExtraError
+from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.reports.table import render_table
 from hf_layerdrop.samplers.config import SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
@@ -368,10 +368,8 @@ def _write_learned(console: Console, run: TrainingRun) -> None:
                 files.append(write_learned_selection(model, wanted, file, overwrite=True))
     except LayerDropConfigError as error:  # the run was too short to learn anything
         console.print(str(error), soft_wrap=True)
-    try:
-        files = [*draw_rates_plot(rates, run.output_dir / "learned_rates", title="Learned drop rates"), *files]
-    except MissingExtraError as error:
-        console.print(str(error), soft_wrap=True)
+    picture = run.output_dir / "learned_rates"
+    files = [*drawn(console, lambda: draw_rates_plot(rates, picture, title="Learned drop rates")), *files]
     names = ", ".join(file.name for file in files)
     console.print(f"Learned rates, and layers for --keep-layers: {names}", soft_wrap=True)
 

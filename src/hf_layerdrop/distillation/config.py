@@ -9,6 +9,9 @@ from typing import Any
 
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
+from hf_layerdrop.tasks.classification import CLASSIFICATION
+from hf_layerdrop.tasks.registry import TASKS
+from hf_layerdrop.tasks.task import Task
 
 _WEIGHTS = ("soft_weight", "hidden_weight", "hard_weight")
 
@@ -58,3 +61,16 @@ def student_layers(keep_layers: KeepLayers | None, depths: Mapping[str, int]) ->
         every = " and ".join(f"all {depth} layers of the {stack}" for stack, depth in depths.items())
         raise DistillationError(f"keep_layers keeps {every}: the student would be its teacher; keep fewer.")
     return kept
+
+
+def check_classification(task: Task) -> None:
+    """Refuse a task of another kind before anything is loaded for it.
+
+    Raises:
+        DistillationError: If it is no classification of texts.
+    """
+    if task.kind is not CLASSIFICATION:
+        raise DistillationError(
+            f"Task {task.name} is no classification of texts, which is what is distilled here: give one of "
+            f"{', '.join(TASKS)}, or your own files; for other heads, DistillationTrainer takes the place of Trainer."
+        )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_layerdrop.checkpoints.headers import read_config
-from hf_layerdrop.checkpoints.outputs import check_replaceable, whole_folder
+from hf_layerdrop.checkpoints.outputs import check_replaceable, check_writable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
-from hf_layerdrop.distillation.config import DistillationConfig, student_layers
+from hf_layerdrop.distillation.config import DistillationConfig, check_classification, student_layers
 from hf_layerdrop.errors import CheckpointError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import find_source
@@ -89,7 +89,9 @@ def distill(
     from hf_layerdrop.training.callbacks import StartCallback
 
     output_dir = Path(output_dir)
+    check_classification(data.task)
     check_replaceable(output_dir, overwrite)
+    check_writable(output_dir)
     run_dir = Path(str(arguments.output_dir))
     checkpoint = check_output(run_dir, overwrite=overwrite, resume=arguments.resume_from_checkpoint)
     check_arguments(arguments, data.task.metrics, data.task.name)

@@ -39,6 +39,8 @@ Layers = Mapping[str, tuple[int, ...]]
 
 # A search keeps the records of each pass, so an interrupt costs at most so many; few, and the batches are read often.
 SUB_NETWORKS_A_PASS = 16
+# Where records are written as they come, those that share most of their layers come together.
+SUB_NETWORKS_A_RECORD = 4
 
 
 def evaluate_depths(
@@ -150,12 +152,27 @@ class Evaluator:
         self.peak = 0
         self._memory_limit = memory_limit
 
-    def measure(self, kept: Sequence[Layers], *, progress: bool = True) -> list[SubNetworkResult]:
-        """Measure sub-networks in one pass over the data; return one record each, in the given order."""
+    def measure(
+        self,
+        kept: Sequence[Layers],
+        *,
+        progress: bool = True,
+        done: Callable[[list[SubNetworkResult]], None] | None = None,
+    ) -> list[SubNetworkResult]:
+        """Measure sub-networks in one pass over the data; return one record each, in the given order.
+
+        With ``done`` it takes several passes, and is handed all records so far after each of them.
+        """
         order = in_walking_order(kept)
+        by_place: dict[int, SubNetworkResult] = {}
+        few = SUB_NETWORKS_A_RECORD if self.source.shares_prefixes else 1
+        count = few if done is not None else len(order)
         with self._runner() as (runner, encoder):
-            results = self._pass(runner, encoder, [kept[place] for place in order], None, progress)
-        by_place = dict(zip(order, results, strict=True))
+            for places in (order[begin : begin + count] for begin in range(0, len(order), count)):
+                results = self._pass(runner, encoder, [kept[place] for place in places], None, progress)
+                by_place |= dict(zip(places, results, strict=True))
+                if done is not None:
+                    done([by_place[place] for place in sorted(by_place)])
         return [by_place[place] for place in range(len(kept))]
 
     def measure_in_turn(self, kept: Sequence[Layers], done: Callable[[list[SubNetworkResult]], None]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_layerdrop.checkpoints.outputs import check_above, write_whole
+from hf_layerdrop.checkpoints.outputs import check_above, check_writable, write_whole
 from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError, require
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.numbers import as_csv, as_json, as_markdown, chosen_series
@@ -94,7 +94,7 @@ def check_report(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         LayerDropConfigError: The path does not end in ``.html``.
-        OutputExistsError: The file exists and ``overwrite`` was not given, it is a folder, or it lies below a file.
+        OutputExistsError: The file exists and ``overwrite`` was not given, it is a folder, or cannot be written.
         MissingExtraError: The library that draws the charts is not installed.
     """
     file = Path(path)
@@ -105,6 +105,7 @@ def check_report(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         raise OutputExistsError(f"The report {str(file)!r} is a folder: give another name.")
     if file.exists() and not overwrite:
         raise OutputExistsError(f"The report {str(file)!r} exists: give another name, or allow to overwrite it.")
+    check_writable(file)
     require("plotly")
     return file
 

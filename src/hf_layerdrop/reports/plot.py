@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
+    "text.parse_math": False,  # a name may hold a $
     "svg.fonttype": "none",  # text stays text: searchable, and a third of the size
     "svg.hashsalt": "hf_layerdrop",  # the same records give the same file
 }
@@ -108,7 +110,7 @@ def _draw_series(
     axes: Axes, name: str, results: Sequence[SubNetworkResult], metric: str, look: Mapping[str, Any]
 ) -> None:
     """Add the curve of the evenly spread sets and, if there are others, the mean and the band of all sets."""
-    prefix = f"{name}: " if name else ""
+    prefix = f"{' ' * name.startswith('_')}{name}: " if name else ""  # matplotlib hides what begins with _
     spread = find_evenly_spread(results)
     if spread:
         values = [result.metrics[metric] for result in spread]
@@ -142,7 +144,9 @@ def _values_by_depth(results: Sequence[SubNetworkResult], metric: str) -> dict[i
 def _save(figure: Figure, path: Path) -> Path:
     # without a date in it, the same records give the same bytes
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(path, dpi=160, metadata=metadata)
+    picture = io.BytesIO()  # drawn before the file is opened: one that fails leaves no half of it
+    figure.savefig(picture, format=path.suffix[1:], dpi=160, metadata=metadata)
+    path.write_bytes(picture.getvalue())
     return path
 
 

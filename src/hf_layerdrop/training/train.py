@@ -9,17 +9,19 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 from hf_layerdrop.checkpoints.headers import read_config
-from hf_layerdrop.checkpoints.outputs import check_above
+from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
-from hf_layerdrop.errors import CheckpointError, OutputExistsError
+from hf_layerdrop.errors import CheckpointError, OutputExistsError, said_by
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
@@ -134,8 +136,8 @@ def train(
     depths = _checked_depths(eval_depths, network)
     if not accelerator.is_available():
         arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
-    start, count = StartCallback(), LayerForwardsCallback()
-    callbacks = [LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths), count, start]
+    start = StartCallback()
+    callbacks = [LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths), LayerForwardsCallback(), start]
     with before_first_step(output_dir, lambda: start.begun):
         trainer = build_trainer(encoded, network, tokenizer, arguments, callbacks=callbacks)
         if on_start is not None:
@@ -144,11 +146,15 @@ def train(
         continue_training(trainer, output_dir, checkpoint)
     trainer.save_model()
     trainer.save_state()
-    results = measure_depths(trainer, encoded, depths)
     results_file = output_dir / RESULTS_FILE
-    if trainer.is_world_process_zero():
+    writes = trainer.is_world_process_zero()
+    keep = partial(keep_records, results_file if writes else None)
+    results = measure_depths(trainer, encoded, depths, done=keep)
+    if writes:
         _write(results, results_file)
     signatures = getattr(trainer.compute_metrics, "signatures", {})
+    # Not the one that was given: Trainer may have made another of it, from a checkpoint.
+    count = next(one for one in trainer.callback_handler.callbacks if isinstance(one, LayerForwardsCallback))
     return TrainingRun(trainer, results, output_dir, results_file, count.layer_forwards, dict(signatures))
 
 
@@ -161,17 +167,16 @@ def check_output(output_dir: Path, *, overwrite: bool = False, resume: str | boo
     """
     wanted = "" if not resume or str(resume).lower() == "false" else str(resume)
     found = _find_checkpoint(output_dir, wanted, overwrite=overwrite) if wanted else None
-    if found is not None:
-        return found
     check_above(output_dir)
     if output_dir.is_file():
         raise OutputExistsError(f"The output folder {str(output_dir)!r} is a file: give another --output_dir.")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
+    if found is None and output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise OutputExistsError(
             f"The output folder {str(output_dir)!r} is not empty: give another --output_dir, --overwrite to write into "
             "it, or --resume_from_checkpoint last to continue its run."
         )
-    return None
+    check_writable(output_dir / RESULTS_FILE)  # all that is written may be written at the end
+    return found
 
 
 def halved_depths(depths: Mapping[str, int]) -> list[KeepLayers]:
@@ -390,13 +395,41 @@ def _seeded(layerdrop: LayerDropConfig | None, arguments: TrainingArguments) -> 
     return replace(layerdrop, seed=arguments.seed)
 
 
-def measure_depths(trainer: Trainer, data: TaskData, depths: Sequence[KeepLayers]) -> list[SubNetworkResult]:
-    """Measure on every validation set; the metrics of the second one (MNLI) join the first's under their suffix."""
-    from hf_layerdrop.evaluation.evaluate import evaluate_depths
+def measure_depths(
+    trainer: Trainer,
+    data: TaskData,
+    depths: Sequence[KeepLayers],
+    *,
+    done: Callable[[list[SubNetworkResult]], None] | None = None,
+) -> list[SubNetworkResult]:
+    """Measure on every validation set; the metrics of the second one (MNLI) join the first's under their suffix.
 
-    progress = not trainer.args.disable_tqdm
-    sets = [evaluate_depths(trainer, rows, depths=depths, progress=progress) for rows in data.validation.values()]
-    return [_joined(same, data.task.metric_suffixes) for same in zip(*sets, strict=True)]
+    All processes hand all records so far to ``done``, each time that there are more.
+    """
+    from hf_layerdrop.evaluation.evaluate import Evaluator
+
+    sets: list[list[SubNetworkResult]] = []
+    for rows in data.validation.values():
+        evaluator = Evaluator(trainer, rows)
+        kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in depths]
+        of_first = None if sets else done
+        sets.append(evaluator.measure(kept, progress=not trainer.args.disable_tqdm, done=of_first))
+        if done is not None:
+            done(_joined_sets(sets, data.task.metric_suffixes))
+    return _joined_sets(sets, data.task.metric_suffixes)
+
+
+def keep_records(path: Path | None, results: Sequence[SubNetworkResult]) -> None:
+    """Write the records that there are so far; where that fails, the measuring goes on, and a warning says so."""
+    try:
+        if path is not None:
+            _write(results, path)
+    except OSError as error:
+        warnings.warn(f"{str(path)!r} could not be written ({said_by(error)}).", stacklevel=2)
+
+
+def _joined_sets(sets: Sequence[Sequence[SubNetworkResult]], suffixes: Sequence[str]) -> list[SubNetworkResult]:
+    return [_joined(same, suffixes) for same in zip(*sets, strict=True)]
 
 
 def _joined(same: Sequence[SubNetworkResult], suffixes: Sequence[str]) -> SubNetworkResult:
