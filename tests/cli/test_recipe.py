@@ -107,3 +107,14 @@ def test_a_step_that_was_refused_does_not_overwrite_when_it_is_tried_again(tmp_p
         assert run(["run", str(path)]) == 2
         assert "exists" in capsys.readouterr().err
         assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_distill_is_a_step_that_goes_on_from_its_checkpoints(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("- distill: {model: runs/sst2, task: sst2, keep-layers: 3, output: runs/student}\n")
+    asked: list[list[str]] = []
+    codes = iter([1, 0])
+    monkeypatch.setattr(recipe, "_run", lambda _, words: asked.append(list(words)) or next(codes))
+    assert (run(["run", str(path)]), run(["run", str(path)])) == (1, 0)
+    first = ["distill", "runs/sst2", "--task", "sst2", "--keep-layers", "3", "--output", "runs/student"]
+    assert asked == [first, [*first, "--resume_from_checkpoint", "auto", "--overwrite"]]

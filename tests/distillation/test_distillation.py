@@ -40,6 +40,8 @@ from hf_layerdrop.distillation.model_for_arm import ARMS, model_for_arm
 from hf_layerdrop.distillation.student import matched, student_of
 from hf_layerdrop.distillation.trainer import DistillationTrainer, Seq2SeqDistillationTrainer
 from hf_layerdrop.errors import DistillationError, KeepLayersError, LayerDropConfigError
+from hf_layerdrop.evaluation.evaluate import evaluate_depths
+from hf_layerdrop.evaluation.trainer_source import has_own_evaluation
 from hf_layerdrop.injection.inject import inject_layerdrop
 from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.samplers.config import LayerDropConfig
@@ -409,6 +411,38 @@ def test_the_three_losses_are_logged_and_the_settings_are_noted_in_the_config(tm
     assert trainer.model.config.hf_layerdrop["distilled_with"]["temperature"] == 2.0
 
 
+def test_depths_are_measured_together_as_with_trainer_itself(tmp_path):
+    teacher = teacher_of(CLASSIFIER)
+    trainer = trainer_for(student_of(teacher, [0, 2]), teacher, tmp_path, CLASSIFIER)
+    assert not has_own_evaluation(trainer)
+    assert has_own_evaluation(LogsMore(trainer.model, settings(tmp_path), teacher=teacher))
+    found = evaluate_depths(trainer, examples(CLASSIFIER), depths=[2, 1], progress=False)
+    plain = Trainer(trainer.model, settings(tmp_path))
+    expected = evaluate_depths(plain, examples(CLASSIFIER), depths=[2, 1], progress=False)
+    assert [one.metrics for one in found] == [one.metrics for one in expected]
+    assert [one.layer_forwards for one in found] == [one.layer_forwards for one in expected]
+
+
+class LogsMore(DistillationTrainer):
+    """A trainer of a user's, whose log may hold anything from one evaluation to the next."""
+
+    def log(self, logs, *args, **kwargs):
+        super().log(logs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_what_is_counted_is_kept_where_trainer_restores_its_callbacks(tmp_path, restored):
+    def trainer(name, **changes):
+        teacher = teacher_of(CLASSIFIER)
+        more = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **changes}
+        return trainer_for(student_of(teacher, [0, 1, 3]), teacher, tmp_path / name, CLASSIFIER, **more)
+
+    whole, resumed = trainer("whole"), trainer("resumed", restore_callback_states_from_checkpoint=restored)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.layer_forwards == whole.layer_forwards
+
+
 # What does not fit.
 
 
@@ -564,6 +598,8 @@ def test_the_command_goes_on_from_its_own_checkpoints(model, rows, tmp_path, cap
         (["--hard-weight", "-1"], "hard_weight is -1.0"),
         (["--soft-weigth", "1"], "--soft-weight"),
         (["--task", "mnli"], "3 labels"),
+        (["--task", "mlm"], "Task mlm is no classification of texts"),
+        (["--task", "token-classification"], "Task token-classification is no classification"),
         (["--train-file", "none.csv"], "none.csv"),
         (["--resume_from_checkpoint"], "no complete checkpoint"),
         (["--output", "."], "--overwrite"),

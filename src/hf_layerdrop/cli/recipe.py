@@ -14,11 +14,12 @@ from hf_layerdrop.checkpoints.journal import Journal, Record
 from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.errors import WRONG_INPUT
 
-COMMANDS = ("train", "sweep", "search", "prune", "push", "inspect")
+COMMANDS = ("train", "distill", "sweep", "search", "prune", "push", "inspect")
 TAKES_MODEL_FIRST = COMMANDS[1:]
 # What a step needs that was begun before and not finished: it must neither stop at its own traces nor begin anew.
 AGAIN = {
     "train": ["--resume_from_checkpoint", "auto", "--overwrite"],
+    "distill": ["--resume_from_checkpoint", "auto", "--overwrite"],
     "sweep": ["--overwrite"],
     "search": ["--overwrite"],
     "prune": ["--overwrite"],

@@ -21,6 +21,7 @@ from hf_layerdrop.distillation.positions import predicts, real_tokens, scored, s
 from hf_layerdrop.distillation.student import check_fit, match_states
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
+from hf_layerdrop.evaluation.trainer_source import evaluates_as_trainer
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 
 _LOGITS = (("logits",), ("start_logits", "end_logits"))  # of one prediction, or of the two of a span
@@ -77,12 +78,17 @@ class DistillationMixin:
             kept = None if keep_layers is None else parse_keep_layers(keep_layers, depths_of(teacher))
             self._pairs = match_states(student, teacher, kept)
         self._shifts = shifts_labels(student)
-        self._counter = LayerForwardCounter()
-        trainer.add_callback(self._counter)
+        trainer.add_callback(LayerForwardCounter())
         self._parts: dict[str, torch.Tensor] = {}
         if saved := saved_provenance(student.config):
             saved["distilled_with"] = self.distillation.to_dict()
         self.teacher = trainer.accelerator.prepare_model(teacher.eval(), device_placement=True, evaluation_mode=True)
+
+    @property
+    def _counter(self) -> LayerForwardCounter:
+        """Look it up: Trainer may make another of it, from a checkpoint."""
+        callbacks = self.callback_handler.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, LayerForwardCounter))
 
     @property
     def layer_forwards(self) -> LayerForwards:
@@ -113,6 +119,7 @@ class DistillationMixin:
         loss = loss * self._share(inputs.get("labels"), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    @evaluates_as_trainer
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the three losses, without their weights, beside their sum."""
         if "loss" in logs and self._parts:

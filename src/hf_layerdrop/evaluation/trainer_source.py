@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import Seq2SeqTrainer, Trainer
@@ -32,7 +32,10 @@ from hf_layerdrop.evaluation.trainer_loop import TrainerTally, prepared_step, re
 # What an evaluation says of itself, and not of the model.
 _OF_THE_RUN = ("_runtime", "_per_second", "_model_preparation_time", "_compilation_time")
 _OF_THE_TRAINING = ("epoch", "step", "total_flos", "num_input_tokens_seen")
-_COPIED = ((Trainer, "evaluation_loop"), (Trainer, "log"), (Trainer, "evaluate"), (Seq2SeqTrainer, "evaluate"))
+# The methods whose copy measures here, and those that hand an evaluation on to them.
+_COPIED = (Trainer.evaluation_loop, Trainer.log, Trainer.evaluate, Seq2SeqTrainer.evaluate)
+_AS_TRAINER: set[Any] = set()
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -194,12 +197,21 @@ class TrainerSource:
         return time.perf_counter()
 
 
+def evaluates_as_trainer(method: Method) -> Method:
+    """Mark an ``evaluate``, ``evaluation_loop`` or ``log`` that does for an evaluation what the one below it does."""
+    _AS_TRAINER.add(method)
+    return method
+
+
 def has_own_evaluation(trainer: Trainer) -> bool:
     """Tell whether a Trainer evaluates or logs in another way than those of transformers."""
-    own = [getattr(cls, name) for cls, name in _COPIED]
-    return any(
-        getattr(getattr(trainer, name), "__func__", None) not in own for name in ("evaluate", "evaluation_loop", "log")
-    )
+    return any(_method_of(trainer, name) not in _COPIED for name in ("evaluate", "evaluation_loop", "log"))
+
+
+def _method_of(trainer: Trainer, name: str) -> Any:
+    """Return the method that a call comes to, past those that hand an evaluation on."""
+    defined = (vars(holder).get(name) for holder in (trainer, *type(trainer).__mro__))
+    return next(method for method in defined if method is not None and method not in _AS_TRAINER)
 
 
 def has_own_loader(trainer: Trainer) -> bool:
