@@ -1178,6 +1178,13 @@ def test_data_that_does_not_do_is_refused(data: object, message: str) -> None:
         search_layers(model, data, depth=2, progress=False)
 
 
+@pytest.mark.parametrize("strategy", ["block_influence", "activation_norm", "angular_distance"])
+def test_data_of_padding_alone_tells_nothing_of_a_layer(strategy: str) -> None:
+    data = [{**batch, "attention_mask": torch.zeros_like(batch["input_ids"])} for batch in labelled()]
+    with pytest.raises(TaskError, match="the encoder was given padding alone"):
+        search(build(BERT), data, strategy=strategy)
+
+
 def test_no_data_at_all() -> None:
     with pytest.raises(TaskError, match="no dataset"):
         search_layers(build(BERT), depth=2)

@@ -36,8 +36,13 @@ def rounded(importances: Importances) -> dict[str, tuple[float, ...]]:
 
 
 def look_at_layers(problem: Problem, look: Look) -> None:
-    """Run the whole model on all batches, without labels, and show each layer's input and output."""
+    """Run the whole model on all batches, without labels, and show each layer's input and output.
+
+    Raises:
+        TaskError: If a stack was given padding alone.
+    """
     hooks = []
+    tokens = dict.fromkeys(problem.cutter.lists, 0)
     masks: dict[str, torch.Tensor | None] = {}
 
     def show(stack: str, layer: int, _: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
@@ -45,6 +50,7 @@ def look_at_layers(problem: Problem, look: Look) -> None:
         after = output if torch.is_tensor(output) else output[0]
         mask = masks.get(stack)
         chosen = mask if mask is not None and mask.shape == before.shape[:-1] else torch.ones(before.shape[:-1]).bool()
+        tokens[stack] += int(chosen.sum())
         look(stack, layer, before[chosen].float(), after[chosen].float())
 
     for stack, layers in problem.cutter.lists.items():
@@ -60,6 +66,11 @@ def look_at_layers(problem: Problem, look: Look) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+    if empty_stacks := [stack for stack, count in tokens.items() if not count]:
+        raise TaskError(
+            f"This strategy looks at what layers do to tokens, but the {empty_stacks[0]} was given padding alone (its "
+            "attention_mask is 0 everywhere): give data with tokens."
+        )
     problem.scorer.note_forwards(sum(problem.space.depths.values()))
 
 
