@@ -272,11 +272,23 @@ def _rate(text: str, whole: str | None = None) -> Any:
     return numbers if "," in text else numbers[0]
 
 
-def _layers(text: str | None) -> list[int]:
+def _layers(text: str | None) -> list[int] | dict[str, list[int]]:
+    """Read layer indices, or those of several stacks."""
+    if not text:
+        return []
     try:
-        return [int(part) for part in text.split(",")] if text else []
+        if "=" not in text:
+            return [int(part) for part in text.split(",")]
+        stacks = [part.partition("=") for part in text.split(";")]
+        layers = {stack.strip(): [int(part) for part in listed.split(",")] for stack, _, listed in stacks}
+        if len(layers) < len(stacks):
+            raise ValueError(text)
     except ValueError:
-        raise LayerDropConfigError(f"--never-drop is {text!r}; give layer indices such as 0,-1.") from None
+        raise LayerDropConfigError(
+            f"--never-drop is {text!r}; give layer indices such as 0,-1, or those of each stack once: "
+            "'encoder=0;decoder=0,-1'."
+        ) from None
+    return layers
 
 
 def _schedule(text: str) -> Schedule:

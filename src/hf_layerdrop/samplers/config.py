@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -104,6 +105,7 @@ class LayerDropConfig:
         structure = _structure(structure)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("execution", execution, EXECUTIONS)
+        seed = _as_python(seed)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
         if isinstance(rate, Mapping):
@@ -159,6 +161,7 @@ class LayerDropConfig:
 
         The mean of the exponential shape depends on the number of layers, so the result then holds one rate a layer.
         """
+        depth, of = _as_python(depth), _as_python(of)
         if not (type(depth) is type(of) is int and 0 < depth <= of):
             raise LayerDropConfigError(
                 f"depth is {depth!r} of {of!r}; it must be a whole number from 1 to the number of layers."
@@ -297,8 +300,14 @@ def _name(stack: Any) -> str:
     return stack
 
 
+def _as_python(value: Any) -> Any:
+    """Turn an array or a number of numpy, torch or the like into Python's own; leave everything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _rate(value: Any, stack: str | None = None) -> Rate:
     where = f"rate of the {stack}" if stack else "rate"
+    value = _as_python(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value:
             raise LayerDropConfigError(f"{where} is empty; give one number, or one a layer.")
@@ -307,6 +316,7 @@ def _rate(value: Any, stack: str | None = None) -> Rate:
 
 
 def _number(value: Any, where: str) -> float:
+    value = _as_python(value)
     try:
         number = float(value) if not isinstance(value, bool | str | bytes) else math.nan
     except (TypeError, ValueError, OverflowError):
@@ -323,15 +333,17 @@ def _never_drop(value: Any) -> Any:
 
 
 def _indices(value: Any) -> tuple[int, ...]:
+    value = _as_python(value)
     entries = [value] if isinstance(value, int) else value
-    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
+    if not isinstance(entries, Sequence | AbstractSet) or isinstance(entries, str | bytes):
         raise LayerDropConfigError(
             f"never_drop is {value!r}; give layer indices such as (0, -1), or a dict of them by stack."
         )
-    for entry in entries:
+    indices = [_as_python(entry) for entry in entries]
+    for entry in indices:
         if isinstance(entry, bool) or not isinstance(entry, int):
             raise LayerDropConfigError(f"never_drop holds {entry!r}; layer indices are whole numbers such as 0 or -1.")
-    return tuple(entries)
+    return tuple(sorted(indices) if isinstance(entries, AbstractSet) else indices)
 
 
 def _for_the_others(rate: float, depth: int, kept: Collection[int], stack: str) -> float:

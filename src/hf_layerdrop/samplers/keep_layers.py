@@ -7,6 +7,7 @@ The same parser serves Python and the command line:
 - ``slice(None, None, 2)``, ``"::2"``, ``"3:9"``: slices, as Python reads them, but never reversed;
 - ``"every_other"``, ``"every_other:p"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
 - ``{"encoder": 6, "decoder": "::2"}``, ``"encoder=6;decoder=::2"``: by stack, where stacks not named stay whole;
+  without names, a depth or a rule goes to both stacks of an encoder-decoder, and only ``all`` to those of others;
 - ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``; in Python also the record itself.
 """
 
@@ -141,12 +142,30 @@ def _split_by_stack(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[Any,
         return spec
     if spec is None or (isinstance(spec, str) and spec.strip() == "all"):
         return dict.fromkeys(depths)
-    if len(depths) != 1:
+    if not _is_for_each_stack(spec, depths):
         example = ";".join(f"{stack}={max(1, depth // 2)}" for stack, depth in depths.items())
         raise KeepLayersError(
             f"keep_layers is {_shown(spec)}, but this model has {_listed(depths)}: say which, for example {example!r}."
         )
     return dict.fromkeys(depths, spec)
+
+
+def is_encoder_decoder(depths: Iterable[str]) -> bool:
+    """Tell whether the stacks are an encoder and its decoder, which one depth or rule can mean at once."""
+    return set(depths) == {"encoder", "decoder"}
+
+
+def _is_for_each_stack(spec: KeepLayers, depths: Mapping[str, int]) -> bool:
+    """Tell whether what names no stack means each: there is one alone, or a depth or rule meets an encoder-decoder."""
+    return len(depths) == 1 or (is_encoder_decoder(depths) and not _is_indices(spec))
+
+
+def _is_indices(spec: KeepLayers) -> bool:
+    """Tell whether these are numbers of layers, of which each stack has its own; what is neither is told by parsing."""
+    if isinstance(spec, str):
+        text = spec.strip()
+        return not _INTEGER.fullmatch(text) and bool(_INDICES.fullmatch(text) or _SLICE.fullmatch(text))
+    return _as_integer(spec) is None
 
 
 def _split_text(text: str) -> dict[str, str]:
