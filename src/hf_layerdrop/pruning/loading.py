@@ -34,7 +34,7 @@ from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.checkpoints.stored_model import check_depths
 from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
-from hf_layerdrop.checkpoints.weight_slices import open_slices
+from hf_layerdrop.checkpoints.weight_slices import open_slices, read_ahead
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
@@ -82,6 +82,7 @@ def load_plain(
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         if headers is not None:
             check_layers(headers.tensors, cut.names)
+            read_ahead(headers.source, cut.choose(headers.tensors).values())
         loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
