@@ -184,7 +184,7 @@ def test_for_depth_uses_that_depth_on_average_with_every_shape(shape, depth, of)
     assert of - sum(rates) == pytest.approx(depth)
     assert config.seed == 5
     assert config.mean_rate == pytest.approx(1 - depth / of)
-    assert list(rates) == sorted(rates)
+    assert shape == "alternating" or list(rates) == sorted(rates)
     assert (rates[0] == 0) == (shape != "uniform" or depth == of)
 
 

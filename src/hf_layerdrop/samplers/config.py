@@ -53,9 +53,9 @@ class LayerDropConfig:
     Attributes:
         rate: Chance that a layer is skipped in a training forward: one number for all layers, one a layer, or either
             by stack (``{"encoder": 0.2, "decoder": 0.1}``; a stack that is not named is never dropped).
-        shape: How a single number is spread over depth: ``uniform`` (the paper), ``linear`` (stochastic depth) or
-            ``exponential`` (LayerSkip). With the last two, ``rate`` is the rate of the last layer and the first is
-            never dropped.
+        shape: How a single number is spread over depth: ``uniform`` (the paper), ``linear`` (stochastic depth),
+            ``exponential`` (LayerSkip) or ``alternating`` (every second layer, from layer 1 on). With ``linear`` and
+            ``exponential``, ``rate`` is the rate of the last layer and the first is never dropped.
         seed: Seed of the draws. None takes `TrainingArguments.seed`, or 0 outside of Trainer, and writes it down.
         never_drop: Indices of layers that always run, negative ones counted from the end; or a dict of such by stack.
         structure: What is dropped as one: ``layer``, ``attention`` or ``ffn`` (a sub-layer), ``head``, or several of
@@ -183,11 +183,13 @@ class LayerDropConfig:
 
     @property
     def mean_rate(self) -> float:
-        """Average rate over layers and stacks, before ``never_drop``; exponential: in the limit of many layers."""
+        """Average rate over layers and stacks, before ``never_drop``; of some shapes in the limit of many layers."""
         values = list(self.rate.values()) if isinstance(self.rate, Mapping) else [self.rate]
         if not values:
             return 0.0
-        mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1}[self.shape]
+        mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1, "alternating": 0.5}[
+            self.shape
+        ]
         return sum(_mean(value) if isinstance(value, tuple) else value * mean_weight for value in values) / len(values)
 
     @property
