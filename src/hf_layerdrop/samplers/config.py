@@ -10,6 +10,14 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.samplers.depth_list import (
+    DepthList,
+    as_depth_list,
+    draws_of,
+    mean_share_dropped,
+    rates_of,
+    unknown_stacks,
+)
 from hf_layerdrop.samplers.draws import Mask, most_dropped
 from hf_layerdrop.samplers.frozen_dict import FrozenDict
 from hf_layerdrop.samplers.keep_layers import evenly_spread
@@ -67,6 +75,9 @@ class LayerDropConfig:
             that ``never_drop`` leaves, at most 0.5, and is held exactly.
             ``learned`` draws each layer on its own with a rate that is learned while training (3.2.2); ``rate`` is
             then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
+        depths: With ``sampler="depth"``, the depths that are drawn, in place of all of them and of a ``rate``:
+            ``[12, 6, 4, 3]`` alike, ``{12: 2, 6: 1}`` with weights, or a list for each stack, of which the depths at
+            one place are drawn together. Each keeps its evenly spread set. See `for_depths`.
         execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
             one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
 
@@ -88,6 +99,7 @@ class LayerDropConfig:
     structure: str | tuple[str, ...] = "layer"
     sampler: str = "bernoulli"
     execution: str = "skip"
+    depths: DepthList | None = None
 
     def __init__(
         self,
@@ -99,6 +111,7 @@ class LayerDropConfig:
         structure: str | Sequence[str] = "layer",
         sampler: str = "bernoulli",
         execution: str = "skip",
+        depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Convert every value once, so that inside the package each has one type."""
         _one_of("shape", shape, tuple(SHAPES))
@@ -108,6 +121,12 @@ class LayerDropConfig:
         seed = _as_python(seed)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
+        depths = as_depth_list(depths)
+        if depths is not None and (sampler != "depth" or rate):
+            raise LayerDropConfigError(
+                f"depths is {_plain(depths)!r}, from which the rate follows, beside rate={rate!r} and "
+                f"sampler={sampler!r}; leave the rate out and give sampler='depth', or use LayerDropConfig.for_depths."
+            )
         if isinstance(rate, Mapping):
             checked: Any = FrozenDict({_name(stack): _rate(value, stack) for stack, value in rate.items()})
         else:
@@ -150,6 +169,7 @@ class LayerDropConfig:
             "structure": structure,
             "sampler": sampler,
             "execution": execution,
+            "depths": depths,
         }.items():
             object.__setattr__(self, name, value)
 
@@ -181,9 +201,30 @@ class LayerDropConfig:
             return cls([largest * weight for weight in weights], **settings)
         return cls(largest, shape=shape, **settings)
 
+    @classmethod
+    def for_depths(
+        cls,
+        depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]],
+        *,
+        seed: int | None = None,
+        never_drop: Sequence[int] | Mapping[str, Sequence[int]] = (),
+        execution: str = "skip",
+    ) -> LayerDropConfig:
+        """Train these depths and no others: each training forward is one of them, whole models by naming their depth.
+
+        A short fixed list of sub-networks comes nearer to models trained for their depth alone than random draws do
+        (Starbucks, Zhuang et al., 2024). Give ``{12: 2, 6: 1, 3: 1}`` to draw the first as often as both others.
+        """
+        return cls(depths=depths, sampler="depth", seed=seed, never_drop=never_drop, execution=execution)
+
     @property
     def mean_rate(self) -> float:
-        """Average rate over layers and stacks, before ``never_drop``; of some shapes in the limit of many layers."""
+        """Average rate over layers and stacks, before ``never_drop``; of some shapes in the limit of many layers.
+
+        With ``depths`` the deepest is taken for the whole model, whose depth a config does not know.
+        """
+        if self.depths is not None:
+            return mean_share_dropped(self.depths)
         values = list(self.rate.values()) if isinstance(self.rate, Mapping) else [self.rate]
         if not values:
             return 0.0
@@ -206,6 +247,8 @@ class LayerDropConfig:
         for what, value in (("rate", self.rate), ("never_drop", self.never_drop)):
             if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(depths))):
                 raise LayerDropConfigError(f"{what} names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
+        if self.depths is not None and (unknown := unknown_stacks(self.depths, depths)):
+            raise LayerDropConfigError(f"depths names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
         return {stack: self._rates_of(stack, depth) for stack, depth in depths.items()}
 
     def always_kept(self, stack: str, depth: int) -> frozenset[int]:
@@ -225,6 +268,8 @@ class LayerDropConfig:
                 f"rate has {len(rate)} values, but the {stack} has {depth} layers; give one number, or {depth} of them."
             )
         kept = self.always_kept(stack, depth)
+        if self.depths is not None:
+            return rates_of(draws_of(self.depths, stack, depth, kept))
         if self.sampler == "depth" and not isinstance(rate, tuple):
             _check_depths_reach(rate, depth, kept, stack)
         if self.sampler == "learned" and not isinstance(rate, tuple):
@@ -380,5 +425,5 @@ def _mean(values: tuple[float, ...]) -> float:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {str(name): _plain(entry) for name, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
