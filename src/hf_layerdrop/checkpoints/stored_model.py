@@ -13,6 +13,7 @@ from hf_layerdrop.architectures.families import DEPTH_FIELDS
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
 from hf_layerdrop.checkpoints.model_class import check_architecture, find_class, find_config
+from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, group_by_layer
 from hf_layerdrop.errors import CheckpointError
 
@@ -61,12 +62,14 @@ class StoredModel:
         architecture: The name of the transformers class that its config names, or that its weights show.
         stacks: Its stacks, in the order of the model.
         ignored: Weights of further blocks that the model class passes over, such as those for multi-token prediction.
+        tied: Whether its output embeddings are one tensor with others; a class without such has none to tie.
     """
 
     headers: CheckpointHeaders
     architecture: str
     stacks: tuple[StoredStack, ...]
     ignored: tuple[str, ...] = ()
+    tied: bool = False
 
     @property
     def depths(self) -> dict[str, int]:
@@ -95,6 +98,11 @@ def find_stored_model(headers: CheckpointHeaders, **where: Any) -> StoredModel:
         CheckpointError: Its config builds no model, or one of other layers than its files hold.
         UnsupportedModelError: The model cannot be cut by layers.
     """
+    with reading(headers.source, alone=True):
+        return _stored_model(headers, where)
+
+
+def _stored_model(headers: CheckpointHeaders, where: Mapping[str, Any]) -> StoredModel:
     check_depths(headers)
     config = find_config(headers.source, where)
     cls = find_class(headers.source, {**where, "config": config}, headers)
@@ -105,7 +113,7 @@ def find_stored_model(headers: CheckpointHeaders, **where: Any) -> StoredModel:
     names = WeightNames(model, find_stacks(model))
     layers, ignored = group_by_layer(headers.tensors, names)
     stacks = [_stored(stack, model.config, layers[stack.name]) for stack in names.stacks.values()]
-    return StoredModel(headers, cls.__name__, tuple(stacks), tuple(ignored))
+    return StoredModel(headers, cls.__name__, tuple(stacks), tuple(ignored), _has_tied_head(model))
 
 
 def check_depths(headers: CheckpointHeaders) -> None:
@@ -153,6 +161,12 @@ def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, source: str) ->
             f"The config of {source!r} builds no {cls.__name__} ({type(error).__name__}: {reason}): correct it, or "
             "download it again."
         ) from error
+
+
+def _has_tied_head(model: PreTrainedModel) -> bool:
+    tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
+    head = model.get_output_embeddings()
+    return head is not None and any(module is head for name, module in model.named_modules() if name in tied)
 
 
 def _stored(stack: Stack, config: PreTrainedConfig, layers: Mapping[int, list[tuple[str, TensorInfo]]]) -> StoredStack:

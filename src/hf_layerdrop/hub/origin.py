@@ -14,9 +14,10 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop import compat
+from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
-from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,10 @@ class Source:
 
         patterns = [*PROCESSOR_FILES, *(f"*/{pattern}" for pattern in PROCESSOR_FILES), "README.md"]
         try:
-            root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
+            with bounded_waits():
+                root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
+        except HubError:
+            raise
         except (HTTPError, OSError, ValueError) as error:
             logger.debug("No files of %s beside its weights: %s", self.name, type(error).__name__)
             self.failure = error

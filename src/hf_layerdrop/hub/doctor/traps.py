@@ -11,7 +11,6 @@ from hf_layerdrop.architectures.families import (
     LAYER_TAPS,
     NATIVE_RATE_FIELDS,
     SLICES_FIELD,
-    TIED_FIELD,
     bias_in_first_block,
 )
 from hf_layerdrop.architectures.names import stack_name
@@ -149,7 +148,7 @@ def _by_number(model: StoredModel) -> Iterator[str]:
 
 
 def _tied(model: StoredModel) -> Iterator[str]:
-    if model.headers.config.get(TIED_FIELD):
+    if model.tied:
         yield "input and output embeddings are one tensor: they stay tied, and are counted once"
 
 
