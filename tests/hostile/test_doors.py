@@ -167,9 +167,7 @@ def test_the_base_of_an_adapter(base, model, tmp_path, capsys, monkeypatch):
     refused_by_all(model, "", tmp_path, capsys)
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * 300, "x/" * 3000, "\udcff", "/dev/zero", "²", "a//b", "", " ", "a" * 97]
-)
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "\udcff", "/dev/zero", "²", "a//b", "", " ", "a" * 97])
 def test_the_name_of_a_checkpoint(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused_by_all(name, "", tmp_path, capsys)

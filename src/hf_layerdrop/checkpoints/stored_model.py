@@ -19,6 +19,7 @@ from hf_layerdrop.errors import CheckpointError
 
 # A model of so many layers is built in under a second; more are built only if the files hold weights for them.
 _QUICK_DEPTH = 256
+_LONGEST_NAME, _MOST_PARTS = 1000, 32
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _most_numbered(tensors: Mapping[str, TensorInfo]) -> int:
     """Return how many numbers stand, at most, at one place in names of weights that are alike before it."""
     numbers: dict[str, set[str]] = {}
     for name in tensors:
-        parts = name.split(".")
+        parts = name[:_LONGEST_NAME].split(".", _MOST_PARTS)  # of a stranger's name of 100 KB, each part would cost as much
         for place, part in enumerate(parts):
             if part.isdecimal():
                 numbers.setdefault(".".join(parts[:place]), set()).add(part)
