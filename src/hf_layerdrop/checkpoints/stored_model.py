@@ -146,7 +146,7 @@ def _most_numbered(tensors: Mapping[str, TensorInfo]) -> int:
     """Return how many numbers stand, at most, at one place in names of weights that are alike before it."""
     numbers: dict[str, set[str]] = {}
     for name in tensors:
-        parts = name[:_LONGEST_NAME].split(".", _MOST_PARTS)  # of a stranger's name of 100 KB, each part would cost as much
+        parts = name[:_LONGEST_NAME].split(".", _MOST_PARTS)  # of 100 KB, each part would cost as much
         for place, part in enumerate(parts):
             if part.isdecimal():
                 numbers.setdefault(".".join(parts[:place]), set()).add(part)

@@ -37,6 +37,8 @@ def reading(name_or_path: Any, *, alone: bool = False) -> Iterator[None]:
     except LayerDropError:
         raise
     except Exception as error:
+        if isinstance(error.__cause__, LayerDropError):  # of ours, in words of transformers
+            raise error.__cause__ from None
         if out_of_memory(error) or not (alone or isinstance(error, _OF_FILES) or type(error) is RuntimeError):
             raise
         raise CheckpointError(unreadable(str(name_or_path), error)) from error

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop import compat
@@ -56,7 +56,7 @@ class Source:
                 root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
         except HubError:
             raise
-        except (HTTPError, OSError, ValueError) as error:
+        except Exception as error:  # an answer that is none of the Hub's raises anything
             logger.debug("No files of %s beside its weights: %s", self.name, type(error).__name__)
             self.failure = error
             return None
