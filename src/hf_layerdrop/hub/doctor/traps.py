@@ -154,7 +154,7 @@ def _tied(model: StoredModel) -> Iterator[str]:
 
 def _own_code(model: StoredModel) -> Iterator[str]:
     if model.headers.config.get("auto_map"):
-        yield "it comes with code of its own (auto_map), which is not run unless trust_remote_code is given"
+        yield "it comes with code of its own (auto_map), which is not run unless you ask for it (trust_remote_code)"
 
 
 _OF_A_STACK = {
