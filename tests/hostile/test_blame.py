@@ -27,18 +27,18 @@ HEAD = "BertForSequenceClassification"
 
 def test_a_metric_that_is_none_lists_the_loss_and_the_one_that_was_meant():
     for metric, meant in (("acc", "accuracy"), ("Accuracy", "accuracy"), ("los", "loss"), ("ppl", None), ("", None)):
-        with pytest.raises(TaskError, match="Known: accuracy, f1, .*, loss, perplexity") as caught:
+        with pytest.raises(TaskError, match=r"Known: accuracy, f1, .*, loss, perplexity") as caught:
             evaluate_depths(build(HEAD), [batch_for(HEAD)], depths=[2], metric=metric, progress=False)
         assert ("did you mean" in str(caught.value)) == (meant is not None)
         assert meant is None or f"did you mean {meant!r}?" in str(caught.value)
 
 
 def test_a_search_says_the_same():
-    with pytest.raises(TaskError, match="did you mean 'accuracy'.*loss"):
+    with pytest.raises(TaskError, match=r"did you mean 'accuracy'.*loss"):
         search_layers(build(HEAD), [batch_for(HEAD)] * 4, metric="acc", strategy="first", depth=2)
 
 
-def test_data_that_nobody_checked_is_no_data_of_a_task(rows):  # noqa: F811
+def test_data_that_nobody_checked_is_no_data_of_a_task(rows):
     datasets = needed("datasets")
     task = load_task("sst2")
     raw = datasets.DatasetDict(validation=datasets.Dataset.from_csv(str(rows)))
@@ -61,7 +61,7 @@ def test_targets_that_are_cut_are_not_called_rows(tmp_path):
     encoded = task.encode(data, tokenizer, max_target_length=8)
     assert list(encoded.cuts) == ["3 targets of validation are longer than 8 tokens"]
     with pytest.raises(
-        TaskError, match="3 of 3 targets of the validation data are longer than 8 tokens.*--max-target-length"
+        TaskError, match=r"3 of 3 targets of the validation data are longer than 8 tokens.*--max-target-length"
     ):
         task.encode(data, tokenizer, max_target_length=8, strict=True)
     assert next(task.encode(data, tokenizer, max_length=5).cuts) == "3 rows of validation are longer than 5 tokens"
@@ -79,7 +79,7 @@ def test_tied_embeddings_are_those_of_the_class(head, tied, says, tmp_path, caps
     assert ("tied weights" in traps) == (tied and says)
 
 
-def test_a_mount_point_is_said_to_be_one(model, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_mount_point_is_said_to_be_one(model, tmp_path, monkeypatch, capsys):
     output = tmp_path / "mounted"
     output.mkdir()
     real = os.path.ismount
@@ -91,7 +91,7 @@ def test_a_mount_point_is_said_to_be_one(model, tmp_path, monkeypatch, capsys): 
     save_pruned(model, output / "model", keep_layers=2)
 
 
-def test_so_is_one_that_only_renaming_shows(model, tmp_path, monkeypatch):  # noqa: F811
+def test_so_is_one_that_only_renaming_shows(model, tmp_path, monkeypatch):
     output = save_pruned(model, tmp_path / "bound", keep_layers=2)
     real = Path.rename
 
@@ -163,7 +163,7 @@ def test_a_broken_tokenizer_is_not_called_missing(tmp_path):
     folder = save_classifier(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{")
     (folder / "vocab.txt").unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match="The tokenizer of .* cannot be read"):
+    with pytest.raises(CheckpointError, match=r"The tokenizer of .* cannot be read"):
         load_tokenizer(str(folder))
 
 
@@ -178,7 +178,7 @@ LONG_HEADERS = {
 
 @pytest.mark.parametrize("fields", [{}, {"architectures": None}, {"num_hidden_layers": 10**9}], ids=str)
 @pytest.mark.parametrize("names", LONG_HEADERS.values(), ids=LONG_HEADERS)
-def test_long_headers_do_not_slow_inspect(names, fields, model, tmp_path, capsys):  # noqa: F811
+def test_long_headers_do_not_slow_inspect(names, fields, model, tmp_path, capsys):
     """Of 300 KB with many lists that look like stacks: it took fifteen seconds."""
     from safetensors.torch import load_file, save_file
 

@@ -52,7 +52,7 @@ def own(tmp_path, monkeypatch, request):
 
 
 @pytest.mark.parametrize("own", [True, False], indirect=True, ids=["a known type", "a type of its own"])
-def test_nothing_of_it_is_run(own, rows, tmp_path, capsys):  # noqa: F811
+def test_nothing_of_it_is_run(own, rows, tmp_path, capsys):
     data = ["--task", "sst2", "--validation-file", str(rows)]
     commands = [
         ["inspect", str(own)],
@@ -84,7 +84,7 @@ def test_inspect_says_that_it_is_not(own, capsys):
 
 
 @pytest.mark.parametrize("own", [True], indirect=True)
-def test_the_tokenizer_of_its_own_is_taken_where_it_was_asked_for(own, rows, tmp_path):  # noqa: F811
+def test_the_tokenizer_of_its_own_is_taken_where_it_was_asked_for(own, rows, tmp_path):
     data = ["--task", "sst2", "--validation-file", str(rows), "--depths", "2", "--output", str(tmp_path / "swept")]
     assert run(["sweep", str(own), *data, "--trust-remote-code"]) == 0
     assert (tmp_path / "ran").exists()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_layerdrop.cli import run
+from hf_layerdrop.errors import LayerDropError
 
 # More of everything where time allows: HOSTILE=20 tries twenty times as much.
 SCALE = int(os.environ.get("HOSTILE", "1"))
@@ -25,6 +26,17 @@ def soon():
     begin = time.process_time()
     yield
     assert time.process_time() - begin < LONGEST
+
+
+def taken_or_refused(door):
+    """Call a function that may work, or refuse in one line."""
+    with soon():
+        try:
+            return door()
+        except LayerDropError as error:
+            said = str(error)
+            assert "\n" not in said, said
+            return None
 
 
 def listing(folder: Path) -> set[str]:

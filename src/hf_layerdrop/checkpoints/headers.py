@@ -27,6 +27,7 @@ PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _AT_ONCE = 2**20  # of a call for more, Linux may read no more than a disk takes at once
 _LONGEST_HEADER = 100_000_000  # bytes
+_TEXTS = (".json", ".jinja", ".txt")
 _LONGEST_REASON = 300  # characters
 _BUFFER_DTYPES = {"BOOL", "I32", "I64"}  # position_ids and the like
 
@@ -98,6 +99,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
         )
     config = _read_json(folder / CONFIG_NAME)
+    for path in folder.iterdir():  # transformers reads them whole
+        if path.suffix in _TEXTS and path.is_file() and path.stat().st_size > LARGEST:
+            raise CheckpointError(f"The file {str(path)!r} is larger than {LARGEST // 10**6} MB: download it again.")
     if not isinstance(config.get("model_type"), str | None):
         _refuse(folder / CONFIG_NAME, f"its model_type is {config['model_type']!r} and not a name")
     named = config.get("architectures")
@@ -179,10 +183,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
-    content = _read_json(folder / INDEX_NAME, LARGEST)
-    weight_map = _weight_map(content, folder / INDEX_NAME)
-    if not isinstance(content.get("metadata"), dict):
-        _refuse(folder / INDEX_NAME, "it has no metadata, without which transformers does not read it")
+    weight_map = read_index(folder / INDEX_NAME)
     shards = {shard: read_header(folder / shard) for shard in dict.fromkeys(weight_map.values())}
     return find_placed(weight_map, shards, folder)
 
@@ -199,15 +200,27 @@ def find_placed(
 
 def read_index(index: Path) -> dict[str, str]:
     """Read which weight file holds each tensor of a checkpoint in shards."""
-    return _weight_map(_read_json(index, LARGEST), index)
-
-
-def _weight_map(content: Mapping[str, Any], index: Path) -> dict[str, str]:
-    weight_map = content.get("weight_map")
+    weight_map = _read_json(index, LARGEST).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         _refuse(index, "it has no weight_map")
     _check_names(weight_map.values(), index)
     return weight_map
+
+
+def check_metadata(folder: Path) -> None:
+    """Refuse an index without what transformers looks up in it, though nothing of that is needed.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    index = folder / INDEX_NAME
+    if (folder / WEIGHTS_NAME).exists() or not index.exists():
+        return
+    if not isinstance(_read_json(index, LARGEST).get("metadata"), dict):
+        raise CheckpointError(
+            f"The file {str(index)!r} has no metadata, without which transformers does not read it: write "
+            '"metadata": {} into it, or download it again.'
+        )
 
 
 def check_uploaded(shards: Iterable[str], files: Collection[str], repo_id: str) -> None:

@@ -11,6 +11,8 @@ from huggingface_hub import get_session
 
 from hf_layerdrop.errors import HubError
 
+_PATIENT = "hf_layerdrop.patient"
+PATIENT = {_PATIENT: True}  # extensions of a request whose sender waits as it sees fit
 LONGEST = 300  # seconds; the Hub's own limits of rate begin anew after so many
 
 
@@ -34,6 +36,8 @@ def bounded_waits() -> Iterator[None]:
 
 
 def _check(response: Any) -> None:
+    if response.request.extensions.get(_PATIENT):
+        return
     wait = response.headers.get("Retry-After", "").strip()
     busy = response.status_code == HTTPStatus.TOO_MANY_REQUESTS or response.status_code >= 500
     if busy and wait.isascii() and wait.isdigit() and (len(wait) > 9 or int(wait) > LONGEST):

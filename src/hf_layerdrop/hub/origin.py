@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
+from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
 from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
@@ -73,6 +74,7 @@ class Source:
         if card is None or not card.is_file():
             return {}
         try:
+            check_kind(card, LARGE)
             data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
         except Exception as error:  # anyone's YAML: a card that cannot be read only means that less is known
             logger.debug("The card of %s cannot be read: %s", self.name, type(error).__name__)

@@ -28,7 +28,7 @@ from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_gene
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
-from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders, check_metadata, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, where_of
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.checkpoints.stored_model import check_depths
@@ -222,6 +222,7 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
         return None
     headers = read_checkpoint(folder)
+    check_metadata(folder)
     if not set(kwargs) & _DEPTHS:
         check_depths(headers)
     return headers
