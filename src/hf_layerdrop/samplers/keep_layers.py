@@ -188,7 +188,7 @@ def _is_indices(spec: KeepLayers) -> bool:
     """Tell whether these are numbers of layers, of which each stack has its own; what is neither is told by parsing."""
     if isinstance(spec, str):
         text = spec.strip()
-        return not _INTEGER.fullmatch(text) and bool(_INDICES.fullmatch(text) or _SLICE.fullmatch(text))
+        return not _INTEGER.fullmatch(text) and (_indices_in(text) is not None or bool(_SLICE.fullmatch(text)))
     return _as_integer(spec) is None
 
 
@@ -252,9 +252,8 @@ def _parse_stack(spec: KeepLayers, stack: str, depth: int) -> tuple[int, ...]:
 def _parse_text(text: str, stack: str, depth: int) -> tuple[int, ...]:
     if _INTEGER.fullmatch(text):
         return _from_depth(int(text), stack, depth)
-    items = [item.strip() for item in text.removesuffix(",").split(",")]
-    if all(map(_INTEGER.fullmatch, items)):
-        return _from_indices(map(int, items), stack, depth)
+    if (indices := _indices_in(text)) is not None:
+        return _from_indices(indices, stack, depth)
     bounds = _SLICE.fullmatch(text)
     if bounds:
         return _from_slice(slice(*(None if bound is None else int(bound) for bound in bounds.groups())), stack, depth)
@@ -263,6 +262,12 @@ def _parse_text(text: str, stack: str, depth: int) -> tuple[int, ...]:
     if strategy is None:
         raise _unreadable(text, stack)
     return strategy(argument if colon else None, stack, depth)
+
+
+def _indices_in(text: str) -> list[int] | None:
+    """Read numbers with commas; split and not matched whole, where a pattern would go back and forth over spaces."""
+    items = [item.strip() for item in text.removesuffix(",").split(",")]
+    return [int(item) for item in items] if all(map(_INTEGER.fullmatch, items)) else None
 
 
 def _from_depth(count: int, stack: str, depth: int) -> tuple[int, ...]:
