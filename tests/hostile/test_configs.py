@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    SwinConfig,
+    SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     Wav2Vec2Config,
@@ -108,3 +110,26 @@ def test_wrong_values_are_taken_or_refused(family, capsys):
     finally:
         (folder / "config.json").write_text(good)
     assert not failures, "\n".join(failures)
+
+
+def swin(folder):
+    config = SwinConfig(image_size=16, patch_size=4, embed_dim=8, depths=[1, 2, 1], num_heads=[1, 2, 2], window_size=2)
+    SwinForImageClassification(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "fields"),
+    [
+        *((swin, {"depths": depths}) for depths in ([2, 10**9, 1], [10**9] * 3, [2, 10**18, 1])),
+        (MODELS["wav2vec2"], {"add_adapter": True, "num_adapter_layers": 10**9}),
+    ],
+    ids=str,
+)
+def test_parts_without_number_are_not_built(save, fields, tmp_path, capsys):
+    """Whatever field counts them: files that hold few weights belong to no model of a billion."""
+    save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    answer(capsys, "inspect", tmp_path / "model")
+    answer(capsys, "prune", tmp_path / "model", "--keep-layers", "1", "--output", tmp_path / "out", "--no-tokenizer")
+    assert not (tmp_path / "out").exists()

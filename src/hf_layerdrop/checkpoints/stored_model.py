@@ -19,6 +19,7 @@ from hf_layerdrop.errors import CheckpointError
 
 # A model of so many layers is built in under a second; more are built only if the files hold weights for them.
 _QUICK_DEPTH = 256
+_QUICK_WEIGHTS = 5_000
 _LONGEST_NAME, _MOST_PARTS = 1000, 32
 
 
@@ -110,7 +111,7 @@ def _stored_model(headers: CheckpointHeaders, where: Mapping[str, Any]) -> Store
     check_architecture(cls, headers.config, headers.source)
     if not isinstance(config, cls.config_class):  # as loading reads it, where two types have one class
         config = cls.config_class.from_pretrained(headers.source, **where)
-    model = _built(cls, config, headers.source)
+    model = _built(cls, config, headers)
     names = WeightNames(model, find_stacks(model))
     layers, ignored = group_by_layer(headers.tensors, names)
     stacks = [_stored(stack, model.config, layers[stack.name]) for stack in names.stacks.values()]
@@ -138,6 +139,8 @@ def _declared_depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[tu
     for name, value in config.items():
         if name in known:
             yield prefix + name, value
+        elif name == "depths" and isinstance(value, list):  # of a hierarchical model, one a stage
+            yield from ((prefix + name, depth) for depth in value)
         elif isinstance(value, Mapping):
             yield from _declared_depths(value, f"{prefix}{name}.")
 
@@ -153,14 +156,14 @@ def _most_numbered(tensors: Mapping[str, TensorInfo]) -> int:
     return max(map(len, numbers.values()), default=0)
 
 
-def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, source: str) -> PreTrainedModel:
+def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, headers: CheckpointHeaders) -> PreTrainedModel:
     try:
-        return built_on_meta(cls, config)
+        return built_on_meta(cls, config, _QUICK_WEIGHTS + 2 * len(headers.tensors))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"The config of {source!r} builds no {cls.__name__} ({type(error).__name__}: {reason}): correct it, or "
-            "download it again."
+            f"The config of {headers.source!r} builds no {cls.__name__} ({type(error).__name__}: {reason}): correct "
+            "it, or download it again."
         ) from error
 
 
