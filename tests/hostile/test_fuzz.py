@@ -110,7 +110,7 @@ def instead(path, content):
         path.write_bytes(good)
 
 
-@tries(25)
+@tries(12)
 @given(data=st.data())
 def test_configs(saved, capsys, data):
     path = saved / "whole" / "config.json"
@@ -120,7 +120,7 @@ def test_configs(saved, capsys, data):
         check(saved, lambda: load_checkpoint(saved / "whole", keep_layers=2))
 
 
-@tries(25)
+@tries(12)
 @given(data=st.data())
 def test_indices(saved, capsys, data):
     path = saved / "shards" / INDEX
@@ -130,7 +130,7 @@ def test_indices(saved, capsys, data):
         check(saved, lambda: load_checkpoint(saved / "shards", keep_layers=2))
 
 
-@tries(60)
+@tries(30)
 @given(data=st.data())
 def test_headers(saved, data):
     path = saved / "whole" / "model.safetensors"
@@ -152,7 +152,7 @@ SELECTION = {
 }
 
 
-@tries(100)
+@tries(60)
 @given(data=st.data())
 def test_selections(tmp_path, data):
     file = tmp_path / "chosen.json"
@@ -171,7 +171,7 @@ RESULT = {
 }
 
 
-@tries(60)
+@tries(30)
 @given(data=st.data())
 def test_journals(tmp_path, data):
     kinds = [
@@ -186,7 +186,7 @@ def test_journals(tmp_path, data):
             check(tmp_path, read)
 
 
-@tries(60)
+@tries(30)
 @given(data=st.data())
 def test_results(tmp_path, data):
     file = tmp_path / "depth_results.json"
@@ -197,7 +197,7 @@ def test_results(tmp_path, data):
 RECIPE = {"steps": ["prune a --keep-layers 2", {"train": {"task": "sst2", "layerdrop": 0.2, "seed": [1, 2]}}]}
 
 
-@tries(60)
+@tries(30)
 @given(data=st.data())
 def test_recipes(tmp_path, capsys, data):
     file = tmp_path / "recipe.yaml"
