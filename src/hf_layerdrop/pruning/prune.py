@@ -118,6 +118,7 @@ class Cutter:
         own_config(model)  # what shares it must not seem to be cut
         states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
+        self._parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
         self._draws = [draw for state in states for draw in state.draws.values()]
         if any(draw.paused for draw in self._draws):
             raise _within_block()
@@ -254,7 +255,7 @@ class Cutter:
             self._leave(changes)  # what an interrupt of that has left
 
     def _be(self, kept: Mapping[str, Sequence[int]], provenance: Mapping[str, Any], changes: Changes) -> None:
-        changes.note(partial(take_back_recording, self._model, recording_models(self._model)))
+        changes.note(partial(take_back_recording, self._parts, recording_models(self._parts)))
         open_block(self._model, changes)
         changes.assign(self._model.config, {CONFIG_KEY: provenance})
         for draw in self._draws:
