@@ -144,6 +144,14 @@ def test_a_head_that_is_not_there_is_not_made_up(door, hub, tmp_path):
         assert_same_tensors(cut.state_dict(), model.state_dict())
 
 
+def test_inspect_says_what_is_there(tmp_path, capsys):
+    MPNetModel(MPNetConfig(**SMALL)).save_pretrained(tmp_path / "source")
+    change_config(tmp_path / "source", architectures=["MPNetForMaskedLM"])
+    assert run(["inspect", str(tmp_path / "source"), "--json"]) == 0
+    (said,) = [trap["says"] for trap in json.loads(capsys.readouterr().out)["traps"] if trap["name"] == "other class"]
+    assert "names MPNetForMaskedLM, but the weights are those of MPNetModel" in said
+
+
 def test_a_base_without_its_pooler_is_saved_without_it(tmp_path):
     build("BertModel").save_pretrained(tmp_path / "source")
     change_weights(tmp_path / "source", lambda weights: {n: w for n, w in weights.items() if "pooler" not in n})

@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 COMPANIONS = (
     *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("LICENSE*", "LICENCE*", "License*", "license*", "NOTICE*", "COPYING*", "USE_POLICY*"),
+    *("custom_generate/*.py", "LICENSE*", "LICENCE*", "License*", "license*", "NOTICE*", "COPYING*", "USE_POLICY*"),
 )
-CODE = ("*.py", "custom_generate/*.py")
+CODE = "*.py"
 _OF_MODULES = ("*.json", "*.txt", "*.model", "*.py", "model.safetensors", "pytorch_model.bin")
-_MAPPING_CODE = ("config.json", "tokenizer_config.json", "*processor_config.json", "generation_config.json")
+_MAPPING_CODE = ("config.json", "tokenizer_config.json", "*processor_config.json")
 _LIBRARY = "sentence_transformers."
 _WEIGHING = "WeightedLayerPooling"
 _LONGEST_JSON = 10_000_000  # bytes
@@ -37,7 +37,7 @@ def companion_files(folder: Path) -> list[Path]:
 def further_companions(folder: Path) -> list[str]:
     """Return patterns of companions that the usual ones name: the folders of modules, and code."""
     patterns = [f"{escape(path)}/{pattern}" for path in module_folders(folder) for pattern in _OF_MODULES]
-    return [*patterns, *CODE] if _needs_code(folder) else patterns
+    return [*patterns, CODE] if _needs_code(folder) else patterns
 
 
 def module_folders(folder: Path) -> list[str]:
@@ -96,7 +96,4 @@ def _needs_code(folder: Path) -> bool:
         return True
     files = [file for pattern in _MAPPING_CODE for file in folder.glob(pattern)]
     contents = [read_beside(file) for file in files]
-    return (
-        any(isinstance(content, dict) and content.get("auto_map") for content in contents)
-        or (folder / "custom_generate").is_dir()
-    )
+    return any(isinstance(content, dict) and content.get("auto_map") for content in contents)

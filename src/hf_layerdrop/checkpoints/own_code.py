@@ -58,6 +58,5 @@ def needs_own_code(name_or_path: Any) -> str:
     """Say that a checkpoint needs code of its own, and how to run it."""
     return (
         f"{str(name_or_path)!r} needs code of its own (auto_map in its config), which is not run unless you ask for "
-        "it: read that code, and if you trust it, load the model in Python with trust_remote_code=True, and pass it "
-        "to inject_layerdrop or prune_layers."
+        "it: read that code, and if you trust it, load or save the model in Python with trust_remote_code=True."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -72,9 +73,11 @@ def vocabulary_files(folder: Path) -> list[str]:
         known = TOKENIZER_MAPPING_NAMES.get(str(content.get("model_type")))
         names += known if isinstance(known, tuple) else [known]
     names = [name for name in names if isinstance(name, str)]
-    classes = [getattr(transformers, name, None) for name in {*names, *(name.removesuffix("Fast") for name in names)}]
-    declared = [getattr(cls, "vocab_files_names", None) or {} for cls in classes if isinstance(cls, type)]
-    return sorted({name for files in declared for name in files.values() if isinstance(name, str)})
+    declared: set[str] = set()
+    for name in {*names, *(name.removesuffix("Fast") for name in names)}:
+        with suppress(AttributeError, ImportError, RuntimeError):  # no tokenizer, or one whose library is missing
+            declared |= set(getattr(transformers, name).vocab_files_names.values())
+    return sorted(declared)
 
 
 def none_beside(model: str) -> str:

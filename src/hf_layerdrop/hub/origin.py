@@ -140,34 +140,13 @@ def load_pruned(
     """
     from transformers import PreTrainedModel
 
-    from hf_layerdrop.architectures.stacks import find_stacks
-    from hf_layerdrop.checkpoints.adapter_files import adapted_base
-    from hf_layerdrop.checkpoints.leftovers import saved_state
-    from hf_layerdrop.checkpoints.weight_names import WeightNames
-    from hf_layerdrop.models.auto import load_fitting
-    from hf_layerdrop.models.mixin import inject
     from hf_layerdrop.pruning.prune import prune_layers
     from hf_layerdrop.pruning.turns import turn_of_thread
-    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
 
     if isinstance(model, str | os.PathLike):
-        named: dict[str, Any] = {} if revision is None else {"revision": revision}
-        options = {**named, **load_kwargs}
-        leftovers: dict[str, Any] = {}
-        layerdrop = options.pop("layerdrop", None)
-        loaded, info = load_fitting(os.fspath(model), keep_layers, options.pop("model_class", None), leftovers, options)
-        if keep_layers is not None and adapted_base(os.fspath(model), load_kwargs) is None:
-            names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
-            places = filter(None, map(names.layer_of, info["missing_keys"]))
-            check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
-        if layerdrop is not None:
-            inject(loaded, layerdrop, options)
-        if options.get("dtype") not in (None, "auto") or options.get("torch_dtype") not in (None, "auto"):
-            leftovers = {
-                name: weight.to(loaded.dtype) if weight.is_floating_point() else weight
-                for name, weight in leftovers.items()
-            }
-        return loaded, saved_state(loaded, info["missing_keys"], leftovers)
+        return _load_named(
+            os.fspath(model), keep_layers, {**load_kwargs, **({"revision": revision} if revision else {})}
+        )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"A {type(model).__name__} is neither a transformers model nor the name of one: pass a PreTrainedModel "
@@ -180,6 +159,28 @@ def load_pruned(
         pruned = copy.deepcopy(model)
     prune_layers(pruned, keep_layers, source=_shown(model.name_or_path), revision=_commit_of(model))
     return pruned, None
+
+
+def _load_named(name: str, keep_layers: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any] | None]:
+    from hf_layerdrop.architectures.stacks import find_stacks
+    from hf_layerdrop.checkpoints.adapter_files import adapted_base
+    from hf_layerdrop.checkpoints.leftovers import saved_state
+    from hf_layerdrop.checkpoints.weight_names import WeightNames
+    from hf_layerdrop.models.auto import load_fitting
+    from hf_layerdrop.models.mixin import inject
+    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
+
+    layerdrop, model_class = options.pop("layerdrop", None), options.pop("model_class", None)
+    leftovers: dict[str, Any] = {}
+    loaded, info = load_fitting(name, keep_layers, model_class, leftovers, options)
+    if keep_layers is not None and adapted_base(name, options) is None:
+        names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
+        places = filter(None, map(names.layer_of, info["missing_keys"]))
+        check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
+    if layerdrop is not None:
+        inject(loaded, layerdrop, options)
+    given = any(options.get(dtype) not in (None, "auto") for dtype in ("dtype", "torch_dtype"))
+    return loaded, saved_state(loaded, info, leftovers, loaded.dtype if given else None)
 
 
 def _commit_of(model: Any) -> str | None:
