@@ -199,10 +199,17 @@ def test_a_pickle_says_as_much(tmp_path):
 # --- A config that names no model class ------------------------------------------------------------
 
 
+NAMED = [
+    *(None, [], ["pipeline"], ["AutoModel"], ["BertTokenizer"], ["PreTrainedModel"], ["BertPreTrainedModel"]),
+    *(["GPT2LMHeadModel"], "BertForTokenClassification", 3, [3], [None], [""], {"a": 1}, [["BertModel"]]),
+]
+
+
 @pytest.mark.parametrize(
-    "named", [None, [], ["pipeline"], ["AutoModel"], ["BertTokenizer"], ["BertConfig"], ["PreTrainedModel"]], ids=repr
+    ("door", "named"),
+    [(save, named) for named in NAMED]
+    + [(door, named) for door in (save_of_the_hub, prune_command) for named in NAMED[:3]],
 )
-@pytest.mark.parametrize("door", [save, save_of_the_hub, prune_command])
 def test_a_config_that_names_no_model_class_is_saved_as_what_its_weights_are(door, named, hub, tmp_path):
     source = build("BertForTokenClassification")
     source.save_pretrained(tmp_path / "source")
@@ -211,6 +218,7 @@ def test_a_config_that_names_no_model_class_is_saved_as_what_its_weights_are(doo
     assert_same_tensors(
         dict(sorted(written(tmp_path / "out").items())), dict(sorted(expected_of(tmp_path / "source", door).items()))
     )
+    assert run(["inspect", str(tmp_path / "source")]) == 0
     again = transformers.BertForTokenClassification.from_pretrained(tmp_path / "out")
     assert_same_tensors(again.state_dict(), cut_by_hand(source, {"encoder": KEPT}).state_dict())
 

@@ -120,6 +120,19 @@ def test_it_drops_layers(folder):
     assert layerdrop_state(model).rates == {"encoder": [0.5] * 4}
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_its_class_is_built_from_its_config_where_that_is_asked_for(trusted, folder):
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    if not trusted and "own_own" in folder.name:
+        with pytest.raises(CheckpointError, match="not run unless you ask"):
+            AutoLayerDropModelForSequenceClassification.from_config(config, trust_remote_code=trusted)
+        return
+    model = AutoLayerDropModelForSequenceClassification.from_config(config, trust_remote_code=trusted, layerdrop=0.5)
+    expected = "OwnForSequenceClassification" if trusted else "LayerDropBertForSequenceClassification"
+    assert type(model).__name__ == expected
+    assert layerdrop_state(model).rates == {"encoder": [0.5] * 4}
+
+
 def test_its_class_is_loaded_from_the_hub(folder, tmp_path, monkeypatch):
     with HubServer() as hub:
         hub.use_in_process(monkeypatch, tmp_path / "home")

@@ -22,15 +22,29 @@ _FIRST = ("", "ForSeq2SeqLM", "ForMaskedLM", "ForCausalLM", "ForSequenceClassifi
 _FIRST_OF_DECODERS = ("", "ForCausalLM")
 
 
+def architectures_of(config: PreTrainedConfig) -> list[str]:
+    """Return the names of classes in a config, whatever else anyone wrote there."""
+    named: Any = config.architectures
+    if isinstance(named, str):
+        return [named]
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list | tuple) else []
+
+
 def named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """Return the first model class that a config names, of transformers or registered there; None if there is none."""
-    for name in config.architectures or ():
-        found = getattr(transformers, str(name), None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel) and getattr(found, "config_class", None):
-            return found
+    """Return the first model class for a config that it names, of transformers or registered there; None if none is."""
+    for name in architectures_of(config):
+        found = getattr(transformers, name, None)
         if found is None and (registered := [cls for cls in _candidates(config, ()) if cls.__name__ == name]):
             return registered[0]
+        if isinstance(found, type) and issubclass(found, PreTrainedModel) and _is_for(found, config):
+            return found
     return None
+
+
+def _is_for(cls: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+    if cls.config_class is None or cls.__name__.lower().endswith("pretrainedmodel"):  # the base of a family's models
+        return False
+    return isinstance(config, cls.config_class) or cls in _candidates(config, ())
 
 
 def class_by_weights(

@@ -10,7 +10,12 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
-from hf_layerdrop.checkpoints.class_by_weights import class_by_weights, class_that_generates, named_class
+from hf_layerdrop.checkpoints.class_by_weights import (
+    architectures_of,
+    class_by_weights,
+    class_that_generates,
+    named_class,
+)
 from hf_layerdrop.checkpoints.declared_depths import DEPTHS, check_depths, is_deep
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_config
 from hf_layerdrop.checkpoints.own_code import class_of_code, needs_own_code
@@ -49,7 +54,7 @@ def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfi
     where = where_of(kwargs)
     where["trust_remote_code"] = bool(where.get("trust_remote_code"))  # for None, transformers asks at the terminal
     with reading(name_or_path):
-        if config is None:
+        if config is None and not kwargs.get("gguf_file"):  # to read a GGUF takes long, and it holds what it says
             check_declared(name_or_path, PreTrainedConfig.get_config_dict(found, **where)[0], kwargs)
         try:
             return AutoConfig.from_pretrained(found, **where)
@@ -80,18 +85,19 @@ def find_class(
         CheckpointError: If it names one that is nowhere to be found, or weights of no class.
     """
     config = find_config(name_or_path, kwargs)
-    named, own = named_class(config), class_of_code(config, config.architectures or (), name_or_path, kwargs)
+    names = architectures_of(config)
+    named, own = named_class(config), class_of_code(config, names, name_or_path, kwargs)
     if own is None and named is None:
         own = class_of_code(config, getattr(config, "auto_map", None) or (), name_or_path, kwargs)
     if own is not None:
         return own
-    if named is None and not config.architectures and kwargs.get("gguf_file"):  # what is in GGUF generates
+    if named is None and not names and kwargs.get("gguf_file"):  # what is in GGUF generates
         return class_that_generates(config)
     if named is not None and (headers is None or getattr(config, "quantization_config", None)):
         return named
-    if named is None and config.architectures and getattr(config, "auto_map", None):
+    if named is None and names and getattr(config, "auto_map", None):
         raise CheckpointError(needs_own_code(name_or_path))
-    unknown = named is None and any(not hasattr(transformers, str(name)) for name in config.architectures or ())
+    unknown = named is None and any(not hasattr(transformers, name) for name in filter(None, names))
     if unknown or (headers := headers or _headers(name_or_path, kwargs)) is None:
         raise CheckpointError(
             f"The config of {str(name_or_path)!r} names the architectures {config.architectures}, none of which "

@@ -105,5 +105,7 @@ class FromConfig(TypedDict, total=False):
     """Arguments of ``from_config`` beside ``layerdrop``."""
 
     attn_implementation: str | Mapping[str, str] | None
+    code_revision: str | None
     dtype: str | torch.dtype | None
+    trust_remote_code: bool | None
     experts_implementation: str | Mapping[str, str] | None

@@ -25,7 +25,7 @@ def describe_checkpoint(headers: CheckpointHeaders, **where: Any) -> dict[str, A
     return {
         "model": headers.source,
         "model_type": headers.model_type,
-        "architectures": headers.config.get("architectures") or [model.architecture],
+        "architectures": headers.architectures or [model.architecture],
         "parameters": model.parameters,
         "supported": True,
         "stacks": [_describe_stack(model, stack) for stack in model.stacks],

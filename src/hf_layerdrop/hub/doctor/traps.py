@@ -135,10 +135,10 @@ def _passed_over(model: StoredModel) -> Iterator[str]:
 
 
 def _other_class(model: StoredModel) -> Iterator[str]:
-    named = model.headers.config.get("architectures") or []
+    named = model.headers.architectures
     if named and model.architecture not in named:
         yield (
-            f"the config names {', '.join(map(str, named))}, but the weights are those of {model.architecture}: as "
+            f"the config names {', '.join(named)}, but the weights are those of {model.architecture}: as "
             "that it is loaded and saved here, where plain transformers makes up what is missing"
         )
 
