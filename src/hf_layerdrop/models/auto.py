@@ -77,7 +77,9 @@ class _AutoLayerDrop(Generic[Model]):
         cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Unpack[FromConfig]
     ) -> Model:
         """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
-        code = {name: kwargs.pop(name) for name in ("trust_remote_code", "code_revision") if name in kwargs}
+        code: dict[str, Any] = {
+            name: kwargs.pop(name) for name in ("trust_remote_code", "code_revision") if name in kwargs
+        }
         plain = class_of_code(config, (cls.auto_class.__name__,), config.name_or_path, code)
         plain = plain or cls.class_for(config, config.name_or_path or "the config")
         own = copy.deepcopy(config)  # injection notes rates in it
