@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
@@ -40,6 +41,7 @@ def train(model: SentenceTransformer, rows: Dataset, steps: int, output: Path) -
         per_device_train_batch_size=32,
         learning_rate=5e-5,
         save_strategy="no",
+        dataloader_pin_memory=torch.accelerator.is_available(),  # without one, torch warns
         report_to="none",
     )
     loss = BatchAllTripletLoss(model)

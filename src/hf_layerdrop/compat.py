@@ -310,6 +310,11 @@ NOT_LOADED = PrivateAttribute(
     "passing over weights that a class declares to be none of its own",
     attribute="_keys_to_ignore_on_load_unexpected",
 )
+NOT_MISSED = PrivateAttribute(
+    "transformers:PreTrainedModel",
+    "passing over weights that a class makes itself where a checkpoint has none",
+    attribute="_keys_to_ignore_on_load_missing",
+)
 ADAPTER_LOADED = PrivateAttribute(
     "transformers:PreTrainedModel", "refusing to save an adapter without its base", attribute="_hf_peft_config_loaded"
 )

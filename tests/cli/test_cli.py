@@ -62,7 +62,10 @@ BAD_INPUT = {
     "unknown task": (["sweep", "MODEL", "--task", "sst3", "--output", "OUT"], "sst2"),
     "other labels": (["sweep", "MODEL", "--task", "mnli", "--output", "OUT"], "3 labels"),
     "no classifier": (["sweep", "ENCODER", "--task", "sst2", "--output", "OUT"], "ForSequenceClassification"),
-    "swept depth": (["sweep", "MODEL", "--task", "sst2", "--depths", "4,5", "--output", "OUT"], "'5'.*1 to 4"),
+    "swept depth": (
+        ["sweep", "MODEL", "--task", "sst2", "--depths", "4,5", "--output", "OUT"],
+        "'4,5', .* depth of 5.*1 to 4",
+    ),
     "output is a file": (
         ["sweep", "MODEL", "--task", "sst2", "--overwrite", "--output", "MODEL/config.json"],
         "is a file",

@@ -1,14 +1,15 @@
-"""Which head a checkpoint has whose config names no architecture: the one whose weights are there."""
+"""Which class a checkpoint is of: the one that its config names, if its weights are there, else the one whose are."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.core_model_loading import rename_source_key
+from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.models.auto import modeling_auto
 
 from hf_layerdrop import compat
@@ -21,21 +22,57 @@ _FIRST = ("", "ForSeq2SeqLM", "ForMaskedLM", "ForCausalLM", "ForSequenceClassifi
 _FIRST_OF_DECODERS = ("", "ForCausalLM")
 
 
-def class_by_weights(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> type[PreTrainedModel]:
+def architectures_of(config: PreTrainedConfig) -> list[str]:
+    """Return the names of classes in a config, whatever else anyone wrote there."""
+    named: Any = config.architectures
+    if isinstance(named, str):
+        return [named]
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list | tuple) else []
+
+
+def named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return the first model class for a config that it names, of transformers or registered there; None if none is."""
+    for name in architectures_of(config):
+        found = getattr(transformers, name, None)
+        if found is None and (registered := [cls for cls in _candidates(config, ()) if cls.__name__ == name]):
+            return registered[0]
+        if isinstance(found, type) and issubclass(found, PreTrainedModel) and _is_for(found, config):
+            return found
+    return None
+
+
+def _is_for(cls: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+    if cls.config_class is None or cls.__name__.lower().endswith("pretrainedmodel"):  # the base of a family's models
+        return False
+    return isinstance(config, cls.config_class) or cls in _candidates(config, ())
+
+
+def class_by_weights(
+    config: PreTrainedConfig, tensors: Mapping[str, Any], named: type[PreTrainedModel] | None = None
+) -> type[PreTrainedModel]:
     """Return the class of a config's model type that fits these weights, by name and shape; without a head, the base.
+
+    Args:
+        config: The config.
+        tensors: The weights by name; one whose ``shape`` is None fits by its name.
+        named: The class that the config names, which is taken if all its weights are there.
 
     Raises:
         CheckpointError: If transformers has no class for the type.
     """
+    if named is not None and _is_complete(named, config, tensors):
+        return named
     first = _FIRST_OF_DECODERS if getattr(config, "is_decoder", False) else _FIRST
     classes = list(dict.fromkeys(_candidates(config, first)))
     fits = {cls: fit for cls in classes if (fit := _misfits(cls, config, tensors)) is not None}
+    if not fits and named is not None:
+        return named
     if not fits:
         raise CheckpointError(
             f"The config names no architectures, and transformers has no class for model type {config.model_type!r} "
             "whose weights these are: write the name of the class into config.json."
         )
-    return min(fits, key=lambda cls: fits[cls])
+    return min(fits, key=lambda cls: (fits[cls][0], cls is not named, fits[cls][1]))
 
 
 def class_that_generates(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -52,6 +89,15 @@ def _candidates(config: PreTrainedConfig, first: Sequence[str]) -> Iterator[type
             yield compat.CLASS_BY_CONFIG.value(config, mapping)
 
 
+def _is_complete(cls: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Any]) -> bool:
+    """Tell a class that has all its weights among these; what there is more is kept beside them."""
+    try:
+        model = built_on_meta(cls, config)
+    except Exception:  # whoever loads it says why
+        return True
+    return not _placed(model, tensors).absent
+
+
 def _misfits(
     cls: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Any]
 ) -> tuple[int, int] | None:
@@ -60,18 +106,47 @@ def _misfits(
         model = built_on_meta(cls, config)
     except Exception:  # a class that this config does not build
         return None
+    placed, base = _placed(model, tensors), model.base_model_prefix
+    missing = placed.absent | placed.unlike
+    of_head = {name for name, _ in model.named_parameters() if hasattr(model, base) and not name.startswith(f"{base}.")}
+    return None if missing & of_head else (len(missing) + len(placed.unexpected), placed.moved)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Which weights a model lacks, has in another shape or has no place for, and how many get another prefix."""
+
+    absent: set[str]
+    unlike: set[str]
+    unexpected: set[str]
+    moved: int
+
+
+def _placed(model: PreTrainedModel, tensors: Mapping[str, Any]) -> _Placed:
     state, base = model.state_dict(), model.base_model_prefix
     renamings, converters = conversions_of(model)
-    found, moved = {}, 0
+    found: dict[str, tuple[int, ...] | None] = {}
+    moved = 0
     for name, tensor in tensors.items():
         plain, converted = rename_source_key(name, renamings, converters)
         placed, _ = rename_source_key(name, renamings, converters, base, state)
-        found[placed] = None if converted else tuple(tensor.shape)
+        found[placed] = None if converted or tensor.shape is None else tuple(tensor.shape)
+        found |= dict.fromkeys(_split_off(placed, converted, converters))
         moved += plain != placed
-    missing = set(state) - set(found) - set(model.all_tied_weights_keys)
-    missing |= {name for name in set(found) & set(state) if found[name] not in (None, tuple(state[name].shape))}
-    of_head = {name for name, _ in model.named_parameters() if hasattr(model, base) and not name.startswith(f"{base}.")}
-    if missing & of_head:
-        return None
-    ignored = re.compile("|".join(rf"({pattern})" for pattern in getattr(model, compat.NOT_LOADED.name)) or r"(?!)")
-    return len(missing) + sum(not ignored.search(name) for name in set(found) - set(state)), moved
+    absent = set(state) - set(found) - set(model.all_tied_weights_keys)
+    unlike = {name for name in set(found) & set(state) if found[name] not in (None, tuple(state[name].shape))}
+    made, ignored = (_any_of(getattr(model, field.name)) for field in (compat.NOT_MISSED, compat.NOT_LOADED))
+    unexpected = {name for name in set(found) - set(state) if not ignored.search(name)}
+    return _Placed({name for name in absent if not made.search(name)}, unlike, unexpected, moved)
+
+
+def _split_off(placed: str, converted: str | None, converters: Sequence[WeightConverter]) -> Iterator[str]:
+    """Yield the further names of a weight that transformers splits on loading."""
+    for converter in converters if converted else ():
+        if converted in converter.source_patterns:
+            first, *others = converter.target_patterns
+            yield from (placed.replace(first, other) for other in others)
+
+
+def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str]:
+    return re.compile("|".join(rf"({pattern})" for pattern in patterns or ()) or r"(?!)")

@@ -67,6 +67,12 @@ class CheckpointHeaders:
         return self.config.get("model_type")
 
     @property
+    def architectures(self) -> list[str]:
+        """The names of model classes in config.json, where anyone may have written something else."""
+        named = self.config.get("architectures")
+        return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+    @property
     def parameters(self) -> int:
         """Number of parameters; tied weights are stored, and counted, once."""
         return sum(tensor.parameters for tensor in self.tensors.values())

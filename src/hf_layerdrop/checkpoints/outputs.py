@@ -13,11 +13,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from hf_layerdrop.checkpoints.companions import companion_files
 from hf_layerdrop.errors import OutputExistsError
 
 try:
@@ -32,8 +33,8 @@ _LONGEST_NAME = 200  # what is made beside a longer one is named by its hash, as
 
 # What lies in a folder that save_pruned, train or distill wrote.
 _SAVED_ENDINGS = {".safetensors", ".json", ".md", ".png", ".svg", ".jinja"}
-_SAVED_ENDINGS |= {".txt", ".model", ".spm", ".tiktoken", ".codes"}  # of tokenizers
-_SAVED_FILES = ("training_args.bin", "LICENSE")
+_SAVED_ENDINGS |= {".txt", ".model", ".spm", ".tiktoken", ".codes", ".tokenizer"}  # of tokenizers
+_SAVED_FILES = ("training_args.bin",)
 _SAVED_FOLDERS = ("additional_chat_templates",)
 
 
@@ -121,7 +122,8 @@ def check_replaceable(output_dir: Path, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{str(output_dir)!r} is not a checkpoint folder, and only those are overwritten: choose another folder."
         )
-    if others := sorted(path.name for path in output_dir.iterdir() if not _is_saved(path)):
+    companions = {path.relative_to(output_dir).parts[0] for path in companion_files(output_dir)}
+    if others := sorted(path.name for path in output_dir.iterdir() if not _is_saved(path, companions)):
         raise OutputExistsError(
             f"{str(output_dir)!r} holds {others[0]!r}, which no save of a checkpoint makes and which would be "
             "lost: move it away, or choose another folder."
@@ -135,11 +137,11 @@ def _mounted(output: Path) -> str:
     )
 
 
-def _is_saved(path: Path) -> bool:
-    """Tell what a save of a model, with tokenizer and card, writes from what somebody else put beside it."""
+def _is_saved(path: Path, companions: Collection[str]) -> bool:
+    """Tell what a save of a model, with tokenizer, companions and card, writes from what somebody else put there."""
     if path.is_dir():
-        return path.name in _SAVED_FOLDERS and not path.is_symlink()
-    return path.name in _SAVED_FILES or path.suffix in _SAVED_ENDINGS
+        return path.name in (*_SAVED_FOLDERS, *companions) and not path.is_symlink()
+    return path.name in (*_SAVED_FILES, *companions) or path.suffix in _SAVED_ENDINGS
 
 
 def check_new_file(file: Path, what: str, overwrite: bool) -> None:

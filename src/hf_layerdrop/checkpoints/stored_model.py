@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.architectures.expressible import built_on_meta
-from hf_layerdrop.architectures.families import DEPTH_FIELDS
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
+from hf_layerdrop.checkpoints.declared_depths import check_depths
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
 from hf_layerdrop.checkpoints.model_class import check_architecture, find_class, find_config
 from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, group_by_layer
 from hf_layerdrop.errors import CheckpointError
 
-# A model of so many layers is built in under a second; more are built only if the files hold weights for them.
-_QUICK_DEPTH = 256
+# More weights are built only if the files hold so many.
 _QUICK_WEIGHTS = 5_000
-_LONGEST_NAME, _MOST_PARTS = 1000, 32
 
 
 @dataclass(frozen=True)
@@ -116,44 +114,6 @@ def _stored_model(headers: CheckpointHeaders, where: Mapping[str, Any]) -> Store
     layers, ignored = group_by_layer(headers.tensors, names)
     stacks = [_stored(stack, model.config, layers[stack.name]) for stack in names.stacks.values()]
     return StoredModel(headers, cls.__name__, tuple(stacks), tuple(ignored), _has_tied_head(model))
-
-
-def check_depths(headers: CheckpointHeaders) -> None:
-    """Refuse a config that counts far more layers than the files have weights of, before a model of so many is built.
-
-    Raises:
-        CheckpointError: If it does.
-    """
-    held = 0
-    for field, depth in _declared_depths(headers.config):
-        if type(depth) is int and depth > _QUICK_DEPTH and depth > (held := held or _most_numbered(headers.tensors)):
-            raise CheckpointError(
-                f"config.json says {field} = {depth}, but the weights are numbered for {held} layers at most: use the "
-                "config that belongs to these weights, or download the checkpoint again."
-            )
-
-
-def _declared_depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a config and of its parts that may count layers."""
-    known = {field for fields in DEPTH_FIELDS.values() for field in fields}
-    for name, value in config.items():
-        if name in known:
-            yield prefix + name, value
-        elif name == "depths" and isinstance(value, list):  # of a hierarchical model, one a stage
-            yield from ((prefix + name, depth) for depth in value)
-        elif isinstance(value, Mapping):
-            yield from _declared_depths(value, f"{prefix}{name}.")
-
-
-def _most_numbered(tensors: Mapping[str, TensorInfo]) -> int:
-    """Return how many numbers stand, at most, at one place in names of weights that are alike before it."""
-    numbers: dict[str, set[str]] = {}
-    for name in tensors:
-        parts = name[:_LONGEST_NAME].split(".", _MOST_PARTS)  # of 100 KB, each part would cost as much
-        for place, part in enumerate(parts):
-            if part.isdecimal():
-                numbers.setdefault(".".join(parts[:place]), set()).add(part)
-    return max(map(len, numbers.values()), default=0)
 
 
 def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, headers: CheckpointHeaders) -> PreTrainedModel:

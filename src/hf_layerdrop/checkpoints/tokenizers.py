@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_layerdrop.checkpoints.companions import inside, read_beside
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.strangers import reason_of
 from hf_layerdrop.checkpoints.unreadable import is_there
@@ -16,8 +18,6 @@ from hf_layerdrop.errors import CheckpointError, LayerDropError, TaskError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 # Copied byte for byte rather than loaded and saved: AutoTokenizer makes an empty tokenizer where there are no files.
 PROCESSOR_FILES = (
@@ -50,8 +50,9 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
+        trusted = bool(where.get("trust_remote_code"))  # for None, transformers asks at the terminal
         with bounded_waits():
-            tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False, **where})
+            tokenizer = AutoTokenizer.from_pretrained(model, **{**where, "trust_remote_code": trusted})
     except LayerDropError:
         raise
     except Exception as error:  # of a library for each kind, and with no common base
@@ -64,19 +65,27 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
 
 
 def processor_files(folder: Path) -> list[Path]:
-    """List the files of tokenizer and processors in a folder: those that are in it, or in the Hub's cache for it.
+    """List the files of tokenizer and processors in a folder, also those that only its own kind of tokenizer has."""
+    return inside(folder, [*PROCESSOR_FILES, *map(escape, vocabulary_files(folder))])
 
-    A link that leads elsewhere is left out with a warning: what is copied may be published, and a checkpoint is a
-    stranger's.
-    """
-    found = sorted({path for pattern in PROCESSOR_FILES for path in folder.glob(pattern) if path.is_file()})
-    home = folder.resolve()
-    homes = [home, *(above.parent / "blobs" for above in home.parents if above.name == "snapshots")]
-    inside = [path for path in found if any(path.resolve().is_relative_to(home) for home in homes)]
-    for path in found:
-        if path not in inside:
-            logger.warning("%s is a link that leads out of the checkpoint, and is left out.", path)
-    return inside
+
+def vocabulary_files(folder: Path) -> list[str]:
+    """Return the names of the files that the tokenizer class of a checkpoint reads, as transformers declares them."""
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    said = [read_beside(folder / name) for name in ("tokenizer_config.json", "config.json")]
+    said = [content for content in said if isinstance(content, dict)]
+    names = [content.get("tokenizer_class") for content in said]
+    for content in said:
+        known = TOKENIZER_MAPPING_NAMES.get(str(content.get("model_type")))
+        names += known if isinstance(known, tuple) else [known]
+    names = [name for name in names if isinstance(name, str)]
+    declared: set[str] = set()
+    for name in {*names, *(name.removesuffix("Fast") for name in names)}:
+        with suppress(AttributeError, ImportError, RuntimeError):  # no tokenizer, or one whose library is missing
+            declared |= set(getattr(transformers, name).vocab_files_names.values())
+    return sorted(declared)
 
 
 def none_beside(model: str) -> str:

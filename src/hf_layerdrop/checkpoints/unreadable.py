@@ -78,5 +78,5 @@ def is_there(path: Any) -> bool:
     """Tell whether there is a file or folder of this name, which may be none that a file can have."""
     try:
         return Path(path).exists()
-    except (OSError, ValueError):  # too long, or with a null
+    except (OSError, TypeError, ValueError):  # too long, with a null, or none at all
         return False

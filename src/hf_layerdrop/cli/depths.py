@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.samplers.keep_layers import is_encoder_decoder, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, is_encoder_decoder, parse_keep_layers
 
 KeptByStack = dict[str, tuple[int, ...]]
 
@@ -22,7 +22,7 @@ def parse_depths(text: str, depths: Mapping[str, int]) -> list[KeptByStack]:
         KeepLayersError: If it cannot be read, or does not fit the stacks.
     """
     if "=" not in text:
-        return [parse_keep_layers(spec, depths) for spec in _bare(text, depths)]
+        return [_kept(spec, depths, text) for spec in _bare(text, depths)]
     lists = {stack: _listed(value, stack, depths) for stack, value in _by_stack(text, depths).items()}
     longest = max(map(len, lists.values()))
     if uneven := [stack for stack, values in lists.items() if len(values) not in (1, longest)]:
@@ -31,9 +31,15 @@ def parse_depths(text: str, depths: Mapping[str, int]) -> list[KeptByStack]:
             "list as many of each, or a single one that goes with all."
         )
     columns = {stack: values * longest if len(values) == 1 else values for stack, values in lists.items()}
-    return [
-        parse_keep_layers(dict(zip(columns, row, strict=True)), depths) for row in zip(*columns.values(), strict=True)
-    ]
+    return [_kept(dict(zip(columns, row, strict=True)), depths, text) for row in zip(*columns.values(), strict=True)]
+
+
+def _kept(spec: KeepLayers, depths: Mapping[str, int], text: str) -> KeptByStack:
+    try:
+        return parse_keep_layers(spec, depths)
+    except KeepLayersError as error:
+        shown = text if len(text) < 60 else f"{text[:56]} ..."
+        raise KeepLayersError(f"In the list of depths {shown!r}, {error}") from error
 
 
 def _bare(text: str, depths: Mapping[str, int]) -> list[str | None]:

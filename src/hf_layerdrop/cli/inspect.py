@@ -85,7 +85,7 @@ def _of_the_whole(headers: CheckpointHeaders) -> dict[str, Any]:
     return {
         "model": headers.source,
         "model_type": headers.model_type,
-        "architectures": headers.config.get("architectures"),
+        "architectures": headers.architectures,
         "parameters": headers.parameters,
     }
 

@@ -6,17 +6,19 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop import compat
+from hf_layerdrop.checkpoints.companions import COMPANIONS, check_modules, companion_files, further_companions
+from hf_layerdrop.checkpoints.headers import CONFIG_NAME
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
-from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
+from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files, vocabulary_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
 
@@ -46,15 +48,21 @@ class Source:
         self.name = str(Path(name).resolve()) if self.is_folder else name
         self.revision = revision
         self.failure: Exception | None = None  # why the Hub gave nothing
-        self.root = Path(name) if self.is_folder else self._download(hub_kwargs)
+        self.root = Path(name) if self.is_folder else self._download(hub_kwargs, subfolder)
         self.folder = self.root / subfolder if self.root else None
 
-    def _download(self, hub_kwargs: Mapping[str, Any]) -> Path | None:
-
-        patterns = [*PROCESSOR_FILES, *(f"*/{pattern}" for pattern in PROCESSOR_FILES), "README.md"]
+    def _download(self, hub_kwargs: Mapping[str, Any], subfolder: str) -> Path | None:
+        usual = [*PROCESSOR_FILES, *COMPANIONS, CONFIG_NAME]
+        patterns = [*usual, *(f"*/{pattern}" for pattern in usual), "README.md"]
         try:
             with bounded_waits():
                 root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
+                folder = root / subfolder
+                named = [*vocabulary_files(folder), *further_companions(folder)]
+                more = [pattern for pattern in named if not any(filter_repo_objects([pattern], allow_patterns=usual))]
+                if more:
+                    within = [str(PurePosixPath(subfolder, pattern)) for pattern in more]
+                    snapshot_download(self.name, revision=root.name, allow_patterns=within, **hub_kwargs)
         except HubError:
             raise
         except Exception as error:  # an answer that is none of the Hub's raises anything
@@ -67,6 +75,10 @@ class Source:
     def processor_files(self) -> list[Path]:
         """List the files of tokenizer and processors."""
         return [] if self.folder is None else processor_files(self.folder)
+
+    def companion_files(self) -> list[Path]:
+        """List what else lies beside the weights and belongs to the model."""
+        return [] if self.folder is None else companion_files(self.folder)
 
     def card_metadata(self) -> dict[str, Any]:
         """Read what the source's card says that goes for its sub-networks too."""
@@ -112,36 +124,36 @@ def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
     logger.warning("No tokenizer was found: the checkpoint is saved without one (pass tokenizer=).")
 
 
+def check_cut(source: Source | None, keep_layers: Any) -> None:
+    """Refuse a cut of a model beside which something counts its layers.
+
+    Raises:
+        UnsupportedModelError: If something does.
+    """
+    if source is not None and source.folder is not None and keep_layers is not None:
+        check_modules(source.folder)
+
+
 def load_pruned(
     model: PreTrainedModel | str | os.PathLike[str],
     keep_layers: Any,
     revision: str | None,
     load_kwargs: Mapping[str, Any],
-) -> PreTrainedModel:
-    """Load the sub-network, or cut it out of a copy.
+) -> tuple[PreTrainedModel, dict[str, Any] | None]:
+    """Load the sub-network, or cut it out of a copy; return also what to save of it, if that is not its whole state.
 
     Raises:
         CheckpointError: A kept layer lacks a weight, or one of its other kinds.
     """
     from transformers import PreTrainedModel
 
-    from hf_layerdrop.architectures.stacks import find_stacks
-    from hf_layerdrop.checkpoints.adapter_files import adapted_base
-    from hf_layerdrop.checkpoints.weight_names import WeightNames
     from hf_layerdrop.injection.open_blocks import turn_of_thread
-    from hf_layerdrop.models.auto import load_checkpoint
     from hf_layerdrop.pruning.prune import prune_layers
-    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
 
     if isinstance(model, str | os.PathLike):
-        named: dict[str, Any] = {} if revision is None else {"revision": revision}
-        options = {**named, **load_kwargs, "output_loading_info": True}
-        loaded, info = load_checkpoint(os.fspath(model), keep_layers=keep_layers, **options)
-        if keep_layers is not None and adapted_base(os.fspath(model), load_kwargs) is None:
-            names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
-            places = filter(None, map(names.layer_of, info["missing_keys"]))
-            check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
-        return loaded
+        return _load_named(
+            os.fspath(model), keep_layers, {**load_kwargs, **({"revision": revision} if revision else {})}
+        )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"A {type(model).__name__} is neither a transformers model nor the name of one: pass a PreTrainedModel "
@@ -153,7 +165,29 @@ def load_pruned(
     with turn_of_thread(model):  # or it would be a copy of another thread's sub-network
         pruned = copy.deepcopy(model)
     prune_layers(pruned, keep_layers, source=_shown(model.name_or_path), revision=_commit_of(model))
-    return pruned
+    return pruned, None
+
+
+def _load_named(name: str, keep_layers: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any] | None]:
+    from hf_layerdrop.architectures.stacks import find_stacks
+    from hf_layerdrop.checkpoints.adapter_files import adapted_base
+    from hf_layerdrop.checkpoints.leftovers import saved_state
+    from hf_layerdrop.checkpoints.weight_names import WeightNames
+    from hf_layerdrop.models.auto import load_fitting
+    from hf_layerdrop.models.mixin import inject
+    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
+
+    layerdrop, model_class = options.pop("layerdrop", None), options.pop("model_class", None)
+    leftovers: dict[str, Any] = {}
+    loaded, info = load_fitting(name, keep_layers, model_class, leftovers, options)
+    if keep_layers is not None and adapted_base(name, options) is None:
+        names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
+        places = filter(None, map(names.layer_of, info["missing_keys"]))
+        check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
+    if layerdrop is not None:
+        inject(loaded, layerdrop, options)
+    given = any(options.get(dtype) not in (None, "auto") for dtype in ("dtype", "torch_dtype"))
+    return loaded, saved_state(loaded, info, leftovers, loaded.dtype if given else None)
 
 
 def _commit_of(model: Any) -> str | None:

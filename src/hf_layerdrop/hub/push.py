@@ -22,8 +22,8 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.errors import HubError, LayerDropError
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.hub.origin import Processor, check_processors, find_source, load_pruned
-from hf_layerdrop.hub.save import Extras, write_checkpoint
+from hf_layerdrop.hub.origin import Processor, check_cut, check_processors, find_source, load_pruned
+from hf_layerdrop.hub.save import Extras, saving_arguments, write_checkpoint
 from hf_layerdrop.reports.card import MeasuredOn
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
@@ -61,6 +61,7 @@ def push_pruned_to_hub(
     exist_ok: bool = True,
     commit_message: str | None = None,
     revision: str | None = None,
+    max_shard_size: int | str | None = None,
     **load_kwargs: Any,
 ) -> CommitInfo:
     """Publish a sub-network as a plain checkpoint with a model card, in one commit.
@@ -83,12 +84,14 @@ def push_pruned_to_hub(
         exist_ok: Write to a repository that exists.
         commit_message: First line of the commit.
         revision: Revision of the source.
-        **load_kwargs: Passed to ``from_pretrained``.
+        max_shard_size: See `save_pruned`.
+        **load_kwargs: See `save_pruned`.
 
     Raises:
         HubError: The Hub refused, failed or could not be reached; the message says what to do.
     """
     _check_arguments(repo_id, branch, create_pr)
+    saving, load_kwargs = saving_arguments(max_shard_size, load_kwargs)
     api = HfApi(token=token, library_name="hf_layerdrop")
     with _hub_failures(repo_id, token):
         repo_id = _check_token(api, repo_id)
@@ -98,8 +101,9 @@ def push_pruned_to_hub(
         folder = Path(temporary)
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
-        pruned = load_pruned(model, keep_layers, revision, load_kwargs)
-        extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
+        check_cut(source, keep_layers)
+        pruned, state = load_pruned(model, keep_layers, revision, load_kwargs)
+        extras = Extras(tuple(results or ()), plot, tokenizer, measured_on, {**saving, "state_dict": state})
         write_checkpoint(pruned, folder, repo_id, source, extras)
         message = commit_message or f"Add a sub-network of {pruned.num_parameters():,} parameters"
         del pruned

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.outputs import check_apart, check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.strangers import reason_of
-from hf_layerdrop.errors import CheckpointError, MissingExtraError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, LayerDropError, MissingExtraError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.hub.origin import Processor, Source, check_processors, find_source, load_pruned
+from hf_layerdrop.hub.origin import Processor, Source, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.reports.plot import draw_depth_plot
 from hf_layerdrop.reports.table import metric_names
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _PLOT_STEM = "depth"
+
+# Arguments of save_pretrained: what it is told, and what has its own way here.
+_SAVING = ("save_original_format",)
+_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]?i?B", re.IGNORECASE)
+_NOT_HERE = {
+    "push_to_hub": "push_pruned_to_hub publishes a sub-network",
+    "is_main_process": "one process saves, so call it in one",
+    "distributed_checkpoint": "a sub-network is saved whole by one process",
+    "save_peft_format": "a model with an adapter is not saved here; merge it first, with merge_and_unload",
+}
+
+
+class SavingArgumentError(LayerDropError, ValueError, TypeError):
+    """An argument of ``save_pretrained`` is not taken, or has no meaning."""
 
 
 def save_pruned(
@@ -43,6 +58,7 @@ def save_pruned(
     tokenizer: Processor | None = None,
     measured_on: MeasuredOn | None = None,
     revision: str | None = None,
+    max_shard_size: int | str | None = None,
     **load_kwargs: Any,
 ) -> Path:
     """Write a sub-network as a plain checkpoint with tokenizer and model card; the folder appears whole or not at all.
@@ -60,21 +76,25 @@ def save_pruned(
             none.
         measured_on: The data behind ``results``, for the card; left out, what `train` noted in the source's config.
         revision: Revision of the source; like ``load_kwargs`` only for a name.
-        **load_kwargs: Passed to ``from_pretrained``.
+        max_shard_size: As for transformers' ``save_pretrained``.
+        **load_kwargs: Passed to ``from_pretrained``; ``model_class`` to `load_checkpoint`, ``save_original_format`` to
+            ``save_pretrained``.
 
     Raises:
         CheckpointError: The source has no tokenizer, or cannot be loaded.
         OutputExistsError: ``output_dir`` exists. Nothing was loaded or written.
     """
     output_dir = Path(output_dir)
+    saving, load_kwargs = saving_arguments(max_shard_size, load_kwargs)
     if read := os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", ""):
         check_apart(output_dir, read)
     with whole_folder(output_dir, partial(check_replaceable, output_dir, overwrite)) as folder:
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
+        check_cut(source, keep_layers)
         with _without_bars():
-            pruned = load_pruned(model, keep_layers, revision, load_kwargs)
-            extras = Extras(tuple(results or ()), plot, tokenizer, measured_on)
+            pruned, state = load_pruned(model, keep_layers, revision, load_kwargs)
+            extras = Extras(tuple(results or ()), plot, tokenizer, measured_on, {**saving, "state_dict": state})
             name = output_dir.resolve().name
             write_checkpoint(pruned, folder, name, source, extras)
     return output_dir
@@ -102,6 +122,30 @@ class Extras:
     plot: str | os.PathLike[str] | bool | None = None
     tokenizer: Processor | None = None
     measured_on: MeasuredOn | None = None
+    saving: Mapping[str, Any] = field(default_factory=dict)
+
+
+def saving_arguments(
+    max_shard_size: int | str | None, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part what ``save_pretrained`` takes from what ``from_pretrained`` does.
+
+    Raises:
+        SavingArgumentError: For one of ``save_pretrained`` that has no meaning here, or no size.
+    """
+    for name in set(_NOT_HERE) & set(kwargs):
+        raise SavingArgumentError(f"{name} is not taken here: {_NOT_HERE[name]}.")
+    if max_shard_size is not None and not _is_size(max_shard_size):
+        raise SavingArgumentError(f"max_shard_size={max_shard_size!r} is no size: give bytes, or a text such as '2GB'.")
+    saving = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    saving |= {name: kwargs[name] for name in _SAVING if name in kwargs}
+    return saving, {name: value for name, value in kwargs.items() if name not in _SAVING}
+
+
+def _is_size(size: object) -> bool:
+    if isinstance(size, str):
+        return _SIZE.fullmatch(size.strip()) is not None
+    return isinstance(size, int) and not isinstance(size, bool) and size > 0
 
 
 def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: Source | None, extras: Extras) -> None:
@@ -111,8 +155,10 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
             "The model has a PEFT adapter, which would be saved without its base: put it on with "
             "PeftModel.from_pretrained, call prune_layers on that and save what merge_and_unload() returns."
         )
-    _save(pruned, folder)
+    _save(pruned, folder, extras.saving)
     _write_processors(folder, source, extras.tokenizer)
+    if source is not None and source.folder is not None:
+        _copy_beside(folder, source.folder, source.companion_files())
     plot = _write_plot(folder, extras.results, extras.plot)
     config = pruned.config.to_dict()
     info = _card_info(name, config, source, extras.measured_on)
@@ -127,11 +173,11 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
     card.save(folder / "README.md")
 
 
-def _save(pruned: PreTrainedModel, folder: Path) -> None:
+def _save(pruned: PreTrainedModel, folder: Path, arguments: Mapping[str, Any]) -> None:
     try:
-        pruned.save_pretrained(folder)
+        pruned.save_pretrained(folder, **arguments)
     except NotImplementedError:  # of some quantized weights transformers knows no way back to how they stood in a file
-        pruned.save_pretrained(folder, save_original_format=False)
+        pruned.save_pretrained(folder, **{**arguments, "save_original_format": False})
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # configs are checked once more
         raise CheckpointError(
             f"What the checkpoint's configs say cannot be saved again ({reason_of(error)}): correct its config.json or "
@@ -147,10 +193,15 @@ def _write_processors(folder: Path, source: Source | None, tokenizer: Processor 
         return
     if source is None or source.folder is None:  # check_processors has said so
         return
-    for path in source.processor_files():
-        target = folder / path.relative_to(source.folder)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
+    _copy_beside(folder, source.folder, source.processor_files())
+
+
+def _copy_beside(folder: Path, home: Path, paths: Iterable[Path]) -> None:
+    for path in paths:
+        target = folder / path.relative_to(home)
+        if not target.exists():  # else the save has written it, of this model
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _card_info(name: str, config: Mapping[str, Any], source: Source | None, given: MeasuredOn | None) -> CardInfo:

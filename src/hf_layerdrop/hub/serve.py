@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer, processor_files
-from hf_layerdrop.errors import TaskError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, TaskError, UnsupportedModelError
 from hf_layerdrop.hub.origin import load_pruned
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
 
-_FOR_LOADING = ("config", "revision", "token", "trust_remote_code", "dtype")
+_FOR_LOADING = ("config", "revision", "token", "trust_remote_code", "code_revision", "dtype")
 
 
 def pipeline(
@@ -58,7 +58,7 @@ def _plain_copy(model: PreTrainedModel, keep_layers: KeepLayers) -> PreTrainedMo
 
     if keep_layers is None and type(model) is plain_class(type(model)):
         return model
-    pruned = load_pruned(model, keep_layers, None, {})
+    pruned, _ = load_pruned(model, keep_layers, None, {})
     pruned.__class__ = plain_class(type(pruned))
     return pruned
 
@@ -79,6 +79,7 @@ def _load_for_task(
 ) -> PreTrainedModel:
     """Load the sub-network as transformers' class for the task; takes from ``kwargs`` what only loading needs."""
     from hf_layerdrop.checkpoints.model_class import find_config, where_of
+    from hf_layerdrop.checkpoints.own_code import class_of_code, needs_own_code
     from hf_layerdrop.pruning.loading import load_plain
 
     loading = {**kwargs.get("model_kwargs", {}), **{key: kwargs[key] for key in _FOR_LOADING if key in kwargs}}
@@ -87,13 +88,18 @@ def _load_for_task(
     config = find_config(name, loading)
     for auto_class in served["pt"]:
         mapping = getattr(auto_class, compat.CLASSES_BY_CONFIG.name)
-        if type(config) in mapping:
+        model_class = class_of_code(config, (auto_class.__name__,), name, loading)
+        if model_class is None and type(config) in mapping:
             model_class = compat.CLASS_BY_CONFIG.value(config, mapping)
+        if model_class is not None:
             loads_tokenizer = getattr(_pipeline_class(served), compat.PIPELINE_PARTS["tokenizer"].name)
             if loads_tokenizer and kwargs.get("tokenizer") is None:
                 # Before the weights, and at all: transformers would make an empty one, to which all words are unknown.
                 load_tokenizer(_home(name, loading), **where_of(loading))
-            return load_plain(model_class, name, keep_layers=keep_layers, **loading)
+            given = {key: value for key, value in loading.items() if key != "code_revision"}
+            return load_plain(model_class, name, keep_layers=keep_layers, **given)
+    if {auto_class.__name__ for auto_class in served["pt"]} & set(getattr(config, "auto_map", None) or ()):
+        raise CheckpointError(needs_own_code(name))
     raise UnsupportedModelError(
         f"{name!r} is of model type {config.model_type!r}, which transformers does not serve as {task!r}: choose a "
         "task that its class has."

@@ -37,6 +37,7 @@ class FromPretrained(TypedDict, total=False):
     subfolder: str
     token: str | bool | None
     trust_remote_code: bool | None
+    code_revision: str | None
     use_safetensors: bool | None
     variant: str | None
     weights_only: bool
@@ -61,6 +62,8 @@ class FromPretrained(TypedDict, total=False):
     tp_plan: str | Mapping[str, str] | None
     tp_size: int | None
     use_kernels: bool
+    allow_all_kernels: bool
+    tqdm_class: type | None
 
     # fields of the config: the head
     id2label: Mapping[int, str]
@@ -102,5 +105,7 @@ class FromConfig(TypedDict, total=False):
     """Arguments of ``from_config`` beside ``layerdrop``."""
 
     attn_implementation: str | Mapping[str, str] | None
+    code_revision: str | None
     dtype: str | torch.dtype | None
+    trust_remote_code: bool | None
     experts_implementation: str | Mapping[str, str] | None

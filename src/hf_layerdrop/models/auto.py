@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import transformers
@@ -11,13 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import BUILDING
+from hf_layerdrop.checkpoints.class_by_weights import class_by_weights
 from hf_layerdrop.checkpoints.model_class import find_class, find_config
+from hf_layerdrop.checkpoints.own_code import class_of_code, needs_own_code
 from hf_layerdrop.compat import build_from_config
-from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.models.mixin import inject, plain_class
 from hf_layerdrop.models.named import *  # noqa: F403
 from hf_layerdrop.models.named import NAMED
-from hf_layerdrop.pruning.loading import load_plain
+from hf_layerdrop.pruning.loading import load_noting, load_plain
 from hf_layerdrop.samplers.config import LayerDrop
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     class GeneratingModel(PreTrainedModel, GenerationMixin):
         """What every language model of transformers is, under a name that a signature can say."""
 
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -52,13 +59,17 @@ class _AutoLayerDrop(Generic[Model]):
         **kwargs: Unpack[FromPretrained],
     ) -> Model:
         """Load a checkpoint of any architecture; see `LayerDropMixin.from_pretrained` for the arguments and errors."""
-        plain = cls.class_for(find_config(pretrained_model_name_or_path, kwargs), pretrained_model_name_or_path)
+        source = pretrained_model_name_or_path
+        config = find_config(source, kwargs)
+        own = class_of_code(config, (cls.auto_class.__name__,), source, kwargs)
+        plain = own or cls.class_for(config, source)
+        kwargs.pop("code_revision", None)  # which the Auto classes alone take
         if plain in NAMED:
             return NAMED[plain].from_pretrained(
                 pretrained_model_name_or_path, *args, layerdrop=layerdrop, keep_layers=keep_layers, **kwargs
             )
-        loaded = load_plain(plain, pretrained_model_name_or_path, *args, keep_layers=keep_layers, **kwargs)
-        inject(loaded[0] if isinstance(loaded, tuple) else loaded, layerdrop)
+        loaded = load_plain(plain, source, *args, keep_layers=keep_layers, **kwargs)
+        inject(loaded[0] if isinstance(loaded, tuple) else loaded, layerdrop, kwargs)
         return loaded
 
     @classmethod
@@ -66,7 +77,11 @@ class _AutoLayerDrop(Generic[Model]):
         cls, config: PreTrainedConfig, *, layerdrop: LayerDrop | None = None, **kwargs: Unpack[FromConfig]
     ) -> Model:
         """Build a model with random weights from a config; ``kwargs`` are those of the transformers class's."""
-        plain = cls.class_for(config, config.name_or_path or "the config")
+        code: dict[str, Any] = {
+            name: kwargs.pop(name) for name in ("trust_remote_code", "code_revision") if name in kwargs
+        }
+        plain = class_of_code(config, (cls.auto_class.__name__,), config.name_or_path, code)
+        plain = plain or cls.class_for(config, config.name_or_path or "the config")
         own = copy.deepcopy(config)  # injection notes rates in it
         with BUILDING:
             model = build_from_config(NAMED.get(plain, plain), own, **kwargs)
@@ -79,9 +94,12 @@ class _AutoLayerDrop(Generic[Model]):
         """Return the transformers class for a config; ``source`` is how an error names it.
 
         Raises:
+            CheckpointError: If it is one of the checkpoint's own, whose code may not be run.
             UnsupportedModelError: If transformers has none for this task.
         """
         mapping = getattr(cls.auto_class, compat.CLASSES_BY_CONFIG.name)
+        if type(config) not in mapping and cls.auto_class.__name__ in (getattr(config, "auto_map", None) or {}):
+            raise CheckpointError(needs_own_code(source))
         if type(config) not in mapping:
             raise UnsupportedModelError(
                 f"{str(source)!r} is of model type {config.model_type!r}, for which transformers has no "
@@ -143,16 +161,50 @@ def load_checkpoint(
     *,
     keep_layers: KeepLayers = None,
     layerdrop: LayerDrop | None = None,
+    model_class: type[PreTrainedModel] | None = None,
     **kwargs: Unpack[FromPretrained],
 ) -> PreTrainedModel:
-    """Load a checkpoint as the transformers class that its config names, whole or ``keep_layers`` of it alone.
+    """Load a checkpoint as the transformers class that it is of, whole or ``keep_layers`` of it alone.
 
-    LayerDrop is injected only if ``layerdrop`` is given: this is the loader of whoever prunes, measures or serves.
+    That is the class that its config names, if all weights of the class are there, else the one whose are.
+    ``model_class`` says it where both do not. LayerDrop is injected only if ``layerdrop`` is given: this is the loader
+    of whoever prunes, measures or serves.
 
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or names no class that transformers has.
+        LayerDropConfigError: If a rate is given twice.
     """
-    loaded = load_plain(find_class(name_or_path, kwargs), name_or_path, keep_layers=keep_layers, **kwargs)
+    model, info = load_fitting(name_or_path, keep_layers, model_class, None, kwargs)
     if layerdrop is not None:
-        inject(loaded[0] if isinstance(loaded, tuple) else loaded, layerdrop)
-    return loaded
+        inject(model, layerdrop, kwargs)
+    return (model, info) if kwargs.get("output_loading_info") else model
+
+
+def load_fitting(
+    name_or_path: str | os.PathLike[str],
+    keep_layers: KeepLayers,
+    model_class: type[PreTrainedModel] | None,
+    leftovers: dict[str, Any] | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[Any, Mapping[str, Any]]:
+    """Load a checkpoint as `load_checkpoint` does; see `load_noting` for ``leftovers`` and what is returned."""
+    given = {name: value for name, value in kwargs.items() if name != "code_revision"}
+    cls = model_class or find_class(name_or_path, kwargs)
+    model, info = load_noting(cls, name_or_path, keep_layers=keep_layers, leftovers=leftovers, **given)
+    if model_class is None and info["missing_keys"] and kwargs.get("state_dict") is None:
+        fitting = _fitting_class(model, info)
+        if fitting is not cls:
+            logger.warning(
+                "%s is loaded as %s: it has not all weights of %s.", name_or_path, fitting.__name__, cls.__name__
+            )
+            (leftovers if leftovers is not None else {}).clear()
+            return load_noting(fitting, name_or_path, keep_layers=keep_layers, leftovers=leftovers, **given)
+    return model, info
+
+
+def _fitting_class(model: PreTrainedModel, info: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """Return the class whose weights a checkpoint has, by what transformers says of loading it as another one."""
+    missing = set(info["missing_keys"])
+    held: dict[str, Any] = {name: weight for name, weight in model.state_dict().items() if name not in missing}
+    held |= dict.fromkeys(info["unexpected_keys"], SimpleNamespace(shape=None))
+    return class_by_weights(model.config, held, type(model))

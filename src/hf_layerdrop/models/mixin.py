@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop import compat
+from hf_layerdrop.architectures.families import NATIVE_RATE
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
-from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
 from hf_layerdrop.injection.inject import inject_layerdrop, write_down
 from hf_layerdrop.injection.injected import states_of
 from hf_layerdrop.injection.native import native_rates
@@ -64,7 +65,7 @@ class LayerDropMixin:
         # loading.py.
         model.__class__ = cls
         compat.RECORDED_BY_CLASS.value[model] = getattr(model, compat.CAN_RECORD.name)
-        inject(model, settings)
+        inject(model, settings, kwargs)
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -94,12 +95,23 @@ def plain_class(cls: type) -> type[PreTrainedModel]:
 compat.CLASS_NAME.replace(LayerDropMixin, lambda self: plain_class(type(self)).__name__)
 
 
-def inject(model: PreTrainedModel, layerdrop: LayerDrop | None) -> None:
-    """Inject what was asked for, else what the checkpoint was saved with, else the model's own rates, in place."""
+def inject(model: PreTrainedModel, layerdrop: LayerDrop | None, given: Mapping[str, Any] | None = None) -> None:
+    """Inject what was asked for, else what the checkpoint was saved with, else the model's own rates, in place.
+
+    Raises:
+        LayerDropConfigError: If one of the model's own rates is ``given`` where another one goes before it.
+    """
+    own = [name for name, rate in (given or {}).items() if NATIVE_RATE.fullmatch(name) and rate is not None]
+    saved = saved_provenance(model.config) if layerdrop is None else {}  # which it replaces, whatever stands there
+    if own and (layerdrop is not None or "rates" in saved):
+        first = "layerdrop= was given" if layerdrop is not None else "the checkpoint was saved with rates of its own"
+        raise LayerDropConfigError(
+            f"{own[0]}={(given or {})[own[0]]} would not be obeyed, since {first}: give all rates by layerdrop=, such "
+            'as layerdrop={"encoder": 0.2}.'
+        )
     if layerdrop is not None:
         inject_layerdrop(model, layerdrop)
         return
-    saved = saved_provenance(model.config)
     if "rates" not in saved:
         inject_layerdrop(model, LayerDropConfig(native_rates(model)))
         return

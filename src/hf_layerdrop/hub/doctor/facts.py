@@ -31,7 +31,7 @@ def _described(headers: CheckpointHeaders, model: StoredModel) -> dict[str, Any]
     return {
         "model": headers.source,
         "model_type": headers.model_type,
-        "architectures": headers.config.get("architectures") or [model.architecture],
+        "architectures": headers.architectures or [model.architecture],
         "parameters": model.parameters,
         "supported": True,
         "stacks": [_describe_stack(model, stack) for stack in model.stacks],

@@ -133,6 +133,15 @@ def _passed_over(model: StoredModel) -> Iterator[str]:
         )
 
 
+def _other_class(model: StoredModel) -> Iterator[str]:
+    named = model.headers.architectures
+    if named and model.architecture not in named:
+        yield (
+            f"the config names {', '.join(named)}, but the weights are those of {model.architecture}: as "
+            "that it is loaded and saved here, where plain transformers makes up what is missing"
+        )
+
+
 def _damaged(model: StoredModel) -> Iterator[str]:
     try:
         root_layers(saved_provenance(model.headers.config), model.depths)
@@ -170,6 +179,7 @@ _OF_A_MODEL = {
     "tied weights": _tied,
     "own code": _own_code,
     "passed over": _passed_over,
+    "other class": _other_class,
     "damaged entry": _damaged,
 }
 
