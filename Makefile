@@ -20,7 +20,11 @@ INSTALL := $(BIN)/pip install --no-compile
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|transformers/models)/' $(VENV)/lib
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test all-but-claim quality unit oldest next claim readme integrations notebooks mutants architectures clean
+# Every promise of the arithmetic: draws, schedules, the keep_layers grammar, the space of sets, records; layout, private names.
+QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
+	reports/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
+
+.PHONY: demo test all-but-claim quality quick unit oldest next claim readme integrations notebooks site serve-site mutants architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -30,12 +34,16 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 3 --output-sync=target claim all-but-claim
 
 all-but-claim: $(VENV)/.installed-dev
-	nice $(MAKE) unit oldest notebooks quality readme
+	nice $(MAKE) unit oldest notebooks quality readme site
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The inner loop: an answer in about a minute.
+quick: quality
+	$(BIN)/python -m pytest $(QUICK) $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -71,6 +79,13 @@ integrations: $(VENV)/.installed-dev
 notebooks: $(VENV)/.installed-dev
 	SHORT=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
 
+# The documentation: every link and every public name in it is checked.
+site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+serve-site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --watch src
+
 # Not a part of `test`: whether tests notice a changed pure core, in some minutes; docs/testing.md has what they do not.
 mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS)
@@ -81,7 +96,7 @@ architectures: $(VENV)/.installed-dev
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m architectures --page docs/architectures.md --data src/hf_layerdrop/architectures/walked.py
 
 clean:
-	rm -rf $(VENV) demo-output mutants .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output mutants .site .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 from transformers import AutoModelForSequenceClassification
 
+from hf_layerdrop import demo_checkpoint, embedded_sst2
 from hf_layerdrop.cli.training_flags import parse_training_arguments
 from hf_layerdrop.injection.inject import inject_layerdrop
 from hf_layerdrop.tasks.registry import TASKS
@@ -94,6 +95,22 @@ def test_the_accelerate_loop_runs_on_two_ranks_by_the_launch_file_for_ddp(tmp_pa
     settings = ["--config_file", str(LAUNCH / "ddp.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
     launcher = ["accelerate.commands.launch", *settings, "--main_process_port", "0"]
     assert "trained 4 steps" in on_two_ranks(tmp_path, "accelerate_loop.py", launcher)  # half as many as one process
+
+
+def test_run_glue_trains_measures_depths_and_saves_a_cut(tmp_path: Path, monkeypatch, capsys) -> None:
+    rows, (train, validation) = embedded_sst2(), (str(tmp_path / f"{name}.csv") for name in ("train", "validation"))
+    rows["train"].select(range(64)).to_csv(train)
+    rows["validation"].select(range(32)).to_csv(validation)
+    files = ["--train_file", train, "--validation_file", validation]
+    training = ["--output_dir", str(tmp_path / "out"), "--max_steps", "4", "--eval_strategy", "epoch", "--use_cpu"]
+    layers = ["--layerdrop", "0.5", "--warm_up", "0.5", "--depths", "3", "2", "--keep_layers", "2"]
+    model = ["--model_name_or_path", str(demo_checkpoint()), "--max_seq_length", "32"]
+    monkeypatch.setattr(sys, "argv", ["run_glue.py", *model, *files, *training, *layers, "--report_to", "none"])
+    runpy.run_path(str(EXAMPLES / "run_glue.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "eval_depth_3_accuracy" in printed
+    assert re.findall(r"^(\d) layers .*accuracy \d\.\d{4}", printed, re.MULTILINE) == ["6", "3", "2"]
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out-cut").config.num_hidden_layers == 2
 
 
 # Launch files, read by the programs that they are written for.

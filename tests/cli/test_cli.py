@@ -49,7 +49,7 @@ BAD_INPUT = {
     "depth too large": (["prune", "MODEL", "--keep-layers", "5", "--output", "OUT"], "from 1 to 4"),
     "unknown strategy": (["prune", "MODEL", "--keep-layers", "evry_other", "--output", "OUT"], "every_other"),
     "unknown stack": (["prune", "MODEL", "--keep-layers", "decoder=2", "--output", "OUT"], "encoder"),
-    "bare depth for two stacks": (["prune", "BART", "--keep-layers", "2", "--output", "OUT"], "encoder=2;decoder=1"),
+    "bare indices for two stacks": (["prune", "BART", "--keep-layers", "0,", "--output", "OUT"], "encoder=2;decoder=1"),
     "output exists": (["prune", "MODEL", "--keep-layers", "2", "--output", "MODEL"], "--overwrite"),
     "no such folder": (["prune", "OUT/no/such/folder", "--keep-layers", "2", "--output", "OUT"], "does not exist"),
     "missing option": (["prune", "MODEL", "--keep-layers", "2"], "prune --help"),
@@ -62,7 +62,10 @@ BAD_INPUT = {
     "unknown task": (["sweep", "MODEL", "--task", "sst3", "--output", "OUT"], "sst2"),
     "other labels": (["sweep", "MODEL", "--task", "mnli", "--output", "OUT"], "3 labels"),
     "no classifier": (["sweep", "ENCODER", "--task", "sst2", "--output", "OUT"], "ForSequenceClassification"),
-    "swept depth": (["sweep", "MODEL", "--task", "sst2", "--depths", "4,5", "--output", "OUT"], "'5'.*1 to 4"),
+    "swept depth": (
+        ["sweep", "MODEL", "--task", "sst2", "--depths", "4,5", "--output", "OUT"],
+        "'4,5', .* depth of 5.*1 to 4",
+    ),
     "output is a file": (
         ["sweep", "MODEL", "--task", "sst2", "--overwrite", "--output", "MODEL/config.json"],
         "is a file",
@@ -289,16 +292,49 @@ def test_sweep_without_a_tokenizer_says_so(model, rows, tmp_path, capsys):
     assert not output.exists()
 
 
-def test_depths_of_two_stacks_go_down_together():
-    stacks = {"encoder": 4, "decoder": 2}
-    assert parse_depths("3,1", stacks) == [
-        {"encoder": (0, 1, 3), "decoder": (0, 1)},
-        {"encoder": (0,), "decoder": (0,)},
-    ]
-    assert [len(kept["encoder"]) for kept in parse_depths("all", stacks)] == [4, 3, 2, 1]
-    for wrong in ("", "0", "5", "3,", "a", "-1", "9" * 5000):
-        with pytest.raises(KeepLayersError, match="from 1 to 4"):
-            parse_depths(wrong, stacks)
+TWO_STACKS = {"encoder": 4, "decoder": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "stacks", "kept"),
+    [
+        ("3,1", {"layers": 4}, [(0, 1, 3), (0,)]),
+        ("all", {"layers": 3}, [(0, 1, 2), (0, 2), (0,)]),
+        ("all, first:2 ,every_other", {"layers": 3}, [(0, 1, 2), (0, 1), (0, 2)]),
+        ("layers=2,1", {"layers": 3}, [(0, 2), (0,)]),
+        ("2,1", TWO_STACKS, [((0, 3), (0, 1)), ((0,), (0,))]),
+        ("all", TWO_STACKS, [((0, 1, 2, 3), (0, 1)), ((0, 3), (0, 1)), ((0,), (0,))]),
+        ("all", {"encoder": 2, "decoder": 2}, [((0, 1), (0, 1)), ((0,), (0,))]),
+        ("decoder=all", TWO_STACKS, [((0, 1, 2, 3), (0, 1)), ((0, 1, 2, 3), (0,))]),
+        ("encoder=2; decoder=2,1", TWO_STACKS, [((0, 3), (0, 1)), ((0, 3), (0,))]),
+        ("encoder=3,1;decoder=2,1", TWO_STACKS, [((0, 1, 3), (0, 1)), ((0,), (0,))]),
+        ("text=1", {"text": 2, "vision": 2}, [((0,), (0, 1))]),
+    ],
+)
+def test_what_a_list_of_depths_means(text, stacks, kept):
+    found = [tuple(sub_network.values()) for sub_network in parse_depths(text, stacks)]
+    assert found == [layers if len(stacks) > 1 else (layers,) for layers in kept]
+
+
+@pytest.mark.parametrize("wrong", ["", "0", "5", "3,", "-1", "9" * 5000, "a", "layers=5", "layers=2,,1", "stack=2"])
+def test_no_list_of_depths(wrong):
+    with pytest.raises(KeepLayersError, match=r"1 to 4|layers=4,1|every_other, every_other:p"):
+        parse_depths(wrong, {"layers": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "stacks", "said"),
+    [
+        ("3", TWO_STACKS, "stack 'decoder' has 2 layers"),
+        ("all", {"text": 2, "vision": 2}, "write 'text=all'"),
+        ("1", {"text": 2, "vision": 2}, "'text' .2 layers. and 'vision'"),
+        ("encoder=4,3,2;decoder=2,1", TWO_STACKS, "lists 2 depths of the stack 'decoder' beside 3"),
+        ("decoder=2;decoder=1", TWO_STACKS, "write each once"),
+    ],
+)
+def test_depths_that_do_not_fit_several_stacks(text, stacks, said):
+    with pytest.raises(KeepLayersError, match=said):
+        parse_depths(text, stacks)
 
 
 @pytest.fixture

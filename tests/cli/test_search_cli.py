@@ -120,9 +120,9 @@ def test_wrong_input_is_one_line_and_writes_nothing(model, rows, tmp_path, argum
     assert list(tmp_path.iterdir()) == [rows]
 
 
-def test_a_model_with_two_stacks_asks_which(bart, rows, tmp_path, capsys):
-    assert search(bart, rows, tmp_path / "s.json", "--depth", "2") == 2
-    assert "encoder=2;decoder=1" in capsys.readouterr().err
+def test_a_depth_that_one_of_two_stacks_lacks_names_it(bart, rows, tmp_path, capsys):
+    assert search(bart, rows, tmp_path / "s.json", "--depth", "3") == 2
+    assert "the stack 'decoder' has 2 layers" in capsys.readouterr().err
 
 
 def test_too_few_rows_for_a_batch(model, tmp_path, capsys):

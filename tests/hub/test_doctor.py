@@ -26,7 +26,7 @@ TRAPS = {
     "t5": {BIASED, TIED},
     "llava": {BY_NUMBER},
     "granitemoehybrid": {KINDS},
-    "modernbert": {KINDS, UNLIKE, TIED},
+    "modernbert": {KINDS, UNLIKE},  # its class without a head, which its config says is tied
     "gemma4_text": {KINDS, SLICES, TIED},
     "hy_v4": {BORROWED},
 }

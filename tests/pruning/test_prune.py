@@ -223,13 +223,24 @@ def test_a_cut_that_is_refused_changes_nothing(head, spec):
     layerdrop_state(model)
 
 
-@pytest.mark.parametrize("spec", [2, "::2", [0, 1]])
-def test_a_bare_spec_on_a_model_with_two_stacks_is_refused_and_names_them(spec):
+@pytest.mark.parametrize("spec", ["::2", [0, 1], torch.tensor([0, 1])])
+def test_bare_indices_on_a_model_with_two_stacks_are_refused_and_name_them(spec):
     model = build("BartModel")
     before = snapshot(model)
     with pytest.raises(KeepLayersError, match=r"encoder.*decoder"):
         prune_layers(model, spec)
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(("spec", "named"), [(2, (0, 3)), ("every_other", (0, 2)), ("first:2", (0, 1))])
+def test_a_bare_depth_or_rule_cuts_both_stacks_of_an_encoder_decoder(spec, named):
+    whole = build("BartModel").eval()
+    cut = prune_layers(copy.deepcopy(whole), spec)
+    same = prune_layers(copy.deepcopy(whole), {"encoder": named, "decoder": named})
+    assert_same_tensors(cut.state_dict(), same.state_dict())
+    with sub_network(whole, spec) as kept:
+        assert kept == {"encoder": named, "decoder": named}
+        assert torch.equal(output_of(whole, batch_for("BartModel")), output_of(cut, batch_for("BartModel")))
 
 
 def test_layers_that_are_shared_are_refused_with_the_reason():

@@ -9,6 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -183,7 +184,7 @@ def test_for_depth_uses_that_depth_on_average_with_every_shape(shape, depth, of)
     assert of - sum(rates) == pytest.approx(depth)
     assert config.seed == 5
     assert config.mean_rate == pytest.approx(1 - depth / of)
-    assert list(rates) == sorted(rates)
+    assert shape == "alternating" or list(rates) == sorted(rates)
     assert (rates[0] == 0) == (shape != "uniform" or depth == of)
 
 
@@ -226,3 +227,29 @@ def test_mean_rate_is_the_mean_over_layers_and_stacks():
 )
 def test_a_rate_a_dict_and_a_config_are_all_read(value, expected):
     assert LayerDropConfig.of(value) == expected
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor])
+def test_numbers_and_arrays_of_numpy_and_torch_are_taken_as_pythons_own(array):
+    assert LayerDropConfig(array(0.5), seed=array(3), never_drop=array([0, -1])) == LayerDropConfig(
+        0.5, seed=3, never_drop=(0, -1)
+    )
+    assert LayerDropConfig(array([0.25, 0.5])) == LayerDropConfig([0.25, 0.5])
+    assert LayerDropConfig({"encoder": array([0.25, 0.5]), "decoder": array(0.5)}) == LayerDropConfig(
+        {"encoder": [0.25, 0.5], "decoder": 0.5}
+    )
+    assert LayerDropConfig(array(0.5), shape="linear").rates_for({"layers": 3}) == {"layers": (0.0, 0.25, 0.5)}
+    assert LayerDropConfig.for_depth(array(3), of=array(4)) == LayerDropConfig.for_depth(3, of=4)
+    json.dumps(LayerDropConfig(array(0.5), never_drop=array([0])).to_dict())
+
+
+def test_layers_that_are_never_dropped_may_be_a_set():
+    assert LayerDropConfig(0.5, never_drop={2, 0, -1}) == LayerDropConfig(0.5, never_drop=(-1, 0, 2))
+    with pytest.raises(LayerDropConfigError, match=r"rate is \{0.5\}"):
+        LayerDropConfig({0.5})  # type: ignore[arg-type]  # a set has no order
+
+
+@pytest.mark.parametrize("wrong", [np.array([[0.5]]), np.array(["a"]), np.array([]), np.array(True), np.array(1 + 2j)])
+def test_arrays_that_are_no_rates(wrong):
+    with pytest.raises(LayerDropConfigError, match=r"rate is|give one number"):
+        LayerDropConfig(wrong)

@@ -71,11 +71,18 @@ def test_every_form_of_the_grammar(spec, kept):
         (" decoder = last:1 ; encoder = 0,1 ", (0, 1), (3,)),
         ({"decoder": [1]}, (0, 1, 2, 3, 4, 5), (1,)),
         ({"encoder": slice(4, None), "decoder": None}, (4, 5), (0, 1, 2, 3)),
+        (2, (0, 5), (0, 3)),
+        (np.int64(2), (0, 5), (0, 3)),
+        (" 2 ", (0, 5), (0, 3)),
+        ("every_other", (0, 2, 4), (0, 2)),
+        ("every_other:1/3", (0, 1, 3, 4), (0, 1, 3)),
+        ("first:3", (0, 1, 2), (0, 1, 2)),
+        ("last:1", (5,), (3,)),
         ("all", (0, 1, 2, 3, 4, 5), (0, 1, 2, 3)),
         (None, (0, 1, 2, 3, 4, 5), (0, 1, 2, 3)),
     ],
 )
-def test_stacks_are_named_and_the_others_stay_whole(spec, encoder, decoder):
+def test_stacks_are_named_or_are_an_encoder_decoder_that_one_rule_means(spec, encoder, decoder):
     assert parse_keep_layers(spec, TWO_STACKS) == {"encoder": encoder, "decoder": decoder}
 
 
@@ -132,10 +139,27 @@ def test_what_cannot_be_meant_is_refused_in_one_line(spec, said):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("spec", [6, "6", "::2", [0], "every_other"])
-def test_a_bare_specification_for_two_stacks_names_them(spec):
-    with pytest.raises(KeepLayersError, match=r"'encoder' .*'decoder'"):
+@pytest.mark.parametrize("spec", ["::2", "0,1", "1,", [0], {0, 1}, np.arange(2), slice(2), range(2)])
+def test_bare_indices_for_two_stacks_name_them(spec):
+    with pytest.raises(KeepLayersError, match=r"'encoder' .*'decoder'.* say which"):
         parse_keep_layers(spec, TWO_STACKS)
+
+
+@pytest.mark.parametrize("spec", [1, "1", "::2", [0], "every_other", "first:1"])
+@pytest.mark.parametrize("stacks", [("text", "vision"), ("vision", "encoder", "decoder")])
+def test_stacks_that_are_no_encoder_decoder_have_to_be_named(spec, stacks):
+    with pytest.raises(KeepLayersError, match=" and ".join(f"'{stack}' .4 layers." for stack in stacks)):
+        parse_keep_layers(spec, dict.fromkeys(stacks, 4))
+
+
+def test_a_depth_above_that_of_one_stack_is_refused_by_its_name():
+    with pytest.raises(KeepLayersError, match="depth of 6, but the stack 'decoder' has 4 layers"):
+        parse_keep_layers(6, TWO_STACKS)
+
+
+def test_a_rule_that_is_none_is_told_so_of_two_stacks_too():
+    with pytest.raises(KeepLayersError, match="did you mean 'every_other'"):
+        parse_keep_layers("evry_other", TWO_STACKS)
 
 
 @pytest.mark.parametrize("as_type", [str, Path])

@@ -210,8 +210,12 @@ def test_each_stack_holds_its_own_target_and_protected_layers_are_never_dropped(
     assert len(set(rates["encoder"])) == DEPTH
     kept = learned_keep_layers(model, {"decoder": 2})
     assert kept == {"encoder": (0, 1, 2, 3), "decoder": (0, 3)}
-    with pytest.raises(KeepLayersError, match="encoder"):
-        learned_keep_layers(model, 2)
+    assert {stack: len(layers) for stack, layers in learned_keep_layers(model, 2).items()} == {
+        "encoder": 2,
+        "decoder": 2,
+    }
+    with pytest.raises(KeepLayersError, match="stack 'encoder' has 4 layers"):
+        learned_keep_layers(model, 5)
 
 
 def test_the_rates_of_a_step_are_frozen_and_use_what_was_measured_a_step_before():

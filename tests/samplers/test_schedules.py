@@ -7,12 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, exponential, linear, make_schedule, share_kept, uniform
+from hf_layerdrop.samplers.schedules import (
+    SCHEDULES,
+    SHAPES,
+    alternating,
+    exponential,
+    linear,
+    make_schedule,
+    share_kept,
+    uniform,
+)
 
 PROGRESS = st.floats(0, 1)
 
 
-@given(rate=st.floats(0, 1), depth=st.integers(1, 60), shape=st.sampled_from(sorted(SHAPES)))
+@given(rate=st.floats(0, 1), depth=st.integers(1, 60), shape=st.sampled_from(sorted({*SHAPES} - {"alternating"})))
 def test_every_shape_gives_one_rate_a_layer_that_never_falls_and_ends_at_the_rate(rate, depth, shape):
     rates = SHAPES[shape](rate, depth)
     assert len(rates) == depth
@@ -27,18 +36,37 @@ def test_shapes_have_the_published_values():
     assert linear(0.6, 4) == pytest.approx([0, 0.2, 0.4, 0.6])
     assert linear(0.6, 2) == exponential(0.6, 2) == [0, 0.6]
     assert exponential(1.0, 3) == pytest.approx([0, math.sqrt(2) - 1, 1])
+    assert alternating(0.4, 5) == [0, 0.4, 0, 0.4, 0]
+    assert alternating(0.4, 1) == [0]
 
 
-@given(name=st.sampled_from(sorted(SCHEDULES)), progress=PROGRESS, later=PROGRESS)
+FALLING = {"falling", "early"}
+
+
+@given(name=st.sampled_from(sorted({*SCHEDULES} - FALLING)), progress=PROGRESS, later=PROGRESS)
 def test_every_schedule_gives_a_factor_that_never_falls(name, progress, later):
     schedule = make_schedule(name)
     first, second = sorted((progress, later))
     assert 0 <= schedule(first) <= schedule(second) <= 1
 
 
+@given(name=st.sampled_from(sorted(FALLING)), progress=PROGRESS, later=PROGRESS)
+def test_schedules_that_fall_never_rise(name, progress, later):
+    schedule = make_schedule(name)
+    first, second = sorted((progress, later))
+    assert 1 >= schedule(first) >= schedule(second) >= 0
+
+
 @pytest.mark.parametrize(
     ("name", "numbers", "expected"),
     [
+        ("falling", {}, [1, 0.5, 0]),
+        ("early", {}, [1, 0, 0]),
+        ("early", {"share": 0.75}, [1, 1, 0]),
+        ("early", {"share": 0}, [0, 0, 0]),
+        ("late", {}, [0, 1, 1]),
+        ("late", {"share": 0.25}, [0, 0, 1]),
+        ("late", {"share": 1}, [1, 1, 1]),
         ("constant", {}, [1, 1, 1]),
         ("linear", {}, [0, 0.5, 1]),
         ("linear", {"start": 0.25, "end": 0.75}, [0, 0.5, 1]),

@@ -253,11 +253,14 @@ def test_depths_by_stack() -> None:
     assert parse_depth({"decoder": "2"}, depths) == {"encoder": 6, "decoder": 2}
     assert parse_depth("4", {"layers": 4}) == parse_depth(" 4 ", {"layers": 4}) == {"layers": 4}
     assert parse_depth(np.int64(1), {"layers": 4}) == parse_depth(1, {"layers": 4}) == {"layers": 1}
-    with pytest.raises(KeepLayersError, match="encoder=3;decoder=2") as refused:
-        parse_depth(3, depths)
-    assert "'encoder' (6 layers) and 'decoder' (4 layers)" in str(refused.value)
-    with pytest.raises(KeepLayersError, match="encoder=1;decoder=1"):
-        parse_depth(1, {"encoder": 1, "decoder": 2})
+    assert parse_depth(3, depths) == parse_depth("3", depths) == {"encoder": 3, "decoder": 3}
+    with pytest.raises(KeepLayersError, match="stack 'decoder' has 4 layers"):
+        parse_depth(5, depths)
+    with pytest.raises(KeepLayersError, match="text=3;vision=2") as refused:
+        parse_depth(3, {"text": 6, "vision": 4})
+    assert "'text' (6 layers) and 'vision' (4 layers)" in str(refused.value)
+    with pytest.raises(KeepLayersError, match="text=1;vision=1"):
+        parse_depth(1, {"text": 1, "vision": 2})
     assert Space(depths, {"encoder": 3, "decoder": 2}).spread() == {
         "encoder": evenly_spread(3, 6),
         "decoder": evenly_spread(2, 4),

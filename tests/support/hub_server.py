@@ -126,6 +126,7 @@ class HubServer:
         self.faults: list[Fault] = []
         # or "ignored", "short" (half of what was asked), "shifted" (another part), "endless" (more of it), "compressed"
         self.ranges: str | None = "honest"
+        self.page: bytes | None = None  # if given, the answer to everything: of who stands between, and is no Hub
         self.storage: HubServer | None = None  # if given, LFS files are redirected there, as the Hub does to its CDN
         self.lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -235,7 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._request = Request(self.command, path, headers, body)
         self.hub.requests.append(self._request)
         try:
-            if self._fault and not self._fault.after_handling and self._fault.after_bytes is None:
+            if self.hub.page is not None:
+                self._answer(self.hub.page, 200, {"Content-Type": "text/html"})
+            elif self._fault and not self._fault.after_handling and self._fault.after_bytes is None:
                 self._break(self._fault)
             else:
                 self._route(path)

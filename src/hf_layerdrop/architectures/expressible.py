@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,18 +55,29 @@ class Unfilled(TorchFunctionMode):
 
     Of this thread alone: transformers' `no_init_weights` replaces functions of the whole process, and two threads that
     leave it in another order than they entered it leave them replaced.
+
+    Args:
+        most: Of how many tensors a model may be made at most; a stranger's config may say a billion of parts.
     """
+
+    def __init__(self, most: int | None = None) -> None:
+        super().__init__()
+        self._left = math.inf if most is None else most
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return the weight as it is, where it would be filled."""
         if getattr(func, "__module__", None) == "torch.nn.init" or func in _FILLING:
             return args[0] if args else kwargs["tensor"]
+        if func is torch.empty:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError("it would have far more weights than there are")
         return func(*args, **(kwargs or {}))
 
 
-def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a model from a copy of its config, without memory for its weights."""
-    with BUILDING, torch.device("meta"), Unfilled():
+def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig, most: int | None = None) -> PreTrainedModel:
+    """Build a model from a copy of its config, without memory for its weights; for ``most`` see `Unfilled`."""
+    with BUILDING, torch.device("meta"), Unfilled(most):
         return build_from_config(cls, copy.deepcopy(config))
 
 

@@ -153,9 +153,8 @@ HEAD_FIELDS: dict[str, tuple[str, ...]] = {
     "layers": (HEADS_FIELD, *HEAD_COUNTS),
 }
 
-# Fields by which a composite model picks hidden states of a part of it by their number; and that of tied embeddings.
+# Fields by which a composite model picks hidden states of a part of it by their number.
 FEATURE_LAYER_FIELDS = ("vision_feature_layer", "deepstack_layers")
-TIED_FIELD = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)

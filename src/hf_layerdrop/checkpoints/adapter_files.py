@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_layerdrop.checkpoints.headers import read_header
+from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
+from hf_layerdrop.checkpoints.unreadable import is_there
 from hf_layerdrop.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -21,7 +22,7 @@ def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
         CheckpointError: If it names none, or another adapter.
     """
     config = Path(name_or_path or "", kwargs.get("subfolder") or "", ADAPTER_CONFIG)
-    if not config.is_file():
+    if not is_there(config):
         return None
     base = _read(config).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -29,7 +30,7 @@ def adapted_base(name_or_path: Any, kwargs: Mapping[str, Any]) -> str | None:
             f"{str(config)!r} names no base_model_name_or_path: have the adapter saved again, or write the folder "
             "or the Hub id of its base model there."
         )
-    if Path(base, ADAPTER_CONFIG).is_file():
+    if is_there(Path(base, ADAPTER_CONFIG)):
         raise CheckpointError(f"{str(config)!r} names {base!r} as its base model, which is an adapter itself.")
     return base
 
@@ -44,7 +45,7 @@ def describe_adapter(folder: str, base: str) -> dict[str, Any]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(config)
+    except Unreadable:
         content = None
     return content if isinstance(content, dict) else {}

@@ -42,6 +42,7 @@ from hf_layerdrop.checkpoints.headers import (
     read_index,
 )
 from hf_layerdrop.checkpoints.http_ranges import RangesIgnored, RemoteFile
+from hf_layerdrop.checkpoints.unreadable import hub_answering
 from hf_layerdrop.errors import CheckpointError, said_by
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class HubModel:
 
     def files(self) -> set[str]:
         """List the files of the repository."""
-        info = HfApi(token=self.token).model_info(self.repo_id, revision=self.commit)
+        with hub_answering(self.repo_id):
+            info = HfApi(token=self.token).model_info(self.repo_id, revision=self.commit)
         return {sibling.rfilename for sibling in info.siblings or ()}
 
     def open(self, file: str) -> tuple[dict[str, TensorInfo], Stream]:

@@ -6,7 +6,6 @@ data from end to end, and each has the bytes that its dtype and shape take.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
+from hf_layerdrop.checkpoints.strangers import LARGE, LARGEST, Unreadable, check_kind, read_json
 from hf_layerdrop.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -26,7 +26,8 @@ INDEX_NAME = "model.safetensors.index.json"
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _AT_ONCE = 2**20  # of a call for more, Linux may read no more than a disk takes at once
-_LONGEST_JSON = 100_000_000  # bytes
+_LONGEST_HEADER = 100_000_000  # bytes
+_TEXTS = (".json", ".jinja", ".txt")
 _LONGEST_REASON = 300  # characters
 _BUFFER_DTYPES = {"BOOL", "I32", "I64"}  # position_ids and the like
 
@@ -92,14 +93,20 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(no_folder(folder))
-    if not (folder / CONFIG_NAME).is_file():
+    if not (folder / CONFIG_NAME).exists():
         check_not_gguf(str(folder), (path.name for path in folder.iterdir()))
         raise CheckpointError(
             f"The folder {str(folder)!r} has no {CONFIG_NAME}: give a folder that save_pretrained or the Hub made."
         )
     config = _read_json(folder / CONFIG_NAME)
+    for path in folder.iterdir():  # transformers reads them whole
+        if path.suffix in _TEXTS and path.is_file() and path.stat().st_size > LARGEST:
+            raise CheckpointError(f"The file {str(path)!r} is larger than {LARGEST // 10**6} MB: download it again.")
     if not isinstance(config.get("model_type"), str | None):
         _refuse(folder / CONFIG_NAME, f"its model_type is {config['model_type']!r} and not a name")
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        _refuse(folder / CONFIG_NAME, f"its architectures are {str(named)[:100]!r} and not a list of names")
     return config
 
 
@@ -118,18 +125,17 @@ def read_header(file: str | Path, shown: PurePath | None = None) -> dict[str, Te
     """
     file = Path(file)
     shown = shown or file
-    if not file.is_file():  # to open a pipe would wait for ever
-        reason = "Is a directory" if file.is_dir() else "not a file" if file.exists() else "No such file or directory"
-        raise CheckpointError(f"The weight file {str(shown)!r} cannot be read: {reason}.")
     try:
+        check_kind(file)
         with file.open("rb", buffering=0) as opened:
             announce(opened.fileno(), 0, 8)
-            announce(opened.fileno(), 8, 8 + min(int.from_bytes(opened.read(8), "little"), _LONGEST_JSON))
+            announce(opened.fileno(), 8, 8 + min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER))
         with safe_open(file, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.offset_keys()}
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except OSError as error:
-        raise CheckpointError(f"The weight file {str(shown)!r} cannot be read: {error.strerror}.") from error
+    except (OSError, Unreadable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"The weight file {str(shown)!r} cannot be read: {reason}.") from error
     except SafetensorError as error:
         raise CheckpointError(_corrupt(shown, one_line(error))) from error
     # In order, and without gaps, they end where the file ends.
@@ -194,11 +200,27 @@ def find_placed(
 
 def read_index(index: Path) -> dict[str, str]:
     """Read which weight file holds each tensor of a checkpoint in shards."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = _read_json(index, LARGEST).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         _refuse(index, "it has no weight_map")
     _check_names(weight_map.values(), index)
     return weight_map
+
+
+def check_metadata(folder: Path) -> None:
+    """Refuse an index without what transformers looks up in it, though nothing of that is needed.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    index = folder / INDEX_NAME
+    if (folder / WEIGHTS_NAME).exists() or not index.exists():
+        return
+    if not isinstance(_read_json(index, LARGEST).get("metadata"), dict):
+        raise CheckpointError(
+            f"The file {str(index)!r} has no metadata, without which transformers does not read it: write "
+            '"metadata": {} into it, or download it again.'
+        )
 
 
 def check_uploaded(shards: Iterable[str], files: Collection[str], repo_id: str) -> None:
@@ -230,14 +252,12 @@ def _stays_inside(name: str) -> bool:
     return bool(name) and "\0" not in name and not any(path.anchor or ".." in path.parts for path in paths)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if file.exists() and not (file.is_file() and file.stat().st_size <= _LONGEST_JSON):  # a pipe, or without an end
-        raise CheckpointError(f"The file {str(file)!r} cannot be read: it is no file of less than 100 MB.")
+def _read_json(file: Path, most: int = LARGE) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError):
+        content = read_json(file, most)
+    except Unreadable as error:
+        if not isinstance(error.__cause__, ValueError | RecursionError):
+            raise CheckpointError(f"The file {str(file)!r} cannot be read: {error}.") from error
         content = None
     if not isinstance(content, dict):
         _refuse(file, "it is not a JSON object")

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import build_hf_headers
 
 from hf_layerdrop.checkpoints.headers import TensorInfo, read_header
+from hf_layerdrop.checkpoints.hub_waits import PATIENT
 from hf_layerdrop.errors import CheckpointError
 
 _CHUNK = 8 * 2**20
@@ -103,7 +104,7 @@ class RemoteFile:
         """Send one request, and yield of its answer no more than was asked for, however much there is."""
         headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}"}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", self._url, headers=headers, timeout=timeout) as response:
+        with get_session().stream("GET", self._url, headers=headers, timeout=timeout, extensions=PATIENT) as response:
             self._check(response, begin)
             is_exact = response.headers.get("Content-Length") == str(end - begin)
             for chunk in response.iter_raw(_CHUNK):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, admitting, parsed, read_bytes
 from hf_layerdrop.errors import LayerDropConfigError
 
 VERSION = 1
@@ -50,17 +52,29 @@ class Journal:
 
 def read_journal(path: str | os.PathLike[str], kind: str, fields: Collection[str]) -> list[Record]:
     """Read the finished lines of a journal; a file that is not there has none. See `Journal`."""
-    try:
-        finished, _, unfinished = Path(path).read_bytes().rpartition(b"\n")
-        records = [json.loads(line) for line in finished.splitlines()]
+    with reading_records(path, kind):
+        try:
+            finished, _, unfinished = read_bytes(path, LARGEST).rpartition(b"\n")
+        except Unreadable as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+        records = [parsed(line) for line in finished.splitlines()]
         whole = all(record.pop("version", VERSION) == VERSION and {*fields} <= {*record} for record in records)
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise _no_journal(path, kind) from error
-    if not whole or (unfinished and not unfinished.startswith(b'{"')):
-        raise _no_journal(path, kind)
+        if not whole or (unfinished and not unfinished.startswith(b'{"')):
+            raise Unreadable("its lines are no records of this kind")
     return records
+
+
+@contextmanager
+def reading_records(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Refuse a journal whose records are not understood; nothing else may be done in the block.
+
+    Raises:
+        LayerDropConfigError: For whatever is raised in it.
+    """
+    with admitting(lambda _: _no_journal(path, kind)):
+        yield
 
 
 def _no_journal(path: str | os.PathLike[str], kind: str) -> LayerDropConfigError:

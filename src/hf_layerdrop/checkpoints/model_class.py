@@ -13,7 +13,7 @@ from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.class_by_weights import class_by_weights, class_that_generates
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.remote_headers import read_headers
-from hf_layerdrop.checkpoints.unreadable import reading
+from hf_layerdrop.checkpoints.unreadable import is_there, reading
 from hf_layerdrop.errors import CheckpointError
 
 # Arguments of from_pretrained that say where a checkpoint is; the config is looked up with the same ones.
@@ -39,11 +39,11 @@ def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfi
         return config
     if config is None and (base := adapted_base(name_or_path, kwargs)) is not None:
         return find_config(base, {})
-    if config is None and Path(name_or_path).is_dir() and not kwargs.get("gguf_file"):
+    if config is None and is_there(name_or_path) and Path(name_or_path).is_dir() and not kwargs.get("gguf_file"):
         read_config(Path(name_or_path) / (kwargs.get("subfolder") or ""))
     found = config or name_or_path
     where = {"trust_remote_code": False, **where_of(kwargs)}  # left out, transformers would ask at the terminal
-    with reading(name_or_path):
+    with reading(name_or_path, alone=True):
         try:
             return AutoConfig.from_pretrained(found, **where)
         except (AttributeError, LookupError, TypeError, ValueError) as error:

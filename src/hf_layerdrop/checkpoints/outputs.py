@@ -6,6 +6,7 @@ are as readable as whatever else the user writes. What a killed process left is 
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -72,6 +73,8 @@ def check_replaceable(output_dir: Path, overwrite: bool) -> None:
     check_above(output_dir)
     if not (output_dir.exists() or output_dir.is_symlink()):
         return
+    if os.path.ismount(output_dir):
+        raise OutputExistsError(_mounted(output_dir))
     if not overwrite:
         raise OutputExistsError(
             f"The output folder {str(output_dir)!r} exists already: choose another one, or allow overwriting it."
@@ -87,6 +90,13 @@ def check_replaceable(output_dir: Path, overwrite: bool) -> None:
             f"{str(output_dir)!r} holds {others[0]!r}, which no save of a checkpoint makes and which would be "
             "lost: move it away, or choose another folder."
         )
+
+
+def _mounted(output: Path) -> str:
+    return (
+        f"{str(output)!r} is where a disk or volume is mounted, which cannot be replaced by another folder: give a "
+        f"folder inside of it, such as {str(output / 'model')!r}."
+    )
 
 
 def _is_saved(path: Path) -> bool:
@@ -165,13 +175,15 @@ def _put(new: Path, output_dir: Path, merge: bool) -> None:
             file.replace(output_dir / file.name)
         return
     old = output_dir.with_name(new.name.replace(".new-", ".old-"))
-    if output_dir.exists():
-        output_dir.rename(old)
     try:
+        if output_dir.exists():
+            output_dir.rename(old)
         new.rename(output_dir)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not output_dir.exists():
             old.rename(output_dir)
+        if isinstance(error, OSError) and error.errno == errno.EBUSY:  # one that is not told by its place: a bind mount
+            raise OutputExistsError(_mounted(output_dir)) from error
         raise
     for old in _siblings(output_dir, "old"):  # also one whose process was killed between the two names
         shutil.rmtree(old, ignore_errors=True)

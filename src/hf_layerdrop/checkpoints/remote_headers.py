@@ -20,7 +20,7 @@ from hf_layerdrop.checkpoints.headers import (
     read_checkpoint,
     read_config,
 )
-from hf_layerdrop.checkpoints.unreadable import unreadable
+from hf_layerdrop.checkpoints.unreadable import hub_answering, is_there, reading, unreadable
 from hf_layerdrop.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -36,11 +36,12 @@ def read_headers(
     Raises:
         CheckpointError: There is no such checkpoint, or it is broken; see `read_checkpoint`.
     """
-    if (base := adapted_base(name_or_path, {})) is not None:
-        return read_headers(base, token=token)
-    if Path(name_or_path).exists() or not _HUB_ID.fullmatch(str(name_or_path)):
-        return read_checkpoint(name_or_path)
-    return read_hub_checkpoint(str(name_or_path), revision=revision, token=token)
+    with reading(name_or_path, alone=True):
+        if (base := adapted_base(name_or_path, {})) is not None:
+            return read_headers(base, token=token)
+        if is_there(name_or_path) or not _HUB_ID.fullmatch(str(name_or_path)):
+            return read_checkpoint(name_or_path)
+        return read_hub_checkpoint(str(name_or_path), revision=revision, token=token)
 
 
 def read_hub_checkpoint(
@@ -54,8 +55,8 @@ def read_hub_checkpoint(
         CheckpointError: There is no such model, or it is broken.
     """
     try:
-        # Answers at once where a download would retry for long.
-        info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
+        with hub_answering(repo_id):  # answers at once where a download would retry for long
+            info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=10)
         model = HubModel(repo_id, info.sha or "main", token=token)
         files = {sibling.rfilename for sibling in info.siblings or ()}
         if CONFIG_NAME not in files or not files & {WEIGHTS_NAME, INDEX_NAME, *PICKLE_NAMES}:

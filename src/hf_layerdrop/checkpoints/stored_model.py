@@ -13,11 +13,14 @@ from hf_layerdrop.architectures.families import DEPTH_FIELDS
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
 from hf_layerdrop.checkpoints.model_class import check_architecture, find_class, find_config
+from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, group_by_layer
 from hf_layerdrop.errors import CheckpointError
 
 # A model of so many layers is built in under a second; more are built only if the files hold weights for them.
 _QUICK_DEPTH = 256
+_QUICK_WEIGHTS = 5_000
+_LONGEST_NAME, _MOST_PARTS = 1000, 32
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class StoredModel:
         architecture: The name of the transformers class that its config names, or that its weights show.
         stacks: Its stacks, in the order of the model.
         ignored: Weights of further blocks that the model class passes over, such as those for multi-token prediction.
+        tied: Whether its output embeddings are one tensor with others; a class without such has none to tie.
     """
 
     headers: CheckpointHeaders
     architecture: str
     stacks: tuple[StoredStack, ...]
     ignored: tuple[str, ...] = ()
+    tied: bool = False
 
     @property
     def depths(self) -> dict[str, int]:
@@ -95,17 +100,22 @@ def find_stored_model(headers: CheckpointHeaders, **where: Any) -> StoredModel:
         CheckpointError: Its config builds no model, or one of other layers than its files hold.
         UnsupportedModelError: The model cannot be cut by layers.
     """
+    with reading(headers.source, alone=True):
+        return _stored_model(headers, where)
+
+
+def _stored_model(headers: CheckpointHeaders, where: Mapping[str, Any]) -> StoredModel:
     check_depths(headers)
     config = find_config(headers.source, where)
     cls = find_class(headers.source, {**where, "config": config}, headers)
     check_architecture(cls, headers.config, headers.source)
     if not isinstance(config, cls.config_class):  # as loading reads it, where two types have one class
         config = cls.config_class.from_pretrained(headers.source, **where)
-    model = _built(cls, config, headers.source)
+    model = _built(cls, config, headers)
     names = WeightNames(model, find_stacks(model))
     layers, ignored = group_by_layer(headers.tensors, names)
     stacks = [_stored(stack, model.config, layers[stack.name]) for stack in names.stacks.values()]
-    return StoredModel(headers, cls.__name__, tuple(stacks), tuple(ignored))
+    return StoredModel(headers, cls.__name__, tuple(stacks), tuple(ignored), _has_tied_head(model))
 
 
 def check_depths(headers: CheckpointHeaders) -> None:
@@ -129,6 +139,8 @@ def _declared_depths(config: Mapping[str, Any], prefix: str = "") -> Iterator[tu
     for name, value in config.items():
         if name in known:
             yield prefix + name, value
+        elif name == "depths" and isinstance(value, list):  # of a hierarchical model, one a stage
+            yield from ((prefix + name, depth) for depth in value)
         elif isinstance(value, Mapping):
             yield from _declared_depths(value, f"{prefix}{name}.")
 
@@ -137,22 +149,28 @@ def _most_numbered(tensors: Mapping[str, TensorInfo]) -> int:
     """Return how many numbers stand, at most, at one place in names of weights that are alike before it."""
     numbers: dict[str, set[str]] = {}
     for name in tensors:
-        parts = name.split(".")
+        parts = name[:_LONGEST_NAME].split(".", _MOST_PARTS)  # of 100 KB, each part would cost as much
         for place, part in enumerate(parts):
             if part.isdecimal():
                 numbers.setdefault(".".join(parts[:place]), set()).add(part)
     return max(map(len, numbers.values()), default=0)
 
 
-def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, source: str) -> PreTrainedModel:
+def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, headers: CheckpointHeaders) -> PreTrainedModel:
     try:
-        return built_on_meta(cls, config)
+        return built_on_meta(cls, config, _QUICK_WEIGHTS + 2 * len(headers.tensors))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"The config of {source!r} builds no {cls.__name__} ({type(error).__name__}: {reason}): correct it, or "
-            "download it again."
+            f"The config of {headers.source!r} builds no {cls.__name__} ({type(error).__name__}: {reason}): correct "
+            "it, or download it again."
         ) from error
+
+
+def _has_tied_head(model: PreTrainedModel) -> bool:
+    tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
+    head = model.get_output_embeddings()
+    return head is not None and any(module is head for name, module in model.named_modules() if name in tied)
 
 
 def _stored(stack: Stack, config: PreTrainedConfig, layers: Mapping[int, list[tuple[str, TensorInfo]]]) -> StoredStack:

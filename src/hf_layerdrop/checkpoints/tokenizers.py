@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.errors import CheckpointError, TaskError
+from hf_layerdrop.checkpoints.hub_waits import bounded_waits
+from hf_layerdrop.checkpoints.strangers import reason_of
+from hf_layerdrop.checkpoints.unreadable import is_there
+from hf_layerdrop.errors import CheckpointError, LayerDropError, TaskError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,9 +50,14 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False, **where})
-    except (OSError, ValueError) as error:
-        raise CheckpointError(no_tokenizer(model)) from error
+        with bounded_waits():
+            tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False, **where})
+    except LayerDropError:
+        raise
+    except Exception as error:  # of a library for each kind, and with no common base
+        missing = isinstance(error, OSError | ValueError) and not (is_there(model) and processor_files(Path(model)))
+        said = f"The tokenizer of {model!r} cannot be read ({reason_of(error)}): correct it, or download it again."
+        raise CheckpointError(no_tokenizer(model) if missing else said) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
         raise CheckpointError(no_tokenizer(model))
     return tokenizer

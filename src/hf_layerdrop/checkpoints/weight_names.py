@@ -31,6 +31,7 @@ class WeightNames:
 
     def __init__(self, model: PreTrainedModel, stacks: Mapping[str, Stack]) -> None:
         self.stacks = stacks
+        self._places: dict[str, tuple[str, int, str] | None] = {}
         self._renamings, self._converters = conversions_of(model)
         ignored = getattr(model, compat.NOT_LOADED.name) or ()
         self._ignored = re.compile("|".join(rf"({pattern})" for pattern in ignored) or r"(?!)")
@@ -42,6 +43,11 @@ class WeightNames:
 
     def layer_of(self, weight: str) -> tuple[str, int, str] | None:
         """Return the stack, the layer, and the name in the layer; None for what belongs to no layer."""
+        if weight not in self._places:  # each is asked for several times in a load, and again in the next
+            self._places[weight] = self._place_of(weight)
+        return self._places[weight]
+
+    def _place_of(self, weight: str) -> tuple[str, int, str] | None:
         renamed, _ = rename_source_key(weight, self._renamings, self._converters)
         for name, pattern in self._patterns.items():
             if match := pattern.fullmatch(renamed):

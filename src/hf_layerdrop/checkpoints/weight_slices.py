@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from hf_layerdrop.checkpoints.headers import TensorInfo, announce, read_header
+
+# What is read ahead must still be there when it is looked at: a share of the memory of a small machine.
+_AHEAD = 2**30
 
 
 class WeightSlice:
@@ -29,6 +36,17 @@ class WeightSlice:
         if index is Ellipsis:
             announce(self._descriptor, self.info.begin, self.info.end)
         return self._part[index]
+
+
+def read_ahead(folder: str | Path, tensors: Iterable[TensorInfo]) -> None:
+    """Have the system begin to read the first GiB of these tensors, while the model is built that they are for."""
+    left = _AHEAD
+    for file, parts in groupby(sorted(tensors, key=attrgetter("file", "begin")), attrgetter("file")):
+        with Path(folder, file).open("rb") as opened:
+            for part in parts:
+                left -= part.nbytes
+                if left >= 0:
+                    announce(opened.fileno(), part.begin, part.end)
 
 
 def open_slices(path: str, files: ExitStack) -> dict[str, WeightSlice]:

@@ -42,6 +42,11 @@ AllowPickle = Annotated[
 ]
 
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that the model brings along: only if you have read it."),
+]
+
 TaskName = Annotated[
     str | None,
     typer.Option(
@@ -161,7 +166,9 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"The output folder {str(folder)!r} exists: give another by --output, or --overwrite.")
 
 
-def checked_model(model: str, *, revision: str | None, token: str | None = None) -> StoredModel:
+def checked_model(
+    model: str, *, revision: str | None, token: str | None = None, trust_remote_code: bool = False
+) -> StoredModel:
     """Look at a checkpoint that is to be trained, measured or cut; of a PEFT adapter, at its base.
 
     Raises:
@@ -174,7 +181,8 @@ def checked_model(model: str, *, revision: str | None, token: str | None = None)
 
     from hf_layerdrop.checkpoints.stored_model import find_stored_model
 
-    where = {"revision": revision, "token": token} if headers.source == model else {}
+    where: dict[str, Any] = {"revision": revision, "token": token} if headers.source == model else {}
+    where["trust_remote_code"] = trust_remote_code
     stored = find_stored_model(headers, **where)
     root_layers(saved_provenance(headers.config), stored.depths)
     return stored
@@ -190,7 +198,7 @@ def check_revision(model: str, revision: str | None) -> None:
 
 
 def checkpoint_facts(
-    model: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
+    model: str, *, revision: str | None, allow_pickle: bool, token: str | None = None, trust_remote_code: bool = False
 ) -> tuple[Mapping[str, Any], dict[str, int]]:
     """Return the config of a checkpoint and the depth of each stack.
 
@@ -202,22 +210,34 @@ def checkpoint_facts(
         config = read_config(model)
         saved_provenance(config)
         return config, {}
-    stored = checked_model(model, revision=revision, token=token)
+    stored = checked_model(model, revision=revision, token=token, trust_remote_code=trust_remote_code)
     return stored.headers.config, stored.depths
 
 
 def check_keep_layers(
-    model: str, keep_layers: str, *, revision: str | None, allow_pickle: bool, token: str | None = None
+    model: str,
+    keep_layers: str,
+    *,
+    revision: str | None,
+    allow_pickle: bool,
+    token: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Check a specification against what a checkpoint holds, before any weights are read."""
-    _, depths = checkpoint_facts(model, revision=revision, allow_pickle=allow_pickle, token=token)
+    _, depths = checkpoint_facts(
+        model, revision=revision, allow_pickle=allow_pickle, token=token, trust_remote_code=trust_remote_code
+    )
     if depths:
         parse_keep_layers(keep_layers, depths)
 
 
-def loading_arguments(model: str, *, revision: str | None, allow_pickle: bool) -> dict[str, Any]:
-    """Translate --revision and --allow-pickle for from_pretrained; pickles are read only where there is no other."""
+def loading_arguments(
+    model: str, *, revision: str | None, allow_pickle: bool, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Translate options for from_pretrained; pickles are read only where there is no other."""
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     if allow_pickle and has_only_pickle(model):
         arguments["use_safetensors"] = False
+    if trust_remote_code:
+        arguments["trust_remote_code"] = True
     return arguments

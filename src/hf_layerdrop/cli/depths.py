@@ -5,28 +5,78 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.samplers.keep_layers import parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, is_encoder_decoder, parse_keep_layers
 
 KeptByStack = dict[str, tuple[int, ...]]
 
 
 def parse_depths(text: str, depths: Mapping[str, int]) -> list[KeptByStack]:
-    """Return one sub-network a depth, deepest first: of ``all`` depths, or of those listed (``6,3,1``).
+    """Return the sub-networks that ``text`` lists, in its order.
 
-    A depth counts the layers of each stack; a stack that has fewer stays whole.
+    ``6,3,1`` are depths, and ``first:6,every_other`` rules, as ``keep_layers`` reads them: of the only stack, or of
+    both stacks of an encoder-decoder. ``decoder=4,2,1`` are those of one stack, while others stay whole;
+    ``encoder=6;decoder=4,2,1`` also cuts the other, and ``encoder=6,4;decoder=6,2`` go along in pairs. ``all`` in place
+    of a list is each depth of the stack, deepest first; without a name, each that all stacks have, after the whole.
+
+    Raises:
+        KeepLayersError: If it cannot be read, or does not fit the stacks.
     """
-    deepest = max(depths.values())
-    counts = range(deepest, 0, -1) if text.strip() == "all" else [_depth(part, deepest) for part in text.split(",")]
-    return [
-        parse_keep_layers({stack: min(count, depth) for stack, depth in depths.items()}, depths) for count in counts
-    ]
-
-
-def _depth(text: str, deepest: int) -> int:
-    count = int(text) if text.strip().isdecimal() and len(text) < 10 else 0
-    if not 1 <= count <= deepest:
+    if "=" not in text:
+        return [_kept(spec, depths, text) for spec in _bare(text, depths)]
+    lists = {stack: _listed(value, stack, depths) for stack, value in _by_stack(text, depths).items()}
+    longest = max(map(len, lists.values()))
+    if uneven := [stack for stack, values in lists.items() if len(values) not in (1, longest)]:
         raise KeepLayersError(
-            f"{text.strip()!r} is not a depth, which the model has from 1 to {deepest}: list some, such as "
+            f"{text!r} lists {len(lists[uneven[0]])} depths of the stack {uneven[0]!r} beside {longest} of another: "
+            "list as many of each, or a single one that goes with all."
+        )
+    columns = {stack: values * longest if len(values) == 1 else values for stack, values in lists.items()}
+    return [_kept(dict(zip(columns, row, strict=True)), depths, text) for row in zip(*columns.values(), strict=True)]
+
+
+def _kept(spec: KeepLayers, depths: Mapping[str, int], text: str) -> KeptByStack:
+    try:
+        return parse_keep_layers(spec, depths)
+    except KeepLayersError as error:
+        shown = text if len(text) < 60 else f"{text[:56]} ..."
+        raise KeepLayersError(f"In the list of depths {shown!r}, {error}") from error
+
+
+def _bare(text: str, depths: Mapping[str, int]) -> list[str | None]:
+    """Return what is listed without a stack's name; None is the whole model."""
+    if text.strip() != "all":
+        return [*_items(text, min(depths.values()))]
+    if len(depths) > 1 and not is_encoder_decoder(depths):
+        example = f"{next(iter(depths))}=all"
+        raise KeepLayersError(f"'all' depths of which stack? The model has {', '.join(depths)}: write {example!r}.")
+    shallowest = min(depths.values())
+    equal = len(set(depths.values())) == 1
+    return [None, *map(str, range(shallowest - equal, 0, -1))]
+
+
+def _by_stack(text: str, depths: Mapping[str, int]) -> dict[str, str]:
+    parts = [[piece.strip() for piece in part.partition("=")] for part in text.split(";")]
+    stacks = [stack for stack, _, _ in parts]
+    for stack in stacks:
+        if stack not in depths or stacks.count(stack) > 1:
+            raise KeepLayersError(
+                f"{text!r} names the stack {stack!r}, but this model has {' and '.join(depths)}: write each once, such "
+                f"as '{next(iter(depths))}={min(depths.values())},1'."
+            )
+    return {stack: value for stack, _, value in parts}
+
+
+def _listed(text: str, stack: str, depths: Mapping[str, int]) -> list[str]:
+    if text == "all":
+        return [*map(str, range(depths[stack], 0, -1))]
+    return _items(text, depths[stack])
+
+
+def _items(text: str, deepest: int) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise KeepLayersError(
+            f"{text!r} is no list of depths, which are from 1 to {deepest}: list some, such as "
             f"'{deepest},{max(1, deepest // 2)},1', or write 'all'."
         )
-    return count
+    return items

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import typer
 
@@ -14,6 +15,7 @@ from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.reports.escaping import without_controls
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+_LONGEST = 4000  # characters of what is said
 
 UsageError: type[Any] = usage_error()
 
@@ -46,7 +48,7 @@ def run_reporting_errors(command: Callable[[], Any], *, debug: bool) -> int:
             traceback.print_exc()
         else:
             typer.echo(_one_line(error), err=True)
-        return WRONG_INPUT if isinstance(error, LayerDropError | UsageError) else FAILED
+        return WRONG_INPUT if isinstance(error, LayerDropError | UsageError) or _is_too_long(error) else FAILED
     return code if isinstance(code, int) else DONE  # typer returns the code of typer.Exit
 
 
@@ -55,9 +57,16 @@ def _one_line(error: Exception) -> str:
         text = str(error)
     elif isinstance(error, UsageError):
         text = _usage(error)
+    elif _is_too_long(error):
+        text = f"{str(error.filename)[:100]!r}... is longer than the name of a file can be: give a shorter one."
     else:
         text = f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
-    return " ".join(without_controls(f"Error: {text}").split())
+    line = " ".join(without_controls(f"Error: {text}").split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."  # it may quote what a file says
+
+
+def _is_too_long(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
 
 
 def _usage(error: Any) -> str:

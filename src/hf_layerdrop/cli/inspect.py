@@ -18,7 +18,7 @@ from hf_layerdrop.checkpoints.adapter_files import describe_adapter
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
 from hf_layerdrop.checkpoints.provenance import own_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
-from hf_layerdrop.cli.arguments import Model, Revision, check_revision
+from hf_layerdrop.cli.arguments import Model, Revision, TrustRemoteCode, check_revision
 from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.errors import LayerDropError
 
@@ -27,6 +27,7 @@ def inspect_command(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a checkpoint holds and what LayerDrop and a cut will mean for it, without loading it.
 
@@ -42,8 +43,9 @@ def inspect_command(
         from hf_layerdrop.hub.doctor.facts import describe_checkpoint
 
         adapter = headers.source != model
+        where: dict[str, Any] = {} if adapter else {"revision": revision}
         try:
-            facts = describe_checkpoint(headers, **({} if adapter else {"revision": revision}))
+            facts = describe_checkpoint(headers, trust_remote_code=trust_remote_code, **where)
         except LayerDropError as error:
             if as_json:
                 facts = {**_of_the_whole(headers), "supported": False, "reason": str(error)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from hf_layerdrop.cli.arguments import (
     NoTokenizer,
     Results,
     Revision,
+    TrustRemoteCode,
     check_keep_layers,
     check_output,
     found_results,
@@ -30,16 +31,22 @@ def prune_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     no_tokenizer: NoTokenizer = False,
 ) -> None:
     """Keep only some layers of MODEL and write a plain transformers checkpoint, which needs no hf_layerdrop."""
     check_output(output, overwrite=overwrite)
     records = found_results(model, results)
-    check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle)
+    found: dict[str, Any] = {
+        "revision": revision,
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+    }
+    check_keep_layers(model, keep_layers, **found)
 
     from hf_layerdrop.hub.save import save_pruned
 
-    loading = loading_arguments(model, revision=revision, allow_pickle=allow_pickle)
+    loading = loading_arguments(model, **found)
     folder = save_pruned(
         model,
         output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from hf_layerdrop.cli.arguments import (
     NoTokenizer,
     Results,
     Revision,
+    TrustRemoteCode,
     check_keep_layers,
     found_results,
     loading_arguments,
@@ -35,11 +36,17 @@ def push_command(
     results: Results = None,
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     no_tokenizer: NoTokenizer = False,
 ) -> None:
     """Keep only some layers of MODEL and publish them on the Hub as a plain transformers checkpoint, in one commit."""
     records = found_results(model, results)
-    check_keep_layers(model, keep_layers, revision=revision, allow_pickle=allow_pickle, token=token)
+    found: dict[str, Any] = {
+        "revision": revision,
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+    }
+    check_keep_layers(model, keep_layers, token=token, **found)
 
     from hf_layerdrop.hub.push import push_pruned_to_hub
 
@@ -52,6 +59,6 @@ def push_command(
         private=private,
         token=token,
         create_pr=create_pr,
-        **loading_arguments(model, revision=revision, allow_pickle=allow_pickle),
+        **loading_arguments(model, **found),
     )
     PlainConsole().print(f"Published {commit.pr_url or commit.commit_url}", soft_wrap=True)

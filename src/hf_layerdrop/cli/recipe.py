@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from hf_layerdrop.checkpoints.journal import Journal, Record
+from hf_layerdrop.checkpoints.journal import Journal, Record, reading_records
+from hf_layerdrop.checkpoints.strangers import Unreadable, read_yaml
 from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.errors import WRONG_INPUT
 
@@ -26,6 +26,8 @@ AGAIN = {
 BEGUN, DONE, REFUSED = "begun", "done", "refused"
 
 Step = list[str]
+_KIND = "a recipe"
+_SHOWN = 200  # characters of a step
 
 
 def run_command(
@@ -69,9 +71,9 @@ def read_recipe(path: Path) -> list[Step]:
         typer.BadParameter: If the file cannot be read, or a step is no command.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"The recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except Unreadable as error:
+        raise typer.BadParameter(f"The recipe {str(path)!r} cannot be read: {error}") from error
     steps = content.get("steps") if isinstance(content, Mapping) else content
     if not isinstance(steps, list) or not steps:
         raise typer.BadParameter(f"The recipe {str(path)!r} must be a list of steps, such as '- train: {{task: mlm}}'")
@@ -79,24 +81,37 @@ def read_recipe(path: Path) -> list[Step]:
 
 
 def _words(step: Any, number: int) -> Step:
-    if isinstance(step, str):
-        words = shlex.split(step)
-    elif isinstance(step, Mapping) and len(step) == 1:
-        ((command, options),) = step.items()
-        words = [str(command), *_spelled(str(command), options or {})]
-    else:
-        words = []
+    try:
+        words = shlex.split(step) if isinstance(step, str) else _spelled(step)
+        if any("\0" in word for word in words):
+            raise ValueError("it has a null character")
+    except ValueError as error:  # a quotation mark that stands open, say
+        raise typer.BadParameter(
+            f"Step {number} of the recipe is {repr(step)[:_SHOWN]}, which cannot be read ({error}): give a command "
+            "line, or one command with its options by name"
+        ) from error
     if not words or words[0] not in COMMANDS:
         raise typer.BadParameter(
-            f"Step {number} of the recipe is {step!r}; give a command line, or one command with its options, of "
-            f"{', '.join(COMMANDS)}"
+            f"Step {number} of the recipe is {repr(step)[:_SHOWN]}; give a command line, or one command with its "
+            f"options, of {', '.join(COMMANDS)}"
         )
     return words
 
 
-def _spelled(command: str, options: Mapping[str, Any]) -> Iterator[str]:
+def _spelled(step: Any) -> Step:
+    if not isinstance(step, Mapping) or len(step) != 1:
+        return []
+    ((command, options),) = step.items()
+    if not isinstance(options or {}, Mapping):
+        raise ValueError(f"the options of {command} are no names with values")
+    return [str(command), *_options(str(command), options or {})]
+
+
+def _options(command: str, options: Mapping[str, Any]) -> Iterator[str]:
     """Write options as the command line has them; the model of most commands stands without a name."""
     for name, value in options.items():
+        if any(isinstance(item, Mapping | list) for item in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"the value of {name} is no text, number or list of them")
         if name == "model" and command in TAKES_MODEL_FIRST:
             yield str(value)
         elif isinstance(value, bool):
@@ -110,13 +125,17 @@ class StepJournal:
     """Which steps were begun and done, in a file beside the recipe; a step that was changed counts as new."""
 
     def __init__(self, path: Path) -> None:
-        self._journal = Journal(path, "a recipe", ("place", "words", "state"))
+        self._journal = Journal(path, _KIND, ("place", "words", "state"))
 
     def states(self, steps: Sequence[Step]) -> list[str | None]:
         """Return the state of each step; after a changed one, all are new."""
         noted: list[Record] = []
-        for record in self._journal.records:  # what follows a step that was begun anew is to be done anew
-            noted[record["place"] :] = [record]
+        with reading_records(self._journal.path, _KIND):
+            for record in self._journal.records:  # what follows a step that was begun anew is to be done anew
+                place = record["place"]
+                if not isinstance(place, int) or place < 0:
+                    raise Unreadable("there is no such step")
+                noted[place:] = [record]
         states: list[str | None] = []
         for place, step in enumerate(steps):
             known = place < len(noted) and noted[place]["words"] == step and (not states or states[-1] == DONE)

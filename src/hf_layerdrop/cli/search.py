@@ -24,6 +24,7 @@ from hf_layerdrop.cli.arguments import (
     Seed,
     TaskName,
     TextColumns,
+    TrustRemoteCode,
     checked_model,
     listed,
     loading_arguments,
@@ -132,6 +133,7 @@ def search_command(
     num_beams: NumBeams = None,
     seed: Seed = 0,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Choose which layers of MODEL to keep, at a depth or within a budget, by what sub-networks score."""
     name = find_strategy(strategy)
@@ -143,7 +145,7 @@ def search_command(
         "max_parameters": read_count(max_parameters),
         "max_size_mb": max_size_mb,
     }
-    stored = checked_model(model, revision=revision)
+    stored = checked_model(model, revision=revision, trust_remote_code=trust_remote_code)
     config, stacks = stored.headers.config, stored.depths
     check_budgets(depth, budgets, stored)
     if depth is not None:
@@ -161,7 +163,7 @@ def search_command(
         load_task_data(chosen, validation_file=files, text_columns=columns, label_column=label_column, train=False)
         for files in (validation_file, *([test_file] if test_file else []))
     ]
-    loading = loading_arguments(model, revision=revision, allow_pickle=False)
+    loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
     sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
     with evaluating_trainer(model, _together(rows), sizes, loading) as (trainer, encoded):
         from hf_layerdrop.search.search import search_layers

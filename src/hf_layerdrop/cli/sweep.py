@@ -24,6 +24,7 @@ from hf_layerdrop.cli.arguments import (
     Revision,
     TaskName,
     TextColumns,
+    TrustRemoteCode,
     check_output,
     checkpoint_facts,
     listed,
@@ -71,6 +72,7 @@ def sweep_command(
     max_target_length: MaxTargetLength = None,
     num_beams: NumBeams = None,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure MODEL on a validation set at each depth, without finetuning: table, plot (PNG, SVG) and JSON."""
     name = Path(model).resolve().name
@@ -78,7 +80,7 @@ def sweep_command(
     check_output(folder, overwrite=overwrite)
     check_wanted(report, overwrite=overwrite)
     columns = listed(text_columns)
-    config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False)
+    config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
     chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
     require_tokenizer(model, config)
     require("matplotlib")
@@ -87,7 +89,7 @@ def sweep_command(
     data = load_task_data(
         chosen, validation_file=validation_file, text_columns=columns, label_column=label_column, train=False
     )
-    loading = loading_arguments(model, revision=revision, allow_pickle=False)
+    loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
     sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
         results = measure_depths(trainer, encoded, sub_networks)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.strangers import Unreadable, admitting, read_yaml
 from hf_layerdrop.checkpoints.tokenizers import DEFAULT_SIZE
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
@@ -72,11 +72,12 @@ def _read_options(context: typer.Context, path: Path) -> list[str]:
     options = {str(option.name): option for option in context.command.params}
     values = _load_mapping(path)
     ours = {key: value for key, value in values.items() if str(key).replace("-", "_") in options}
-    context.default_map = {
-        str(key).replace("-", "_"): _option_value(value, multiple=options[str(key).replace("-", "_")].multiple)
-        for key, value in ours.items()
-    }
-    context.meta[_CONFIG] = config_words({str(key): value for key, value in values.items() if key not in ours})
+    with admitting(lambda reason: typer.BadParameter(_no_options(path, reason))):
+        context.default_map = {
+            str(key).replace("-", "_"): _option_value(value, multiple=options[str(key).replace("-", "_")].multiple)
+            for key, value in ours.items()
+        }
+        context.meta[_CONFIG] = config_words({str(key): value for key, value in values.items() if key not in ours})
     named = ours.get("config")
     return [] if named is None else [str(named)]
 
@@ -272,11 +273,23 @@ def _rate(text: str, whole: str | None = None) -> Any:
     return numbers if "," in text else numbers[0]
 
 
-def _layers(text: str | None) -> list[int]:
+def _layers(text: str | None) -> list[int] | dict[str, list[int]]:
+    """Read layer indices, or those of several stacks."""
+    if not text:
+        return []
     try:
-        return [int(part) for part in text.split(",")] if text else []
+        if "=" not in text:
+            return [int(part) for part in text.split(",")]
+        stacks = [part.partition("=") for part in text.split(";")]
+        layers = {stack.strip(): [int(part) for part in listed.split(",")] for stack, _, listed in stacks}
+        if len(layers) < len(stacks):
+            raise ValueError(text)
     except ValueError:
-        raise LayerDropConfigError(f"--never-drop is {text!r}; give layer indices such as 0,-1.") from None
+        raise LayerDropConfigError(
+            f"--never-drop is {text!r}; give layer indices such as 0,-1, or those of each stack once: "
+            "'encoder=0;decoder=0,-1'."
+        ) from None
+    return layers
 
 
 def _schedule(text: str) -> Schedule:
@@ -308,15 +321,18 @@ def _depths_of(wanted: str, stacks: Mapping[str, int]) -> list[KeepLayers]:
 
 def _load_mapping(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise typer.BadParameter(f"The config file {str(path)!r} cannot be read: {reason}") from error
+        values = read_yaml(path)
+    except Unreadable as error:
+        raise typer.BadParameter(_no_options(path, str(error))) from error
     if not isinstance(values, Mapping):
         raise typer.BadParameter(
             f"The config file {str(path)!r} must hold keys and values, such as 'learning_rate: 2e-5'"
         )
     return values
+
+
+def _no_options(path: Path, reason: str) -> str:
+    return f"The config file {str(path)!r} cannot be read: {reason}"
 
 
 def _option_value(value: Any, *, multiple: bool) -> Any:
@@ -334,9 +350,8 @@ def _print_start(console: Console, trainer: Trainer, data: TaskData, schedule: S
     if not trainer.is_world_process_zero():
         return
     console.print(_rates_table(trainer.model, schedule, title=f"LayerDrop, schedule {name}"))
-    for split, cut in data.cut.items():
-        if cut:
-            console.print(f"{cut:,} rows of {split} are longer than {data.max_length} tokens, and were cut.")
+    for cut in data.cuts:
+        console.print(f"{cut}, and were cut.")
 
 
 def _print_cost(console: Console, run: TrainingRun) -> None:

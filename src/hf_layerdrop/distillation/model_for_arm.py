@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from hf_layerdrop.architectures.stacks import find_stacks
+from hf_layerdrop.checkpoints.model_class import find_config
 from hf_layerdrop.distillation.student import student_of
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.models import auto as modeling
@@ -86,7 +87,7 @@ def _teacher(auto: Any, source: Any, settings: dict[str, Any]) -> PreTrainedMode
 
 
 def _config(source: Any, settings: dict[str, Any]) -> PreTrainedConfig:
-    config = copy.deepcopy(source) if isinstance(source, PreTrainedConfig) else AutoConfig.from_pretrained(source)
+    config = copy.deepcopy(source) if isinstance(source, PreTrainedConfig) else find_config(source, {})
     config.__dict__.pop("hf_layerdrop", None)  # what was done to a checkpoint is not true of random weights
     config.update(settings)
     return config

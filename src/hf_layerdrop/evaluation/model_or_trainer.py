@@ -249,7 +249,7 @@ def as_metric(metric: Any) -> Metric:
         TaskError: If it is a name that is not known.
     """
     if isinstance(metric, str):
-        return named_metric(metric)
+        return named_metric(metric, beside=LOSS_ALONE)
     if hasattr(metric, "compute"):
         return partial(_compute, metric)
     return metric

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hf_layerdrop.checkpoints.provenance import Index, Layers
 from hf_layerdrop.samplers.frozen_dict import FrozenDict
+
+_Number = Annotated[float, Field(strict=True)]
+
+
+class _Stored(BaseModel):
+    """A record as it stands in a file, which anyone may have written; a metric of null is one that is no number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep_layers: Layers
+    parameters: Index
+    metrics: dict[str, _Number | None]
+    seconds_per_batch: _Number | None
+    layer_forwards: Index
 
 
 @dataclass(frozen=True)
@@ -48,5 +65,15 @@ class SubNetworkResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SubNetworkResult:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        try:
+            _Stored.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "a record"
+            raise ValueError(f"{place} is {str(first['input'])[:60]!r}: {first['msg']}") from error
         return cls(**values)

@@ -10,13 +10,15 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop import compat
+from hf_layerdrop.checkpoints.hub_waits import bounded_waits
+from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
 from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
-from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,8 +53,11 @@ class Source:
 
         patterns = [*PROCESSOR_FILES, *(f"*/{pattern}" for pattern in PROCESSOR_FILES), "README.md"]
         try:
-            root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
-        except (HTTPError, OSError, ValueError) as error:
+            with bounded_waits():
+                root = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **hub_kwargs))
+        except HubError:
+            raise
+        except Exception as error:  # an answer that is none of the Hub's raises anything
             logger.debug("No files of %s beside its weights: %s", self.name, type(error).__name__)
             self.failure = error
             return None
@@ -69,6 +74,7 @@ class Source:
         if card is None or not card.is_file():
             return {}
         try:
+            check_kind(card, LARGE)
             data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
         except Exception as error:  # anyone's YAML: a card that cannot be read only means that less is known
             logger.debug("The card of %s cannot be read: %s", self.name, type(error).__name__)

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.errors import HubError, LayerDropError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, check_processors, find_source, load_pruned
@@ -190,10 +191,11 @@ def _check_head(api: HfApi, repo_id: str, branch: str | None, head: str | None, 
 def _hub_failures(repo_id: str, token: str | None) -> Iterator[None]:
     """Turn what goes wrong between here and the Hub into one sentence without the token."""
     try:
-        yield
+        with bounded_waits():
+            yield
     except LayerDropError:
         raise
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # an answer that is none of the Hub's, such as a page to log in, raises anything
         what, advice = _explain(_root_of(error), repo_id)
         message = f"{what}, so nothing was committed to {repo_id!r}: {advice}."
         for secret in filter(None, (token, get_token())):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.outputs import check_apart, check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.strangers import reason_of
 from hf_layerdrop.errors import CheckpointError, MissingExtraError, UnsupportedModelError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, Source, check_processors, find_source, load_pruned
@@ -110,7 +111,7 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
             "The model has a PEFT adapter, which would be saved without its base: put it on with "
             "PeftModel.from_pretrained, call prune_layers on that and save what merge_and_unload() returns."
         )
-    pruned.save_pretrained(folder)
+    _save(pruned, folder)
     _write_processors(folder, source, extras.tokenizer)
     plot = _write_plot(folder, extras.results, extras.plot)
     config = pruned.config.to_dict()
@@ -124,6 +125,18 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
         unplotted=plot is None and _wants_plot(extras.results, extras.plot),
     )
     card.save(folder / "README.md")
+
+
+def _save(pruned: PreTrainedModel, folder: Path) -> None:
+    try:
+        pruned.save_pretrained(folder)
+    except NotImplementedError:  # of some quantized weights transformers knows no way back to how they stood in a file
+        pruned.save_pretrained(folder, save_original_format=False)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # configs are checked once more
+        raise CheckpointError(
+            f"What the checkpoint's configs say cannot be saved again ({reason_of(error)}): correct its config.json or "
+            "generation_config.json, and call again."
+        ) from error
 
 
 def _write_processors(folder: Path, source: Source | None, tokenizer: Processor | None) -> None:

@@ -41,6 +41,7 @@ def pipeline(
     """
     import transformers
 
+    kwargs.setdefault("trust_remote_code", False)  # left out, transformers would ask at the terminal
     if not isinstance(model, str | os.PathLike):
         return transformers.pipeline(task, _plain_copy(model, keep_layers), **kwargs)
     if "torch_dtype" in kwargs:  # the old name, which transformers.pipeline takes too

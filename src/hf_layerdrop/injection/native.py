@@ -23,8 +23,9 @@ Place = tuple[str, tuple[str, ...] | None, str]
 
 def switch_off_native(model: PreTrainedModel) -> dict[Place, float]:
     """Set the model's own LayerDrop rates to 0, in all its modules and configs, and return what they were."""
-    found = {place: getattr(holder, place[2]) for place, holder in _places(model)}
-    for place, holder in list(_places(model)):
+    places = list(_places(model))
+    found = {place: getattr(holder, place[2]) for place, holder in places}
+    for place, holder in places:
         setattr(holder, place[2], 0.0)
     return found
 

@@ -5,6 +5,7 @@ Neither the collector that the hooks write to nor what a hook records has a publ
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -33,18 +34,18 @@ def forward_hooks(module: nn.Module) -> dict[int, Any]:
     return getattr(module, _HOOKS)
 
 
-def recording_models(model: nn.Module) -> set[nn.Module]:
-    """Return the models in ``model``, itself included, whose modules have the hooks that record."""
-    return {part for part in model.modules() if getattr(part, _INSTALLED, False)}
+def recording_models(models: Iterable[nn.Module]) -> set[nn.Module]:
+    """Return those of the models, which may be parts of one another, whose modules have the hooks that record."""
+    return {part for part in models if getattr(part, _INSTALLED, False)}
 
 
-def take_back_recording(model: nn.Module, before: set[nn.Module]) -> None:
+def take_back_recording(models: Iterable[nn.Module], before: set[nn.Module]) -> None:
     """Remove the hooks that were put on since ``before``, in place.
 
     Transformers does so when it first needs them, and only then. While some layers are taken out, those would go
     without ever after; so what a sub-network got is taken back, and the whole model gets its own.
     """
-    for part in recording_models(model) - before:
+    for part in recording_models(models) - before:
         for module in part.modules():
             hooks = forward_hooks(module)
             for number in [number for number, hook in hooks.items() if _records(hook)]:

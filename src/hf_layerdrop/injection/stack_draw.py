@@ -20,6 +20,7 @@ from hf_layerdrop.injection.ranks import ddp
 from hf_layerdrop.injection.ranks.agreement import Agreement
 from hf_layerdrop.injection.trainable import with_one_to_train
 from hf_layerdrop.samplers.config import LayerDropConfig, masks_by_depth
+from hf_layerdrop.samplers.depth_list import draws_of, rates_of
 from hf_layerdrop.samplers.draws import (
     SAMPLER_VERSION,
     Mask,
@@ -103,6 +104,7 @@ class StackDraw:
         self._version = SAMPLER_VERSION
         self._execution = config.execution
         self._always_kept = config.always_kept(name, depth)
+        self._listed = None if config.depths is None else draws_of(config.depths, name, depth, self._always_kept)
         self.set_rates(rates)
 
     def set_rates(self, rates: Sequence[float], *, agreed: bool = False) -> None:
@@ -228,7 +230,8 @@ class StackDraw:
         """Return the mask that the counter stands at; a pure function of rates, seed, counter and name."""
         counter = self._counter
         if self._sampler == "depth":
-            number = uniforms(*counter, 1)[0]
+            # The stacks of a model go to one place of their lists together.
+            number = uniforms(*(counter if self._listed is None else (*counter[:-1], self.place)), 1)[0]
             return one_of(self._masks, number) if self._version == 1 else weighted(self._masks, self._cumulated, number)
         mask = bernoulli(self._thresholds, integers(*counter, self.depth))
         layers = self._within.mask if self._within is not None else None
@@ -353,6 +356,8 @@ class StackDraw:
 
     def _masks_by_depth(self, rate: float) -> tuple[tuple[Mask, ...], tuple[float, ...]]:
         """Return the masks that are drawn, the shallowest first, and how likely each is."""
+        if self._listed is not None:
+            return self._masks_of_list()
         masks = masks_by_depth(self.depth, self._always_kept)
         if self._version == 1:
             masks = masks[shallowest_depth(rate, self.depth, version=1) - 1 :]
@@ -361,6 +366,14 @@ class StackDraw:
         weights = depth_weights([mask.count(False) for mask in masks[::-1]], sum(self.rates))[::-1]
         drawn = [(mask, weight) for mask, weight in zip(masks, weights, strict=True) if weight]
         return tuple(mask for mask, _ in drawn), tuple(weight for _, weight in drawn)
+
+    def _masks_of_list(self) -> tuple[tuple[Mask, ...], tuple[float, ...]]:
+        """Return the masks of a list of depths, in its order; at lower rates than its own, the whole stack as well."""
+        assert self._listed is not None
+        masks, shares = zip(*self._listed, strict=True)
+        whole = sum(rates_of(self._listed))
+        factor = min(sum(self.rates) / whole, 1.0) if whole else 1.0
+        return (*masks, (True,) * self.depth), (*(share * factor for share in shares), 1 - factor)
 
     def warn_if_passed_by(self) -> None:
         """Warn of layers that train without a draw, since the ``forward`` of what loops over them was called."""

@@ -17,6 +17,7 @@ from hf_layerdrop.injection.injected import states_of
 from hf_layerdrop.injection.native import native_rates
 from hf_layerdrop.pruning.loading import load_plain
 from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
+from hf_layerdrop.samplers.depth_list import as_depth_list, of_these_stacks
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _saved_config(saved: Mapping[str, Any], depths: Mapping[str, int]) -> LayerD
     """
     trained_with = saved.get("trained_with") or {}
     try:
-        rates: dict[str, Any] = {stack: saved["rates"].get(stack, [0.0] * depth) for stack, depth in depths.items()}
+        rates: Any = {stack: saved["rates"].get(stack, [0.0] * depth) for stack, depth in depths.items()}
         if not any(any(values) for values in rates.values()):
             return LayerDropConfig(0.0)
         if trained_with.get("sampler") == "depth":
@@ -125,6 +126,9 @@ def _saved_config(saved: Mapping[str, Any], depths: Mapping[str, int]) -> LayerD
         kept = trained_with.get("never_drop", ())
         if isinstance(kept, Mapping):
             kept = {stack: layers for stack, layers in kept.items() if stack in depths}
+        if (listed := as_depth_list(trained_with.get("depths"))) is not None:
+            trained_with = {**trained_with, "depths": of_these_stacks(listed, depths)}
+            rates = 0.0  # they follow from the list
         config = LayerDropConfig.from_dict({**trained_with, "rate": rates, "shape": "uniform", "never_drop": kept})
         config.rates_for(depths)
     except (AttributeError, TypeError, ValueError) as error:

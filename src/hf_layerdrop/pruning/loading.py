@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,21 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import resolve_revision
 
 from hf_layerdrop import compat
-from hf_layerdrop.architectures.expressible import BUILDING, Unfilled
+from hf_layerdrop.architectures.expressible import BUILDING, Unfilled, built_on_meta
 from hf_layerdrop.architectures.families import DEPTH_FIELDS, refusal
 from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_generation, renumber_quantization
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
-from hf_layerdrop.checkpoints.headers import CheckpointHeaders, read_checkpoint, read_config
+from hf_layerdrop.checkpoints.headers import CheckpointHeaders, check_metadata, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, where_of
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.checkpoints.stored_model import check_depths
-from hf_layerdrop.checkpoints.unreadable import reading
+from hf_layerdrop.checkpoints.strangers import out_of_memory
+from hf_layerdrop.checkpoints.unreadable import is_there, reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
-from hf_layerdrop.checkpoints.weight_slices import open_slices
-from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
+from hf_layerdrop.checkpoints.weight_slices import open_slices, read_ahead
+from hf_layerdrop.errors import CheckpointError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.plan import Cut, plan_cut
@@ -66,7 +67,7 @@ def load_plain(
     headers = check_source(cls, name_or_path, kwargs)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
-    with BUILDING, reading(name_or_path):
+    with BUILDING, _reading(cls, name_or_path, args, kwargs):
         if keep_layers is None:
             loaded = cls.from_pretrained(name_or_path, *args, **kwargs)
             if headers is not None and not set(kwargs) & _DEPTHS:
@@ -82,11 +83,34 @@ def load_plain(
         cut = _plan(cls, name_or_path, keep_layers, kwargs)
         if headers is not None:
             check_layers(headers.tensors, cut.names)
+            read_ahead(headers.source, cut.choose(headers.tensors).values())
         loaded, info = _load_cut(cut, name_or_path, args, {**kwargs, "output_loading_info": True})
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
         _settle(loaded, cut)
         return (loaded, info) if kwargs.get("output_loading_info") else loaded
+
+
+@contextmanager
+def _reading(
+    cls: type[PreTrainedModel], name_or_path: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[None]:
+    """Blame the checkpoint for whatever is raised, unless a caller's arguments may be to blame and its config builds.
+
+    Raises:
+        CheckpointError: If its files are to blame.
+    """
+    alone = not args and set(kwargs) <= {*WHERE, "use_safetensors", "output_loading_info"}
+    try:
+        with reading(name_or_path, alone=alone):
+            yield
+    except LayerDropError:
+        raise
+    except Exception as error:
+        if not out_of_memory(error) and name_or_path is not None and kwargs.get("config") is None:
+            with reading(name_or_path, alone=True):
+                built_on_meta(cls, cls.config_class.from_pretrained(name_or_path, **where_of(kwargs)))
+        raise
 
 
 def _forget_unpacked(model: PreTrainedModel) -> None:
@@ -157,7 +181,7 @@ def _settle(model: PreTrainedModel, cut: Cut) -> None:
 def _hub_model(config: PreTrainedConfig, name_or_path: Any, kwargs: Mapping[str, Any]) -> HubModel | None:
     """Return where on the Hub to take the kept layers from, or None where transformers has to find the files itself."""
     given = {name for name, value in kwargs.items() if value}
-    if name_or_path is None or Path(name_or_path).exists() or kwargs.get("use_safetensors") is False:
+    if name_or_path is None or is_there(name_or_path) or kwargs.get("use_safetensors") is False:
         return None
     if given & _FILES_OF_THEIR_OWN or type(config).extra_files or getattr(config, "transformers_weights", None):
         return None
@@ -186,7 +210,7 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
         raise UnsupportedModelError(f"{cls.__name__} cannot be used with LayerDrop: {reason}")
     if name_or_path is None or isinstance(kwargs.get("config"), PreTrainedConfig) or kwargs.get("gguf_file"):
         return None
-    if not Path(name_or_path).is_dir():
+    if not (is_there(name_or_path) and Path(name_or_path).is_dir()):
         with reading(name_or_path):
             found, _ = PreTrainedConfig.get_config_dict(name_or_path, **where_of(kwargs))
         check_architecture(cls, found, name_or_path)
@@ -198,6 +222,7 @@ def check_source(cls: type[PreTrainedModel], name_or_path: Any, kwargs: Mapping[
     if kwargs.get("use_safetensors") is False or kwargs.get("variant"):
         return None
     headers = read_checkpoint(folder)
+    check_metadata(folder)
     if not set(kwargs) & _DEPTHS:
         check_depths(headers)
     return headers

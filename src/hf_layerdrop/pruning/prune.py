@@ -127,6 +127,7 @@ class Cutter:
     def _look_at(self, model: PreTrainedModel) -> None:
         states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
         self._model = model
+        self._parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
         self._draws = [draw for state in states for draw in state.draws.values()]
         if any(draw.paused for draw in self._draws):
             raise _within_block()
@@ -266,7 +267,7 @@ class Cutter:
             self._leave(changes)  # what an interrupt of that has left
 
     def _be(self, kept: Mapping[str, Sequence[int]], provenance: Mapping[str, Any], changes: Changes) -> None:
-        changes.note(partial(take_back_recording, self._model, recording_models(self._model)))
+        changes.note(partial(take_back_recording, self._parts, recording_models(self._parts)))
         _blocks.setdefault(self._model, []).append(changes)
         changes.assign(self._model.config, {CONFIG_KEY: provenance})
         for draw in self._draws:

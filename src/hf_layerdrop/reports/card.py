@@ -18,6 +18,7 @@ from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.escaping import code, markdown, plain, quoted
 from hf_layerdrop.reports.table import format_kept, format_parameters, render_markdown
+from hf_layerdrop.samplers.depth_list import as_depth_list, describe
 
 _TEMPLATE = Path(__file__).with_name("card.jinja")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -226,6 +227,8 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
     """Write the rate the source was trained with, and the settings that are not the usual ones."""
     if not trained_with or "rate" not in trained_with:
         return None
+    if (depths := as_depth_list(trained_with.get("depths"))) is not None:
+        return f"depths {describe(depths)}"
     extras = [
         f"{_joined(trained_with[name])} {name}"
         for name, usual in (("shape", "uniform"), ("sampler", "bernoulli"), ("structure", "layer"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import IO, Any
 from rich.table import Table
 
 from hf_layerdrop.checkpoints.outputs import whole_file
+from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, admitting, parsed, read_text
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.escaping import markdown
@@ -100,16 +102,17 @@ def read_results(path: str | os.PathLike[str]) -> list[SubNetworkResult]:
     path = Path(path)
     read = {".json": _read_json, ".csv": _read_csv}[_format_of(path)]
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return read(file)
-    except OSError as error:
+        text = read_text(path, LARGEST)
+    except Unreadable as error:
         raise CheckpointError(
-            f"The results file {str(path)!r} cannot be read ({error.strerror}): give a file that sweep wrote."
+            f"The results file {str(path)!r} cannot be read ({error}): give a file that sweep wrote."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"The file {str(path)!r} does not hold results of sub-networks: give a file that sweep wrote."
-        ) from error
+    with admitting(lambda reason: CheckpointError(_no_results(path, reason))):
+        return read(text)
+
+
+def _no_results(path: Path, reason: str) -> str:
+    return f"The file {str(path)!r} does not hold results of sub-networks ({reason}): give a file that sweep wrote."
 
 
 def _columns(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]] | None) -> list[str]:
@@ -169,8 +172,8 @@ def _write_json(results: Sequence[SubNetworkResult], file: IO[str]) -> None:
     file.write("\n")
 
 
-def _read_json(file: IO[str]) -> list[SubNetworkResult]:
-    results = [SubNetworkResult.from_dict(record) for record in json.load(file)]
+def _read_json(text: str) -> list[SubNetworkResult]:
+    results = [SubNetworkResult.from_dict(record) for record in parsed(text)]
     return [_with_metrics(result, result.metrics) for result in results]
 
 
@@ -196,8 +199,8 @@ def _write_csv(results: Sequence[SubNetworkResult], file: IO[str]) -> None:
         writer.writerow({**dict(zip(columns, values, strict=True)), **scores})
 
 
-def _read_csv(file: IO[str]) -> list[SubNetworkResult]:
-    reader = csv.DictReader(file)
+def _read_csv(text: str) -> list[SubNetworkResult]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if "keep_layers" not in (reader.fieldnames or ()):
         raise ValueError("no column keep_layers")
     return [_from_csv(row) for row in reader]
@@ -205,14 +208,15 @@ def _read_csv(file: IO[str]) -> list[SubNetworkResult]:
 
 def _from_csv(row: Mapping[str, Any]) -> SubNetworkResult:
     stacks = (part.partition("=") for part in row["keep_layers"].split(";"))
-    return SubNetworkResult(
-        keep_layers={stack: tuple(int(item) for item in kept.split(",") if item) for stack, _, kept in stacks},
-        parameters=int(row["parameters"]),
-        metrics={
+    values = {
+        "keep_layers": {stack: [int(item) for item in kept.split(",") if item] for stack, _, kept in stacks},
+        "parameters": int(row["parameters"]),
+        "metrics": {
             column.removeprefix(_METRIC_COLUMN): float(value)
             for column, value in row.items()
             if column.startswith(_METRIC_COLUMN) and value
         },
-        seconds_per_batch=float(row["seconds_per_batch"]) if row["seconds_per_batch"] else None,
-        layer_forwards=int(row["layer_forwards"]),
-    )
+        "seconds_per_batch": float(row["seconds_per_batch"]) if row["seconds_per_batch"] else None,
+        "layer_forwards": int(row["layer_forwards"]),
+    }
+    return SubNetworkResult.from_dict(values)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.samplers.depth_list import (
+    DepthList,
+    as_depth_list,
+    draws_of,
+    mean_share_dropped,
+    rates_of,
+    unknown_stacks,
+)
 from hf_layerdrop.samplers.draws import Mask, most_dropped
 from hf_layerdrop.samplers.frozen_dict import FrozenDict
 from hf_layerdrop.samplers.keep_layers import evenly_spread
@@ -52,9 +61,9 @@ class LayerDropConfig:
     Attributes:
         rate: Chance that a layer is skipped in a training forward: one number for all layers, one a layer, or either
             by stack (``{"encoder": 0.2, "decoder": 0.1}``; a stack that is not named is never dropped).
-        shape: How a single number is spread over depth: ``uniform`` (the paper), ``linear`` (stochastic depth) or
-            ``exponential`` (LayerSkip). With the last two, ``rate`` is the rate of the last layer and the first is
-            never dropped.
+        shape: How a single number is spread over depth: ``uniform`` (the paper), ``linear`` (stochastic depth),
+            ``exponential`` (LayerSkip) or ``alternating`` (every second layer, from layer 1 on). With ``linear`` and
+            ``exponential``, ``rate`` is the rate of the last layer and the first is never dropped.
         seed: Seed of the draws. None takes `TrainingArguments.seed`, or 0 outside of Trainer, and writes it down.
         never_drop: Indices of layers that always run, negative ones counted from the end; or a dict of such by stack.
         structure: What is dropped as one: ``layer``, ``attention`` or ``ffn`` (a sub-layer), ``head``, or several of
@@ -66,6 +75,9 @@ class LayerDropConfig:
             that ``never_drop`` leaves, at most 0.5, and is held exactly.
             ``learned`` draws each layer on its own with a rate that is learned while training (3.2.2); ``rate`` is
             then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
+        depths: With ``sampler="depth"``, the depths that are drawn, in place of all of them and of a ``rate``:
+            ``[12, 6, 4, 3]`` alike, ``{12: 2, 6: 1}`` with weights, or a list for each stack, of which the depths at
+            one place are drawn together. Each keeps its evenly spread set. See `for_depths`.
         execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
             one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
 
@@ -87,6 +99,7 @@ class LayerDropConfig:
     structure: str | tuple[str, ...] = "layer"
     sampler: str = "bernoulli"
     execution: str = "skip"
+    depths: DepthList | None = None
 
     def __init__(
         self,
@@ -98,14 +111,22 @@ class LayerDropConfig:
         structure: str | Sequence[str] = "layer",
         sampler: str = "bernoulli",
         execution: str = "skip",
+        depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Convert every value once, so that inside the package each has one type."""
         _one_of("shape", shape, tuple(SHAPES))
         structure = _structure(structure)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("execution", execution, EXECUTIONS)
+        seed = _as_python(seed)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
+        depths = as_depth_list(depths)
+        if depths is not None and (sampler != "depth" or rate):
+            raise LayerDropConfigError(
+                f"depths is {_plain(depths)!r}, from which the rate follows, beside rate={rate!r} and "
+                f"sampler={sampler!r}; leave the rate out and give sampler='depth', or use LayerDropConfig.for_depths."
+            )
         if isinstance(rate, Mapping):
             checked: Any = FrozenDict({_name(stack): _rate(value, stack) for stack, value in rate.items()})
         else:
@@ -148,6 +169,7 @@ class LayerDropConfig:
             "structure": structure,
             "sampler": sampler,
             "execution": execution,
+            "depths": depths,
         }.items():
             object.__setattr__(self, name, value)
 
@@ -159,6 +181,7 @@ class LayerDropConfig:
 
         The mean of the exponential shape depends on the number of layers, so the result then holds one rate a layer.
         """
+        depth, of = _as_python(depth), _as_python(of)
         if not (type(depth) is type(of) is int and 0 < depth <= of):
             raise LayerDropConfigError(
                 f"depth is {depth!r} of {of!r}; it must be a whole number from 1 to the number of layers."
@@ -178,13 +201,36 @@ class LayerDropConfig:
             return cls([largest * weight for weight in weights], **settings)
         return cls(largest, shape=shape, **settings)
 
+    @classmethod
+    def for_depths(
+        cls,
+        depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]],
+        *,
+        seed: int | None = None,
+        never_drop: Sequence[int] | Mapping[str, Sequence[int]] = (),
+        execution: str = "skip",
+    ) -> LayerDropConfig:
+        """Train these depths and no others: each training forward is one of them, whole models by naming their depth.
+
+        A short fixed list of sub-networks comes nearer to models trained for their depth alone than random draws do
+        (Starbucks, Zhuang et al., 2024). Give ``{12: 2, 6: 1, 3: 1}`` to draw the first as often as both others.
+        """
+        return cls(depths=depths, sampler="depth", seed=seed, never_drop=never_drop, execution=execution)
+
     @property
     def mean_rate(self) -> float:
-        """Average rate over layers and stacks, before ``never_drop``; exponential: in the limit of many layers."""
+        """Average rate over layers and stacks, before ``never_drop``; of some shapes in the limit of many layers.
+
+        With ``depths`` the deepest is taken for the whole model, whose depth a config does not know.
+        """
+        if self.depths is not None:
+            return mean_share_dropped(self.depths)
         values = list(self.rate.values()) if isinstance(self.rate, Mapping) else [self.rate]
         if not values:
             return 0.0
-        mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1}[self.shape]
+        mean_weight = {"uniform": 1.0, "linear": 0.5, "exponential": 1 / math.log(2) - 1, "alternating": 0.5}[
+            self.shape
+        ]
         return sum(_mean(value) if isinstance(value, tuple) else value * mean_weight for value in values) / len(values)
 
     @property
@@ -201,6 +247,8 @@ class LayerDropConfig:
         for what, value in (("rate", self.rate), ("never_drop", self.never_drop)):
             if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(depths))):
                 raise LayerDropConfigError(f"{what} names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
+        if self.depths is not None and (unknown := unknown_stacks(self.depths, depths)):
+            raise LayerDropConfigError(f"depths names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
         return {stack: self._rates_of(stack, depth) for stack, depth in depths.items()}
 
     def always_kept(self, stack: str, depth: int) -> frozenset[int]:
@@ -220,6 +268,8 @@ class LayerDropConfig:
                 f"rate has {len(rate)} values, but the {stack} has {depth} layers; give one number, or {depth} of them."
             )
         kept = self.always_kept(stack, depth)
+        if self.depths is not None:
+            return rates_of(draws_of(self.depths, stack, depth, kept))
         if self.sampler == "depth" and not isinstance(rate, tuple):
             _check_depths_reach(rate, depth, kept, stack)
         if self.sampler == "learned" and not isinstance(rate, tuple):
@@ -297,8 +347,14 @@ def _name(stack: Any) -> str:
     return stack
 
 
+def _as_python(value: Any) -> Any:
+    """Turn an array or a number of numpy, torch or the like into Python's own; leave everything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _rate(value: Any, stack: str | None = None) -> Rate:
     where = f"rate of the {stack}" if stack else "rate"
+    value = _as_python(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value:
             raise LayerDropConfigError(f"{where} is empty; give one number, or one a layer.")
@@ -307,6 +363,7 @@ def _rate(value: Any, stack: str | None = None) -> Rate:
 
 
 def _number(value: Any, where: str) -> float:
+    value = _as_python(value)
     try:
         number = float(value) if not isinstance(value, bool | str | bytes) else math.nan
     except (TypeError, ValueError, OverflowError):
@@ -323,15 +380,17 @@ def _never_drop(value: Any) -> Any:
 
 
 def _indices(value: Any) -> tuple[int, ...]:
+    value = _as_python(value)
     entries = [value] if isinstance(value, int) else value
-    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
+    if not isinstance(entries, Sequence | AbstractSet) or isinstance(entries, str | bytes):
         raise LayerDropConfigError(
             f"never_drop is {value!r}; give layer indices such as (0, -1), or a dict of them by stack."
         )
-    for entry in entries:
+    indices = [_as_python(entry) for entry in entries]
+    for entry in indices:
         if isinstance(entry, bool) or not isinstance(entry, int):
             raise LayerDropConfigError(f"never_drop holds {entry!r}; layer indices are whole numbers such as 0 or -1.")
-    return tuple(entries)
+    return tuple(sorted(indices) if isinstance(entries, AbstractSet) else indices)
 
 
 def _for_the_others(rate: float, depth: int, kept: Collection[int], stack: str) -> float:
@@ -366,5 +425,5 @@ def _mean(values: tuple[float, ...]) -> float:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {str(name): _plain(entry) for name, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value

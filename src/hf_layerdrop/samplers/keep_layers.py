@@ -7,21 +7,23 @@ The same parser serves Python and the command line:
 - ``slice(None, None, 2)``, ``"::2"``, ``"3:9"``: slices, as Python reads them, but never reversed;
 - ``"every_other"``, ``"every_other:p"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
 - ``{"encoder": 6, "decoder": "::2"}``, ``"encoder=6;decoder=::2"``: by stack, where stacks not named stay whole;
+  without names, a depth or a rule goes to both stacks of an encoder-decoder, and only ``all`` to those of others;
 - ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``; in Python also the record itself.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
+import math
 import operator
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path
+from numbers import Real
 from typing import Any, Protocol, SupportsIndex, TypeAlias, TypeGuard
 
+from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
 from hf_layerdrop.errors import KeepLayersError
 
 
@@ -51,8 +53,8 @@ KeepLayers: TypeAlias = KeepLayersOfStack | Mapping[str, KeepLayersOfStack] | os
 """Every form that is listed above."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_INDICES = re.compile(r"\s*[+-]?[0-9]{1,18}\s*(,\s*[+-]?[0-9]{1,18}\s*)*,?\s*")
 _SLICE = re.compile(r"([+-]?[0-9]{1,18})?:([+-]?[0-9]{1,18})?(?::([+-]?[0-9]{1,18})?)?")
+_LONGEST_TEXT = 10_000  # characters: a thousand layers by number
 _SAME_IF_ALONE = {"encoder", "layers"}
 _FORMS = "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, first:n or last:n"
 
@@ -95,11 +97,29 @@ def choice_behind(spec: KeepLayers) -> dict[str, Any]:
     """
     record = _selection_file(spec) if _names_a_file(spec) else getattr(spec, "__dict__", {})
     if record:
-        return {entry: record[entry] for entry in ("strategy", "metric", "score") if record.get(entry) is not None}
+        return {entry: value for entry in _KINDS if (value := _said_of_choice(entry, record.get(entry))) is not None}
     if isinstance(spec, str) and "=" in spec:
         spec = _split_text(spec)
     rules = {_rule(value) for value in (spec.values() if isinstance(spec, Mapping) else [spec])}
     return {"strategy": rules.pop()} if len(rules) == 1 and rules != {None} else {}
+
+
+# What a record says of a choice, which is written into checkpoints.
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "strategy": lambda value: isinstance(value, str),
+    "metric": lambda value: isinstance(value, str),
+    "score": lambda value: isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
+}
+
+
+def _said_of_choice(entry: str, value: Any) -> Any:
+    if value is not None and not _KINDS[entry](value):
+        wanted = "a finite number" if entry == "score" else "a name"
+        raise KeepLayersError(
+            f"The selection says {entry} = {_shown(value)}, which is not {wanted}: correct or delete this entry, or "
+            "give its layers as keep_layers."
+        )
+    return value
 
 
 def _rule(spec: KeepLayers) -> str | None:
@@ -130,6 +150,11 @@ def _format_indices(indices: Collection[int]) -> str:
 
 def _split_by_stack(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[Any, KeepLayers]:
     """Turn any specification into one by stack; a bare one belongs to the only stack there is."""
+    if isinstance(spec, str) and len(spec) > _LONGEST_TEXT:
+        raise KeepLayersError(
+            f"keep_layers is {_shown(spec[:_LONGEST_TEXT])}, of {len(spec):,} characters: give at most "
+            f"{_LONGEST_TEXT:,}, or a selection file."
+        )
     spec = _read_selection(spec) if _names_a_file(spec) else getattr(spec, "keep_layers", spec)
     if isinstance(spec, str) and "=" in spec:
         spec = _split_text(spec)
@@ -141,12 +166,30 @@ def _split_by_stack(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[Any,
         return spec
     if spec is None or (isinstance(spec, str) and spec.strip() == "all"):
         return dict.fromkeys(depths)
-    if len(depths) != 1:
+    if not _is_for_each_stack(spec, depths):
         example = ";".join(f"{stack}={max(1, depth // 2)}" for stack, depth in depths.items())
         raise KeepLayersError(
             f"keep_layers is {_shown(spec)}, but this model has {_listed(depths)}: say which, for example {example!r}."
         )
     return dict.fromkeys(depths, spec)
+
+
+def is_encoder_decoder(depths: Iterable[str]) -> bool:
+    """Tell whether the stacks are an encoder and its decoder, which one depth or rule can mean at once."""
+    return set(depths) == {"encoder", "decoder"}
+
+
+def _is_for_each_stack(spec: KeepLayers, depths: Mapping[str, int]) -> bool:
+    """Tell whether what names no stack means each: there is one alone, or a depth or rule meets an encoder-decoder."""
+    return len(depths) == 1 or (is_encoder_decoder(depths) and not _is_indices(spec))
+
+
+def _is_indices(spec: KeepLayers) -> bool:
+    """Tell whether these are numbers of layers, of which each stack has its own; what is neither is told by parsing."""
+    if isinstance(spec, str):
+        text = spec.strip()
+        return not _INTEGER.fullmatch(text) and (_indices_in(text) is not None or bool(_SLICE.fullmatch(text)))
+    return _as_integer(spec) is None
 
 
 def _split_text(text: str) -> dict[str, str]:
@@ -181,17 +224,13 @@ def _read_selection(path: str | os.PathLike[str]) -> KeepLayers:
 def _selection_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     name = os.fspath(path)
     try:
-        selection = json.loads(Path(name.strip()).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
+        selection = read_json(name.strip() if isinstance(name, str) else name)
+    except Unreadable as error:
         raise KeepLayersError(
-            f"keep_layers is the selection file {_shown(name, 200)}, which cannot be read ({_reason(error)}): "
+            f"keep_layers is the selection file {_shown(name, 200)}, which cannot be read ({error}): "
             "give a JSON file that hf-layerdrop search wrote."
         ) from error
     return selection if isinstance(selection, dict) else {}
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else "not valid JSON"
 
 
 def _parse_stack(spec: KeepLayers, stack: str, depth: int) -> tuple[int, ...]:
@@ -213,8 +252,8 @@ def _parse_stack(spec: KeepLayers, stack: str, depth: int) -> tuple[int, ...]:
 def _parse_text(text: str, stack: str, depth: int) -> tuple[int, ...]:
     if _INTEGER.fullmatch(text):
         return _from_depth(int(text), stack, depth)
-    if _INDICES.fullmatch(text):
-        return _from_indices([int(item) for item in text.split(",") if item.strip()], stack, depth)
+    if (indices := _indices_in(text)) is not None:
+        return _from_indices(indices, stack, depth)
     bounds = _SLICE.fullmatch(text)
     if bounds:
         return _from_slice(slice(*(None if bound is None else int(bound) for bound in bounds.groups())), stack, depth)
@@ -223,6 +262,12 @@ def _parse_text(text: str, stack: str, depth: int) -> tuple[int, ...]:
     if strategy is None:
         raise _unreadable(text, stack)
     return strategy(argument if colon else None, stack, depth)
+
+
+def _indices_in(text: str) -> list[int] | None:
+    """Read numbers with commas; split and not matched whole, where a pattern would go back and forth over spaces."""
+    items = [item.strip() for item in text.removesuffix(",").split(",")]
+    return [int(item) for item in items] if all(map(_INTEGER.fullmatch, items)) else None
 
 
 def _from_depth(count: int, stack: str, depth: int) -> tuple[int, ...]:

@@ -33,10 +33,16 @@ def exponential(rate: float, depth: int) -> list[float]:
     return [rate * (2 ** (layer / max(depth - 1, 1)) - 1) for layer in range(depth)]
 
 
+def alternating(rate: float, depth: int) -> list[float]:
+    """Give every second layer the rate and the others none, for a cut to ``"::2"`` (Elhoushi et al., 2026)."""
+    return [rate * (layer % 2) for layer in range(depth)]
+
+
 SHAPES: dict[str, Callable[[float, int], list[float]]] = {
     "uniform": uniform,
     "linear": linear,
     "exponential": exponential,
+    "alternating": alternating,
 }
 
 
@@ -60,6 +66,21 @@ def step(progress: float, *, at: float = 0.5) -> float:
     return 1.0 if progress >= at else 0.0
 
 
+def falling(progress: float) -> float:
+    """Fall in a straight line from the configured rates to 0, as in the pretraining of Elhoushi et al. (2026)."""
+    return 1 - progress
+
+
+def early(progress: float, *, share: float = 0.5) -> float:
+    """Use the configured rates in the first share of training alone, for a model that underfits (Liu et al., 2023)."""
+    return 1.0 if progress < share else 0.0
+
+
+def late(progress: float, *, share: float = 0.5) -> float:
+    """Use the configured rates in the last share of training alone, for a model that overfits (Liu et al., 2023)."""
+    return step(progress, at=1 - share)
+
+
 def share_kept(time: float, *, theta: float = 0.5, gamma: float = 0.001) -> float:
     """Return DeepSpeed's progressive layer drop share of layers kept, ``(1 - theta) exp(-gamma t) + theta``."""
     return (1 - theta) * math.exp(-gamma * time) + theta
@@ -79,6 +100,9 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "linear": linear_ramp,
     "cosine": cosine_ramp,
     "step": step,
+    "falling": falling,
+    "early": early,
+    "late": late,
     "pld": progressive_layer_drop,
 }
 

@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 
-from hf_layerdrop.checkpoints.journal import Journal
+from hf_layerdrop.checkpoints.journal import Journal, reading_records
 from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.search.space import Key, Layers, key_of
 
+_KIND = "a search"
 _FIELDS = [field.name for field in fields(SubNetworkResult)]
 
 
@@ -20,11 +21,12 @@ class ScoreJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
-        self._journal = Journal(path, "a search", ["fingerprint", *_FIELDS])
+        self._journal = Journal(path, _KIND, ["fingerprint", *_FIELDS])
         self._fingerprint = fingerprint
         ours = (record for record in self._journal.records if record["fingerprint"] == fingerprint)
         self._known: dict[Key, SubNetworkResult] = {}
-        self._know([SubNetworkResult.from_dict({name: record[name] for name in _FIELDS}) for record in ours])
+        with reading_records(path, _KIND):
+            self._know([SubNetworkResult.from_dict({name: record[name] for name in _FIELDS}) for record in ours])
 
     def find(self, kept: Layers) -> SubNetworkResult | None:
         """Return the result of a sub-network, or None if it was not scored yet."""

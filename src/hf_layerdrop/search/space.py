@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.samplers.keep_layers import evenly_spread
+from hf_layerdrop.samplers.keep_layers import evenly_spread, is_encoder_decoder
 
 Layers = Mapping[str, tuple[int, ...]]
 Key = tuple[tuple[int, ...], ...]
@@ -223,7 +223,7 @@ Depth: TypeAlias = SupportsIndex | str | Mapping[str, SupportsIndex | str]
 def parse_depth(depth: Depth, depths: Mapping[str, int]) -> dict[str, int]:
     """Return how many layers of each stack to keep: ``6``, ``"6"``, ``{"decoder": 3}`` or ``"encoder=6;decoder=3"``.
 
-    Stacks that are not named stay whole.
+    Stacks that are not named stay whole; a depth without a name is one of both stacks of an encoder-decoder.
 
     Raises:
         KeepLayersError: If it cannot be read, names a stack that does not exist, or is not from 1 to its depth.
@@ -232,7 +232,7 @@ def parse_depth(depth: Depth, depths: Mapping[str, int]) -> dict[str, int]:
         parts = (part.partition("=") for part in depth.split(";"))
         depth = {stack.strip(): value for stack, _, value in parts}
     if not isinstance(depth, Mapping):
-        if len(depths) > 1:
+        if len(depths) > 1 and not is_encoder_decoder(depths):
             example = ";".join(f"{stack}={max(1, count // 2)}" for stack, count in depths.items())
             raise KeepLayersError(
                 f"depth is {depth!r}, but this model has the stacks {_listed(depths)}: say which, for example "

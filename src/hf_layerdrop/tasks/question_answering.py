@@ -84,10 +84,10 @@ def _answers(value: Any, row: int, task: Task, where: str) -> tuple[list[str], l
             texts, starts = [part["text"] for part in value], [int(part["answer_start"]) for part in value]
         if len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
             raise ValueError("text and answer_start differ")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TaskError(
-            f"{where} has {value!r} in row {row} of column {task.label_column!r}; answers are lists 'text' and "
-            "'answer_start', empty where there is no answer."
+            f"{where} has {str(value)[:500]!r} in row {row} of column {task.label_column!r}; answers are lists 'text' "
+            "and 'answer_start', empty where there is no answer."
         ) from error
     kept = [(text, start) for text, start in zip(texts, starts, strict=True) if text]
     return [text for text, _ in kept], [start for _, start in kept]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+_CUT_TARGET = "target_was_cut"  # column that encoding adds for a moment, as `CUT`
+
 
 def check(rows: Dataset, task: Task, where: str) -> Dataset:
     """Return ``source``, ``target`` and ``references``: of a list of right texts, the first is the target."""
@@ -46,6 +48,8 @@ def encode(rows: Dataset, encoding: Encoding) -> Dataset:
         _encode, tokenizer=encoding.tokenizer, length=encoding.max_length, target_length=encoding.max_target_length
     )
     encoded = without_cut(rows.map(job, batched=True, remove_columns=rows.column_names, desc="Tokenizing"), encoding)
+    encoding.cut_targets += sum(encoded[_CUT_TARGET])
+    encoded = encoded.remove_columns(_CUT_TARGET)
     if encoding.training:
         return encoded
     first = len(encoding.examples)
@@ -58,11 +62,8 @@ def _encode(
 ) -> Mapping[str, Any]:
     sources = tokenizer(rows["source"], truncation=True, max_length=length)
     targets = tokenizer(text_target=rows["target"], truncation=True, max_length=target_length)
-    cut = [
-        one or other
-        for one, other in zip(was_cut(sources, len(rows["source"])), was_cut(targets, len(rows["target"])), strict=True)
-    ]
-    return {**sources, "labels": targets["input_ids"], CUT: cut}
+    cut, cut_targets = was_cut(sources, len(rows["source"])), was_cut(targets, len(rows["target"]))
+    return {**sources, "labels": targets["input_ids"], CUT: cut, _CUT_TARGET: cut_targets}
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Any:

@@ -5,7 +5,7 @@ What differs between kinds of tasks, but not between the tasks of one kind, stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Encoding:
         max_target_length: Most tokens of a text that is generated.
         training: Whether the rows are trained on; else they are scored.
         cut: How many inputs lost tokens.
+        cut_targets: How many texts that are generated did.
         examples: What scored rows are compared with, by their `ROW_NUMBERS`; grows from split to split.
     """
 
@@ -54,6 +55,7 @@ class Encoding:
     max_target_length: int
     training: bool
     cut: int = 0
+    cut_targets: int = 0
     examples: list[Any] = field(default_factory=list)
 
 
@@ -207,8 +209,10 @@ class TaskData:
         train: Training rows; None if only the validation sets were asked for.
         validation: Validation rows by the name of the split.
         examples: What encoded validation rows are scored against, by their number; empty where labels say it all.
-        cut: How many rows of each split lost tokens when they were encoded.
+        cut: Of how many rows of each split the input lost tokens when they were encoded.
+        cut_targets: Of how many the text that is generated did.
         max_length: The most tokens that an input could have.
+        max_target_length: The most tokens that a text that is generated could have.
     """
 
     task: Task
@@ -216,7 +220,19 @@ class TaskData:
     validation: Mapping[str, Dataset]
     examples: Sequence[Any] = ()
     cut: Mapping[str, int] = field(default_factory=dict)
+    cut_targets: Mapping[str, int] = field(default_factory=dict)
     max_length: int | None = None
+    max_target_length: int | None = None
+
+    @property
+    def cuts(self) -> Iterator[str]:
+        """What lost tokens when it was encoded, in words."""
+        for split, count in self.cut.items():
+            if count:
+                yield f"{count:,} rows of {split} are longer than {self.max_length} tokens"
+        for split, count in self.cut_targets.items():
+            if count:
+                yield f"{count:,} targets of {split} are longer than {self.max_target_length} tokens"
 
 
 MAX_LENGTH = 128  # what the paper's authors and most others use for GLUE
@@ -243,32 +259,47 @@ def tokenize(
         strict: Refuse data with inputs that would be cut.
 
     Raises:
-        TaskError: If the length leaves no room for a word, the tokenizer cannot pad or trace tokens back to words,
-            or, with ``strict``, if an input is too long.
+        TaskError: If the data was not loaded for a task, the length leaves no room for a word, the tokenizer cannot
+            pad or trace tokens back to words, or, with ``strict``, if an input is too long.
     """
+    if not isinstance(data, TaskData):
+        raise TaskError(
+            f"The data is a {type(data).__name__}, whose columns and labels nobody has checked for a task: give what "
+            "load_task_data(task) returns, of files (train_file=, validation_file=) or the task's data set on the Hub."
+        )
     kind = data.task.kind
     limit = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     length = min(max_length or data.task.max_length, limit)
     target_length = min(max_target_length or kind.max_target_length, limit)
     _check_tokenizer(data.task, tokenizer, length)
     examples: list[Any] = []
-    cut = {}
+    cut, cut_targets = {}, {}
 
     def encoded(name: str, rows: Dataset, *, training: bool) -> Dataset:
         encoding = Encoding(data.task, tokenizer, length, target_length, training, examples=examples)
         inputs = kind.encode(rows, encoding)
-        cut[name] = encoding.cut
-        if strict and encoding.cut:
-            target = f" (or {target_length} of a target)" if kind.generation else ""
-            raise TaskError(
-                f"{encoding.cut} of {len(rows)} rows of the {name} data are longer than {length} tokens{target}: give "
-                "a larger --max-length, a model with more positions, or leave --strict out to have them cut."
-            )
+        cut[name], cut_targets[name] = encoding.cut, encoding.cut_targets
+        for count, longest, option in ((encoding.cut, length, ""), (encoding.cut_targets, target_length, "-target")):
+            if strict and count:
+                raise TaskError(
+                    f"{count} of {len(rows)} {'targets' if option else 'rows'} of the {name} data are longer than "
+                    f"{longest} tokens: give a larger --max{option}-length, a model with more positions, or leave "
+                    "--strict out to have them cut."
+                )
         return inputs
 
     train = None if data.train is None else encoded("train", data.train, training=True)
     validation = {name: encoded(name, rows, training=False) for name, rows in data.validation.items()}
-    return replace(data, train=train, validation=validation, examples=examples, cut=cut, max_length=length)
+    return replace(
+        data,
+        train=train,
+        validation=validation,
+        examples=examples,
+        cut=cut,
+        cut_targets=cut_targets,
+        max_length=length,
+        max_target_length=target_length,
+    )
 
 
 def _check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase, length: int) -> None:

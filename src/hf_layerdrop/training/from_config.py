@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.architectures.families import SHAPES, TINY_BY_HEAD, TINY_OTHERWISE, Shape
+from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import DEFAULT_SIZE, train_tokenizer
 from hf_layerdrop.errors import CheckpointError
 
@@ -125,8 +125,8 @@ def is_model_file(text: str) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(path)
+    except Unreadable:
         return False
     return isinstance(values, dict) and "model_type" in values
 
@@ -142,7 +142,7 @@ def special_fields(model_type: str) -> set[str]:
 
 
 def _from_file(path: Path, vocab_size: int, tokenizer: str | None) -> ModelFromConfig:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     dropped = ("model_type", "architectures", "vocab_size", "transformers_version", "hf_layerdrop", "dtype")
     fields = {name: value for name, value in values.items() if name not in dropped}
     name = path.parent.name if path.stem == "config" and path.parent.name else path.stem

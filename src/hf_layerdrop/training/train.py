@@ -5,7 +5,6 @@ Trainer, callbacks and models are imported where they are used, so that the comm
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from zipfile import is_zipfile
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.checkpoints.outputs import check_above
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.evaluation.results import SubNetworkResult
@@ -237,8 +237,8 @@ def _is_complete(folder: Path, processes: int) -> bool:
     """
     expected = {"rng_state.pth"} if processes == 1 else {f"rng_state_{rank}.pth" for rank in range(processes)}
     try:
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = read_json(folder / "trainer_state.json", LARGEST)
+    except Unreadable:
         return False
     return isinstance(state, dict) and all(is_zipfile(folder / name) for name in expected)
 

@@ -30,8 +30,12 @@ OF_NUMBERS = ("pearson", "spearmanr")
 _LOADING = threading.Lock()
 
 
-def load_metric(*names: str) -> evaluate.Metric:
+def load_metric(*names: str, beside: Sequence[str] = ()) -> evaluate.Metric:
     """Load metrics as one `evaluate.Metric`; it keeps its values in memory, so that processes share no files.
+
+    Args:
+        *names: The metrics.
+        beside: What may be named as well where this is called, for the error.
 
     Raises:
         TaskError: If a name is unknown; the message names the nearest.
@@ -39,11 +43,11 @@ def load_metric(*names: str) -> evaluate.Metric:
     """
     for name in names:
         if name not in OF_CLASSES + OF_NUMBERS:
-            known = ", ".join(OF_CLASSES + OF_NUMBERS)
-            near = difflib.get_close_matches(name, OF_CLASSES + OF_NUMBERS, n=1)
-            raise TaskError(
-                f"Metric {name!r} is unknown; " + (f"did you mean {near[0]!r}? " if near else "") + f"Known: {known}."
-            )
+            known = (*OF_CLASSES, *OF_NUMBERS, *beside)
+            begun = [one for one in known if one.startswith(name.lower()) and name]
+            near = (begun or difflib.get_close_matches(name.lower(), known, n=1))[:1]
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise TaskError(f"Metric {name!r} is unknown; {meant}Known: {', '.join(known)}.")
     return _load(SCRIPT, names)
 
 
@@ -68,13 +72,15 @@ def _load(script: Path, names: Sequence[str]) -> evaluate.Metric:
         return evaluate.load(str(script), "+".join(names), keep_in_memory=True)
 
 
-def named_metric(*names: str) -> Callable[[EvalPrediction], dict[str, float]]:
+def named_metric(*names: str, beside: Sequence[str] = ()) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return Trainer's ``compute_metrics`` for metrics by name: the likeliest class, or the number itself, is compared.
+
+    See `load_metric` for the arguments.
 
     Raises:
         TaskError: If a name is unknown, or metrics of classes and of numbers are mixed.
     """
-    metric = load_metric(*names)
+    metric = load_metric(*names, beside=beside)
     regression = names[0] in OF_NUMBERS
     if any((name in OF_NUMBERS) != regression for name in names):
         raise TaskError(f"Metrics {', '.join(names)} cannot be mixed: some compare classes, others numbers.")

@@ -8,6 +8,7 @@ from typing import Any
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders
 from hf_layerdrop.checkpoints.provenance import own_provenance
 from hf_layerdrop.checkpoints.stored_model import StoredModel, StoredStack, find_stored_model
+from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.hub.doctor.fields import fields_that_change
 from hf_layerdrop.hub.doctor.notes import notes_for
 from hf_layerdrop.hub.doctor.possible import possible_structures
@@ -22,6 +23,11 @@ def describe_checkpoint(headers: CheckpointHeaders, **where: Any) -> dict[str, A
         UnsupportedModelError: If the model cannot be cut by layers; the message says why.
     """
     model = find_stored_model(headers, **where)
+    with reading(headers.source, alone=True):
+        return _described(headers, model)
+
+
+def _described(headers: CheckpointHeaders, model: StoredModel) -> dict[str, Any]:
     return {
         "model": headers.source,
         "model_type": headers.model_type,

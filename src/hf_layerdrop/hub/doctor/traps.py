@@ -11,7 +11,6 @@ from hf_layerdrop.architectures.families import (
     LAYER_TAPS,
     NATIVE_RATE_FIELDS,
     SLICES_FIELD,
-    TIED_FIELD,
     bias_in_first_block,
 )
 from hf_layerdrop.architectures.names import stack_name
@@ -149,13 +148,13 @@ def _by_number(model: StoredModel) -> Iterator[str]:
 
 
 def _tied(model: StoredModel) -> Iterator[str]:
-    if model.headers.config.get(TIED_FIELD):
+    if model.tied:
         yield "input and output embeddings are one tensor: they stay tied, and are counted once"
 
 
 def _own_code(model: StoredModel) -> Iterator[str]:
     if model.headers.config.get("auto_map"):
-        yield "it comes with code of its own (auto_map), which is not run unless trust_remote_code is given"
+        yield "it comes with code of its own (auto_map), which is not run unless you ask for it (trust_remote_code)"
 
 
 _OF_A_STACK = {
