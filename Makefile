@@ -91,9 +91,9 @@ mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS)
 	$(BIN)/mutmut results
 
-# The support matrix, docs/architectures.md: about a quarter of an hour of CPU. It goes on where its journal stops.
+# The support matrix, docs/architectures.md: about an hour of CPU. It goes on where its journal stops.
 architectures: $(VENV)/.installed-dev
-	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m architectures --page docs/architectures.md
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m architectures --page docs/architectures.md --data src/hf_layerdrop/architectures/walked.py
 
 clean:
 	rm -rf $(VENV) demo-output mutants .site .pytest_cache .mypy_cache .ruff_cache

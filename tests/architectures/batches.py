@@ -48,8 +48,10 @@ def _everything(model: PreTrainedModel) -> dict[str, list[Any]]:
     config = model.config
     text = config.get_text_config()
 
+    shape = (ROWS, 2, TOKENS) if type(model).__name__.endswith("MultipleChoice") else (ROWS, TOKENS)
+
     def ids(vocabulary: int) -> torch.Tensor:
-        return torch.randint(4, max(vocabulary // 2, 6), (ROWS, TOKENS), generator=generator)
+        return torch.randint(4, max(vocabulary // 2, 6), shape, generator=generator)
 
     def values(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
@@ -64,10 +66,12 @@ def _everything(model: PreTrainedModel) -> dict[str, list[Any]]:
     video = values(ROWS, frames, channels, height, width)
     patches = values(ROWS * 16, channels * time * patch * patch)  # of images of 4 x 4 patches
     grid = torch.tensor([[1, 4, 4]] * ROWS)
-    mels = _size(config, "num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", default=16)
+    mels = _size(config, "num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim",
+                 "feature_projection_input_dim", default=16)  # fmt: skip
     sound = values(ROWS, mels, 2 * _size(config, "max_source_positions", default=32))
     spectrum = values(ROWS, _size(config, "max_length", default=32), mels)
     videos_first = model.main_input_name == "pixel_values_videos" or _has(config, "num_frames", "tubelet_size")
+    tiles = _size(config, "max_num_tiles", default=0)
     lags = max(getattr(config, "lags_sequence", None) or [0])
     length = _size(config, "context_length", default=16) + lags
     series = values(ROWS, length, _size(config, "num_input_channels", default=1))
@@ -78,9 +82,11 @@ def _everything(model: PreTrainedModel) -> dict[str, list[Any]]:
     images = (
         [video, image] if videos_first else [patches, image] if "image_grid_thw" in _asked(model) else [image, video]
     )
+    if tiles:
+        images = [values(ROWS, 1, tiles, channels, height, width)]
     everything: Batch = {
         "input_ids": text_ids,
-        "attention_mask": torch.ones(ROWS, TOKENS, dtype=torch.long),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
         "decoder_input_ids": ids(_size(config.get_text_config(decoder=True), "vocab_size", default=vocabulary)),
         "pixel_values_videos": video,
         "image_grid_thw": grid,
@@ -94,6 +100,11 @@ def _everything(model: PreTrainedModel) -> dict[str, list[Any]]:
         "past_observed_mask": torch.ones_like(series),
         "future_values": values(ROWS, future),
         "future_time_features": values(ROWS, future, _size(config, "num_time_features", default=0)),
+        "prompt_pixel_values": image,
+        "prompt_masks": image,
+        "aspect_ratio_ids": torch.ones(ROWS, 1, dtype=torch.long),
+        "aspect_ratio_mask": torch.ones(ROWS, 1, tiles, dtype=torch.long),
+        "cross_attention_mask": torch.ones(ROWS, TOKENS, 1, tiles, dtype=torch.long),
         "visual_feats": values(ROWS, 5, _size(config, "visual_feat_dim", default=8)),
         "visual_pos": values(ROWS, 5, 4),
         "visual_embeds": values(ROWS, 5, _size(config, "visual_embedding_dim", default=8)),
@@ -102,8 +113,8 @@ def _everything(model: PreTrainedModel) -> dict[str, list[Any]]:
         **{name: [value] for name, value in everything.items()},
         "pixel_values": [*images, patches],
         "hidden_states": [patches],
-        "input_features": [sound, sound.transpose(1, 2).contiguous(), spectrum],
-        "input_values": [values(ROWS, 1600), values(ROWS, 1, 1600), spectrum],
+        "input_features": [sound, sound.transpose(1, 2).contiguous(), spectrum, spectrum[:, None]],
+        "input_values": [values(ROWS, 1600), values(ROWS, 1, 1600), values(ROWS, 8000), spectrum],
     }
 
 

@@ -187,20 +187,20 @@ def check_reload(tiny: Tiny) -> None:
     require_equal(tiny.outputs(whole), tiny.outputs(tiny.model), "a sub-network left a trace")
     with tempfile.TemporaryDirectory() as folder:
         cut.save_pretrained(folder)
-        again = type(cut).from_pretrained(folder, attn_implementation="eager", **_own_config(cut, folder))
+        again = type(cut).from_pretrained(folder, attn_implementation="eager", **own_config(cut, folder))
     require_equal(dict(again.state_dict()), dict(cut.state_dict()), "the reloaded model has other tensors")
     # Weights that lie elsewhere in memory may give another last bit, so both are compared as copies.
     require_equal(tiny.outputs(copy.deepcopy(again).eval()), expected, "the reloaded model differs")
     with tempfile.TemporaryDirectory() as folder:
         tiny.model.save_pretrained(folder)
-        config = _own_config(cut, folder)
+        config = own_config(cut, folder)
         loaded = load_plain(type(cut), folder, keep_layers=kept, attn_implementation="eager", **config)
     require_equal(dict(loaded.state_dict()), dict(cut.state_dict()), "keep_layers at load gives other tensors")
     found = tiny.outputs(copy.deepcopy(loaded).eval())
     require_equal(found, expected, "keep_layers at load gives another model")
 
 
-def _own_config(model: PreTrainedModel, folder: str) -> dict[str, Any]:
+def own_config(model: PreTrainedModel, folder: str) -> dict[str, Any]:
     """Return the config to load with where the type has the class of another one, which would read it as its own."""
     kind = type(model.config)
     return {} if kind is type(model).config_class else {"config": kind.from_pretrained(folder)}
@@ -242,7 +242,7 @@ def _plain_cache_differs(cut: PreTrainedModel, tiny: Tiny) -> bool:
     """Tell whether plain transformers generates otherwise with a cache: the whole model, or the cut one, reloaded."""
     with tempfile.TemporaryDirectory() as folder:
         cut.save_pretrained(folder)
-        again = type(cut).from_pretrained(folder, attn_implementation="eager", **_own_config(cut, folder))
+        again = type(cut).from_pretrained(folder, attn_implementation="eager", **own_config(cut, folder))
     return any(
         not torch.equal(*(generated(model, tiny, use_cache=use_cache) for use_cache in (False, True)))
         for model in (tiny.copy(), again)

@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from hf_layerdrop.architectures.families import LAYER_TAPS, TRAILING_TAPS
+
 DEPTH = 4
 WIDTH, HEADS, HEAD_WIDTH, INNER, VOCABULARY, LENGTH = 32, 4, 8, 64, 128, 64
 IMAGE, PATCH = 32, 8
@@ -69,9 +71,28 @@ class Way(Enum):
     SHALLOW = "fewer layers, the widths as they are"
 
 
-def tiny_config(model_type: str, way: Way = Way.SMALL) -> PreTrainedConfig:
-    """Return the shrunk config of a model type."""
-    return _shrunk_config(_default_config(model_type), way)
+def tiny_config(model_type: str, way: Way = Way.SMALL, *, taps: bool = False) -> PreTrainedConfig:
+    """Return the shrunk config of a model type; with ``taps`` one whose heads take hidden states of several layers."""
+    config = _default_config(model_type)
+    return type(config)(**_Shrinker(config, way, taps=taps and _has_taps(config)).fields())
+
+
+def settings_to_try(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return other values of the fields that may tell layers apart by their places, one at a time."""
+    tried: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, bool) and re.search(r"layer|idx|share|every|scale|alternat|interleav|parallel", name):
+            tried[name] = not value
+        elif type(value) is int and re.search(r"every|interval|_(step|pattern|freq|frequency|period|replace)$", name):
+            tried[name] = 1 if value == 2 else 2
+    return tried
+
+
+def _has_taps(config: PreTrainedConfig) -> bool:
+    fields = vars(config)
+    parts = [part for part in fields.values() if isinstance(part, PreTrainedConfig)]
+    own = any(name in fields for name in (*LAYER_TAPS, "stage_names")) or config.model_type in TRAILING_TAPS
+    return own or any(map(_has_taps, parts))
 
 
 def _default_config(model_type: str) -> PreTrainedConfig:
@@ -106,16 +127,14 @@ _PARTS = {
 }
 
 
-def _shrunk_config(config: PreTrainedConfig, way: Way) -> PreTrainedConfig:
-    return type(config)(**_Shrinker(config, way).fields())
-
-
 class _Shrinker:
     """Shrink the fields of one config."""
 
-    def __init__(self, config: PreTrainedConfig, way: Way) -> None:
+    def __init__(self, config: PreTrainedConfig, way: Way, *, taps: bool) -> None:
         self.config = config
         self.way = way
+        self.taps = taps
+        self.depth = DEPTH + 2 if taps else DEPTH
         sizes = {name: value for name, value in vars(config).items() if type(value) is int}
         self.depths = {value for name, value in sizes.items() if _DEPTH_NAME.fullmatch(name)}
         widest = max((value for name, value in sizes.items() if _WIDTH_NAME.fullmatch(name)), default=0)
@@ -127,13 +146,26 @@ class _Shrinker:
         for name, value in self.config.to_dict().items():
             part = vars(self.config).get(name)  # getattr refuses what single layers have otherwise
             if isinstance(part, PreTrainedConfig):
-                fields[name] = {**_Shrinker(part, self.way).fields(), "model_type": part.model_type}
+                fields[name] = {**_Shrinker(part, self.way, taps=self.taps).fields(), "model_type": part.model_type}
             elif name not in _LEFT_OUT:
                 fields[name] = self._shrunk(name, value)
+        own = vars(self.config)
+        if self.taps and (own.get("out_indices") or len(own.get("stage_names") or ()) - 1 in self.depths):
+            fields["out_indices"] = self._spread(4)
         return fields
 
+    def _spread(self, count: int) -> list[int]:
+        """Return numbers of layers that are spread over all."""
+        return [1 + place * (self.depth - 2) // max(count - 1, 1) for place in range(count)]
+
     def _shrunk(self, name: str, value: Any) -> Any:
-        if "feature_layer" in name and value is not None:
+        if name == "num_blocks" and self.config.model_type in TRAILING_TAPS:
+            return 3  # of the last layers
+        if name == "merge_index":
+            return 0  # which comes before the layers whose states are taken
+        if self.taps and name in LAYER_TAPS:
+            return type(value)(self._spread(len(value))) if isinstance(value, list | tuple) else min(value, 1)
+        if re.fullmatch(r".*feature_layers?", name) and value is not None:
             return [-1] * len(value) if isinstance(value, list | tuple) else -1  # see page.py
         if name == "num_kv_shared_layers":
             return 0  # see page.py
@@ -165,11 +197,13 @@ class _Shrinker:
             return value // self.factor
         if self.way is not Way.SMALL and (size not in (DEPTH, VOCABULARY, LENGTH, 2) or _is_head_count(name)):
             return value
-        return size if size and value > 0 and (value > size or _DEPTH_NAME.fullmatch(name)) else value
+        counts_layers = _DEPTH_NAME.fullmatch(name)
+        small = self.depth if counts_layers else size
+        return small if size and value > 0 and (value > size or counts_layers) else value
 
     def _shrunk_list(self, name: str, value: Any) -> Any:
         if value and len(value) in self.depths and len(value) > 1 and not name.startswith("depths"):
-            return type(value)(_four(value))
+            return type(value)(_few(value, self.depth))
         if value and all(type(item) is int for item in value):
             if re.search(r"layer_ids|idxs|ind(ex|ic)es|_layers", name) and name != "out_indices":
                 return [1, 2] if max(value) >= DEPTH else value
@@ -185,12 +219,12 @@ def _is_width(name: str) -> bool:
     return any(pattern.fullmatch(name) and size in (WIDTH, INNER, HEAD_WIDTH, 16) for pattern, size in _PATTERNS)
 
 
-def _four(values: Any) -> list[Any]:
-    """Return four entries of a list with one a layer: two of the first kind, then one of each other kind, if any."""
+def _few(values: Any, depth: int) -> list[Any]:
+    """Return few entries of a list with one a layer: those of the first kind, then of each other kind, if any."""
     kinds = list(dict.fromkeys(values if all(_hashable(value) for value in values) else [0]))
     if len(kinds) < 2:
-        return list(values[:DEPTH])
-    return sorted((kinds * DEPTH)[:DEPTH], key=kinds.index)
+        return list(values[:depth])
+    return sorted((kinds * depth)[:depth], key=kinds.index)
 
 
 def _hashable(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto import modeling_auto
 
 from .batches import Batch, candidate_batches, feature_calls
 from .shrinking import Way, tiny_config
@@ -62,25 +64,30 @@ class Tiny:
         """Return a copy of the model."""
         return copy.deepcopy(self.model)
 
-    def outputs(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    def outputs(self, model: PreTrainedModel, seed: int = 0) -> dict[str, torch.Tensor]:
         """Return every floating tensor that ``model`` gives for the batch, and for the further parts."""
-        found = outputs_of(model, self.batch)
+        found = outputs_of(model, self.batch, seed=seed)
         for method, batch in self.calls.items():
-            found |= outputs_of(attrgetter(method)(model), batch, name=method)
+            found |= outputs_of(attrgetter(method)(model), batch, name=method, seed=seed)
         return found
 
 
-def build_tiny(model_type: str) -> Tiny:
-    """Build a tiny model and find inputs for it.
+def build_tiny(model_type: str, cls: type[PreTrainedModel] | None = None, **settings: Any) -> Tiny:
+    """Build a tiny model and find inputs for it: of the class that generates, or the base model, or of a given class.
+
+    ``settings`` are fields of the config to set before. A given class gets a config whose taps can be renumbered.
 
     Raises:
         CannotBuildError: If one of the two fails; the message says why.
     """
     problems = []
+    head_alone = model_type not in modeling_auto.MODEL_MAPPING_NAMES
     for way in Way:
         try:
-            config = tiny_config(model_type, way)
-            model = build(model_class(config), config)
+            config = tiny_config(model_type, way, taps=cls is not None or head_alone)
+            if settings:
+                config = type(config).from_dict({**config.to_dict(), **settings})
+            model = build(cls or model_class(config), config)
             tiny = Tiny(model, *find_batch(model))
         except Exception as error:
             problems.append(error)
@@ -116,8 +123,9 @@ def part_calls(tiny: Tiny) -> Iterator[tuple[str, Batch]]:
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class with a head that generates, if the type has one, else the base model."""
-    for mapping in _HEADS:
+    """Return the class with a head that generates, if the type has one, else the base model, else one with a head."""
+    heads = [mapping for name, mapping in vars(modeling_auto).items() if re.fullmatch(r"MODEL_FOR_\w+_MAPPING", name)]
+    for mapping in (*_HEADS, *heads):
         found = mapping.get(type(config), None)
         if found is not None:
             if mapping is MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "is_decoder", True) is False:
@@ -181,11 +189,11 @@ def modules_that_run(model: PreTrainedModel, batch: Batch, method: str = "forwar
     return ran
 
 
-def outputs_of(model: Callable[..., Any], batch: Batch, *, name: str = "") -> dict[str, torch.Tensor]:
+def outputs_of(model: Callable[..., Any], batch: Batch, *, name: str = "", seed: int = 0) -> dict[str, torch.Tensor]:
     """Return every floating tensor of an output by name; random choices of a forward are repeatable."""
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     return dict(_tensors(name, model(**copy.deepcopy(batch))))
 
 

@@ -8,10 +8,12 @@ what it was: its parts, their shapes, and their settings.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,13 +25,18 @@ from hf_layerdrop import compat
 from hf_layerdrop.architectures.families import LENDING_FLAG, bias_in_first_block
 from hf_layerdrop.architectures.layer_idx import is_number_name
 from hf_layerdrop.architectures.layer_numbers import check_taps
+from hf_layerdrop.architectures.moved_layers import check_numbers, counting_stacks
 from hf_layerdrop.architectures.shared_kv import missing_lender
 from hf_layerdrop.architectures.stacks import Stack
+from hf_layerdrop.architectures.walked import TRIED
 from hf_layerdrop.compat import build_from_config
 from hf_layerdrop.errors import UnsupportedModelError
 
 Kept = Mapping[str, Sequence[int]]
 Signature = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+_warned: set[str] = set()
 
 # Of so many cuts, and of so many configs that cuts of one model have, is remembered what came of them.
 REMEMBERED = 100_000
@@ -153,21 +160,41 @@ class Rebuilds:
         Raises:
             UnsupportedModelError: If it is, cannot be built, or a kept layer has lost one that it borrows from.
         """
+        _warn_of_untried(self.whole.config.model_type)
         check_lenders(self.whole, self._stacks, kept)
         check_taps(self.whole, self._stacks, kept)
         built = self._of(config)
         if isinstance(built, Exception):
             raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
         _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
+        self.check_numbers(kept, lambda: config)
 
-    def changed_settings(self, config: PreTrainedConfig) -> dict[str, dict[str, tuple[Any, Any]]]:
-        """Return by module what those around the layers have copied from the config: before a cut, and after it."""
+    def check_numbers(self, kept: Kept, config: Callable[[], PreTrainedConfig]) -> None:
+        """Refuse a cut after which a layer would compute something else, because it has another number.
+
+        Raises:
+            UnsupportedModelError: If one would.
+        """
+        check_numbers(self.whole, self._counting, kept, lambda: built_on_meta(type(self.whole), _read_again(config())))
+
+    @cached_property
+    def _counting(self) -> dict[str, Stack]:
+        return counting_stacks(self.whole, self._stacks)
+
+    def changed_settings(
+        self, config: PreTrainedConfig, renamed: Callable[[str], str | None]
+    ) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """Return by module what modules have copied from the config: before a cut, and after it.
+
+        ``renamed`` gives the name of a module after the cut, None if it is cut away.
+        """
         built = self._of(config)
         if isinstance(built, Exception):
             return {}
         changed: dict[str, dict[str, tuple[Any, Any]]] = {}
         for path, settings in self._look_of_whole.settings.items():
-            after = built.settings.get(path, {})
+            new = renamed(path)
+            after = {} if new is None else built.settings.get(new, {})
             found = {name: (value, after[name]) for name, value in settings.items() if after.get(name, value) != value}
             if found:
                 changed[path] = found
@@ -195,6 +222,17 @@ class Rebuilds:
         return known or signature
 
 
+def _warn_of_untried(model_type: str) -> None:
+    if model_type not in TRIED and model_type not in _warned:
+        _warned.add(model_type)
+        logger.warning(
+            "Nobody has tried yet whether a cut of models of type %r computes what the whole model does with its other "
+            "layers dropped (docs/architectures.md lists the types that do): compare a few outputs of the saved model "
+            "with those in sub_network.",
+            model_type,
+        )
+
+
 def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
     """Remember one thing more; of too many, the oldest is forgotten."""
     if len(memory) >= REMEMBERED:
@@ -204,18 +242,17 @@ def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
 
 def _look(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> Look:
     inside = tuple(f"{stack.path}." for stack in stacks.values())
-    shapes = {name: tuple(w.shape) for name, w in model.state_dict().items() if not name.startswith(inside)}
+    weights = (*model.named_buffers(), *model.state_dict().items())  # buffers that are not saved, too
+    shapes = {name: tuple(weight.shape) for name, weight in weights if not name.startswith(inside)}
     layers = {name: [_signature(layer, stack) for layer in stack.layers(model)] for name, stack in stacks.items()}
-    return Look(
-        layers, shapes, {path: _settings(part) for path, part in model.named_modules() if _is_around(path, inside)}
-    )
+    settings = {path: settings_of(part) for path, part in model.named_modules()}
+    for path in settings:
+        if f"{path}.".startswith(inside):  # what is no list says what a layer is, and is in its signature
+            settings[path] = {name: value for name, value in settings[path].items() if isinstance(value, list | dict)}
+    return Look(layers, shapes, {path: values for path, values in settings.items() if values})
 
 
-def _is_around(path: str, inside: tuple[str, ...]) -> bool:
-    return not f"{path}.".startswith(inside)
-
-
-def _settings(part: nn.Module) -> Signature:
+def settings_of(part: nn.Module) -> Signature:
     """Return the plain values that a module holds; numbers in lists, too."""
     return {
         name: value

@@ -176,8 +176,11 @@ class Tap:
 
 LAYER_TAPS = {
     "vision_feature_layer": Tap("vision"),
+    "spatial_vision_layer": Tap("vision"),
+    "feature_layer": Tap(),
     "extract_layers": Tap("vision", 1),
-    "intermediate_layers_indices": Tap(),
+    "intermediate_layers_indices": Tap(shift=1),
+    "intermediate_hook_ids": Tap("patch", 1, repeats=False),
     "intermediate_hidden_state_indices": Tap(shift=1, repeats=False),
     "merge_index": Tap(shift=1, repeats=False),
     "backbone_out_indices": Tap(shift=1, repeats=False),
@@ -186,6 +189,28 @@ LAYER_TAPS = {
 }
 # The same, as counts of the last layers of a stack, by the type of its config.
 TRAILING_TAPS = {"eomt": ("num_blocks",), "eomt_dinov3": ("num_blocks",), "videomt": ("num_blocks",)}
+
+# The same, in fields that no rule can renumber: the part whose layers they mean, and where they stand, by the type of
+# the whole model.
+UNTOLD_TAPS = {
+    "granite4_vision": ("", "deepstack_layer_map"),
+    "molmo2": ("vision", "adapter_config.vision_feature_layer"),
+    "qwen3_omni_moe": ("text", "talker_config.accept_hidden_layer"),
+}
+
+# The same, as the first of the layers that a field of a stack's config lists: the stack, and the field.
+FIRST_TAPS = {"deepseek_vl_hybrid": ("high_res_vision", "global_attn_indexes")}
+
+# Stacks after whose middle layer, by half of the depth, something more is done.
+MIDWAY = ("granite_speech_encoder", "granite_speech_plus_encoder", "granite_speech5_encoder")
+
+# Heads that count the stages of a backbone from 1 where it counts from 0: a cut can serve one of both, unless the
+# layers that they take from stay.
+COUNTING_FROM_ONE = ("BeitForSemanticSegmentation",)
+
+# Who divides the weights of its layers in place, by their numbers, in its first forward of evaluation: the attribute of
+# the module around them that says so, and the field that says after how many layers the divisor grows.
+RESCALING = {"rwkv": ("layers_are_rescaled", "rescale_every")}
 
 # The field of a model whose embeddings hold a slice for each layer.
 SLICES_FIELD = "hidden_size_per_layer_input"
@@ -250,19 +275,22 @@ def _is_of_transformers(value: Any) -> bool:
 def _cut_stages(config: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
     """Return the new values of the fields in which a backbone names its layers, the embeddings first, and chooses some.
 
-    What is chosen of layers that are gone goes with them; the last layer stays the last.
+    What is chosen is what the layers give that are kept up to there; the last layer stays the last.
     """
     names = config.get("stage_names")
     if not isinstance(names, list | tuple) or len(names) != depth + 1:
         return {}
     indices = compat.OUT_INDICES.name
-    places = {0: 0, **{layer + 1: new + 1 for new, layer in enumerate(kept)}, depth: len(kept)}
     cut: dict[str, Any] = {"stage_names": type(names)(names[: len(kept) + 1])}
     if isinstance(chosen := config.get(indices), list | tuple):
-        found = sorted({places[place % (depth + 1)] for place in chosen if place % (depth + 1) in places})
-        cut[indices] = type(chosen)(found or [len(kept)])
+        cut[indices] = type(chosen)(sorted({stage_after(place, depth, kept) for place in chosen}))
         cut[compat.OUT_FEATURES.name] = [cut["stage_names"][place] for place in cut[indices]]
     return cut
+
+
+def stage_after(place: int, depth: int, kept: Sequence[int]) -> int:
+    """Return which stage of a backbone, the embeddings first, has after a cut what one has before it."""
+    return sum(layer < place % (depth + 1) for layer in kept)
 
 
 def _is_per_layer(field: str, value: Sequence[Any]) -> bool:

@@ -14,8 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 
-from hf_layerdrop.architectures.families import LAYER_TAPS, TRAILING_TAPS, Tap
+from hf_layerdrop.architectures.families import (
+    COUNTING_FROM_ONE,
+    FIRST_TAPS,
+    LAYER_TAPS,
+    MIDWAY,
+    RESCALING,
+    TRAILING_TAPS,
+    UNTOLD_TAPS,
+    Tap,
+    stage_after,
+)
 from hf_layerdrop.architectures.stacks import Stack
 from hf_layerdrop.errors import UnsupportedModelError
 
@@ -62,19 +73,85 @@ def check_taps(model: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) 
     Raises:
         UnsupportedModelError: If two of the layers that it looks for would be one, or none of those before one is kept.
     """
-    for name, stack in stacks.items():
+    cut = {name: stack for name, stack in stacks.items() if len(kept[name]) < stack.depth}
+    _check_untold(model, cut, kept)
+    for name, stack in cut.items():
         for _, field, tap in _taps(model.config, name, stack):
-            if tap.repeats or not _reads(model, field):
+            if not _reads(model, field):
                 continue
             value = getattr(_holder(model.config, stack, tap), field)
             numbers = [_ran(number, tap, stack.depth) for number in _as_list(value)]
             left = [ran_of(kept[name], number) for number in numbers]
-            if len(set(left)) < len(left) or min(left, default=1) < tap.shift:
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} takes the hidden states after {', '.join(map(str, numbers))} layers of "
-                    f"its {name} ({field} = {value}), which are not all different in {name}={list(kept[name])}: keep a "
-                    "layer before each of them."
-                )
+            if (len(set(left)) < len(left) and not tap.repeats) or min(left, default=tap.shift) < tap.shift:
+                raise _one_for_two(model, name, kept[name], f"{field} = {value}", numbers)
+        _check_stages(model, name, stack, kept[name])
+        if stack.model_type in MIDWAY:
+            _check_middle(model, name, stack.depth // 2, kept[name])
+
+
+def _check_middle(model: PreTrainedModel, name: str, middle: int, kept: Sequence[int]) -> None:
+    if len(kept) < 2 or ran_of(kept, middle) != len(kept) // 2:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} adds what it predicts after {middle} layers of its {name}, half of them: it would "
+            f"elsewhere with {name}={list(kept)}; keep half of what you keep from the first {middle}."
+        )
+
+
+def _check_stages(model: PreTrainedModel, name: str, stack: Stack, kept: Sequence[int]) -> None:
+    """Refuse a cut after which a backbone, or a head that reads it, would give or take one hidden state for two."""
+    chosen = getattr(stack.config(model.config), "out_indices", None) or ()
+    gone = type(model).__name__ in COUNTING_FROM_ONE and any(place - 1 not in kept for place in chosen)
+    if any(isinstance(part, BackboneMixin) for part in model.modules()):
+        left = [stage_after(place, stack.depth, kept) for place in chosen]
+        gone = gone or len(set(left)) < len(left)
+    if gone:
+        raise _one_for_two(model, name, kept, f"out_indices = {chosen}", chosen)
+
+
+def check_rescaled(model: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept) -> None:
+    """Refuse a cut in memory of layers whose weights are divided by their numbers at present.
+
+    Raises:
+        UnsupportedModelError: If they are, and a layer would be taken for one that has another divisor.
+    """
+    for name, stack in stacks.items():
+        flag, field = RESCALING.get(stack.model_type, ("", ""))
+        every = getattr(stack.config(model.config), field, 0) if field else 0
+        moved = every and any(old // every != new // every for new, old in enumerate(kept[name]))
+        if moved and getattr(stack.owner(model), flag):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has divided the weights of its layers by their numbers, for evaluation "
+                f"({field} = {every}): cut it as it is loaded (keep_layers at from_pretrained), before it is evaluated."
+            )
+
+
+def _check_untold(model: PreTrainedModel, cut: Mapping[str, Stack], kept: Kept) -> None:
+    part, path = UNTOLD_TAPS.get(model.config.model_type, ("", ""))
+    value: Any = model.config
+    for field in path.split(".") if path else ():
+        value = getattr(value, field, None)
+    if path and value and (named := next((name for name in cut if part in name), None)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes hidden states by number ({path} = {value}), which cannot be told of a cut "
+            f"of its {named}: keep all layers of it."
+        )
+    name, listing = FIRST_TAPS.get(model.config.model_type, ("", ""))
+    first = (getattr(cut[name].config(model.config), listing) or [None])[0] if name in cut else None
+    if first is not None and first not in kept[name]:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes the hidden state after layer {first} of its {name}, the first of {listing}, "
+            f"which is not in {name}={list(kept[name])}: keep it."
+        )
+
+
+def _one_for_two(
+    model: PreTrainedModel, name: str, kept: Sequence[int], said: str, numbers: Sequence[int]
+) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(model).__name__} takes the hidden states after {', '.join(map(str, numbers))} layers of its {name} "
+        f"({said}), which are not all different, or not there, in {name}={list(kept)}: keep a layer before each of "
+        "them."
+    )
 
 
 def renumber_generation(generation: GenerationConfig | None, stacks: Mapping[str, Stack], kept: Kept) -> None:

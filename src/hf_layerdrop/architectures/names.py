@@ -11,7 +11,7 @@ from dataclasses import dataclass
 LAYER_NUMBER = r"[0-9]{1,9}"
 
 # Lists of as many parts as a stack may have layers, which are no layers.
-_NO_STACK = re.compile(r"(^|[._])conv|feature_extractor|(^|\.)heads?(\.|$)|class_embed|bbox_embed")
+_NO_STACK = re.compile(r"(^|[._])conv|feature_extractor|(^|\.)heads?(\.|$)|(^|\.)upscale|class_embed|bbox_embed")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, chec
 from hf_layerdrop.architectures.families import bias_in_first_block, cut_fields
 from hf_layerdrop.architectures.layer_idx import numbered_parts
 from hf_layerdrop.architectures.layer_numbers import (
+    check_rescaled,
     check_taps,
     renumber_generation,
     renumber_quantization,
@@ -141,17 +142,20 @@ class Cutter:
         Raises:
             UnsupportedModelError: If it would.
         """
+        check_rescaled(self._model, self.stacks, kept)
         key, kind = tuple(map(tuple, kept.values())), self._kind(kept)
         if refusal := self._answers.get(key):
             raise UnsupportedModelError(refusal)
         if key in self._answers:
             return
         try:
+            config = partial(cut_config, self._model.config, self.stacks, kept)
             if kind in self._passed and not self.layers_differ:
                 check_lenders(self._rebuilds.whole, self.stacks, kept)
                 check_taps(self._rebuilds.whole, self.stacks, kept)
+                self._rebuilds.check_numbers(kept, config)
             else:
-                self._rebuilds.check(kept, cut_config(self._model.config, self.stacks, kept))
+                self._rebuilds.check(kept, config())
         except UnsupportedModelError as error:
             remember(self._answers, key, str(error))
             raise
@@ -213,7 +217,7 @@ class Cutter:
         if not any(cut) or cut in self._copies_nothing:
             return
         config = cut_config(self._model.config, self.stacks, kept)
-        changed = self._rebuilds.changed_settings(config)
+        changed = self._rebuilds.changed_settings(config, partial(self.renamed, kept))
         if not changed and not takes_by_number(self._model.config, self.stacks):
             self._copies_nothing.add(cut)
         for path, settings in changed.items():
