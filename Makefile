@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Every promise of the arithmetic: draws, schedules, the keep_layers grammar, the space of sets, records; layout, private names.
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
-	reports/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
+	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
 .PHONY: demo test all-but-claim quality quick unit oldest next claim readme integrations notebooks site serve-site mutants architectures clean
 

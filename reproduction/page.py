@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_layerdrop.checkpoints.outputs import write_whole
-from hf_layerdrop.reports.table import as_markdown as markdown_table
+from hf_layerdrop.results.table import as_markdown as markdown_table
 from reproduction.experiment import Experiment, Side
 from reproduction.figures import as_svg, draw_experiment, shown_cuts
 from reproduction.journal import Record, records_of

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, Seq2SeqTrainingArguments, Trainer, Tra
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.distillation.model_for_arm import model_for_arm
 from hf_layerdrop.distillation.trainer import DistillationMixin
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.injection.inject import inject_layerdrop
 from hf_layerdrop.pruning.prune import prune_layers
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.search.average_without_layer import average_without_layer
 from hf_layerdrop.training.callbacks import LayerForwardsCallback

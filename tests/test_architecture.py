@@ -25,6 +25,7 @@ FOLDERS = (
     "injection",
     "pruning",
     "models",
+    "results",
     "evaluation",
     "tasks",
     "search",

@@ -73,11 +73,11 @@ _SECTIONS = (
     "Put LayerDrop in:samplers injection",
     "Models:models",
     "Take a sub-network out:pruning",
-    "Measure:evaluation",
+    "Measure:results evaluation",
     "Choose layers:search",
     "Train:training tasks distillation",
     "Save, publish, serve:hub",
-    "Tables, plots, reports:reports",
+    "Reports:reports",
     "Errors:errors",
     "Demo:cli",
 )

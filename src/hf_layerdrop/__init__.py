@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .errors import TrainingArgumentsError as TrainingArgumentsError
     from .errors import UnsupportedModelError as UnsupportedModelError
     from .evaluation.evaluate import evaluate_depths as evaluate_depths
-    from .evaluation.results import SubNetworkResult as SubNetworkResult
     from .hub.push import push_pruned_to_hub as push_pruned_to_hub
     from .hub.save import save_pruned as save_pruned
     from .hub.serve import pipeline as pipeline
@@ -79,11 +78,13 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .reports.comparison import as_markdown as as_markdown
     from .reports.comparison import comparison_rows as comparison_rows
     from .reports.html import write_report as write_report
-    from .reports.plot import draw_depth_plot as draw_depth_plot
-    from .reports.plot import draw_rates_plot as draw_rates_plot
     from .reports.series import LayerScores as LayerScores
-    from .reports.table import read_results as read_results
-    from .reports.table import write_results as write_results
+    from .results.collection import SubNetworkResults as SubNetworkResults
+    from .results.plot import draw_depth_plot as draw_depth_plot
+    from .results.plot import draw_rates_plot as draw_rates_plot
+    from .results.record import SubNetworkResult as SubNetworkResult
+    from .results.table import read_results as read_results
+    from .results.table import write_results as write_results
     from .samplers.config import LayerDropConfig as LayerDropConfig
     from .samplers.keep_layers import KeepLayers as KeepLayers
     from .samplers.keep_layers import parse_keep_layers as parse_keep_layers
@@ -142,7 +143,8 @@ _HOMES = {
         "LayerDropRobertaForTokenClassification", "LayerDropRobertaModel",
     ],
     "evaluation.evaluate": ["evaluate_depths"],
-    "evaluation.results": ["SubNetworkResult"],
+    "results.record": ["SubNetworkResult"],
+    "results.collection": ["SubNetworkResults"],
     "tasks.data": ["load_task_data"],
     "tasks.embedded": ["embedded_sst2"],
     "tasks.metrics": ["compute_metrics_for"],
@@ -155,9 +157,9 @@ _HOMES = {
     "search.strategies": ["STRATEGIES"],
     "reports.comparison": ["as_markdown", "comparison_rows"],
     "reports.html": ["write_report"],
-    "reports.plot": ["draw_depth_plot", "draw_rates_plot"],
+    "results.plot": ["draw_depth_plot", "draw_rates_plot"],
     "reports.series": ["LayerScores"],
-    "reports.table": ["read_results", "write_results"],
+    "results.table": ["read_results", "write_results"],
     "training.accumulation": ["LossScaling"],
     "training.callbacks": ["DepthEvaluationCallback", "LayerDropScheduleCallback"],
     "training.lightning": ["LightningStepCallback"],

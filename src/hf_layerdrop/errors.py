@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 # What comes with the extras of this package, by the names under which it is imported.
 EXTRAS = {
-    "tasks": ("datasets", "evaluate", "sklearn", "scipy", "sacrebleu", "rouge_score", "pyarrow"),
+    "tasks": ("datasets", "evaluate", "sklearn", "scipy", "sacrebleu", "rouge_score", "pyarrow", "pandas"),
     "reports": ("matplotlib", "plotly"),
 }
 

@@ -11,7 +11,7 @@ from classifiers import bart, model, rows, save_classifier  # noqa: F401 - fixtu
 from hf_layerdrop.cli import app, run
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.table import read_results
 from hub_server import READ_TOKEN, HubServer
 from light import run_lightly
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from classifiers import rows  # noqa: F401 - a fixture
 from hf_layerdrop.cli import run
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.table import read_results
 
 WORDS = ["<pad>", "</s>", "<unk>", "good", "bad", "film", "a", "not", "gut", "schlecht", "Film", "ein"]
 GPT2 = {"vocab_size": len(WORDS), "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64, "initializer_range": 0.4}

@@ -14,7 +14,7 @@ from hf_layerdrop.cli import run
 from hf_layerdrop.cli import sweep as sweeping
 from hf_layerdrop.errors import OutputExistsError
 from hf_layerdrop.evaluation import evaluate as evaluating
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.table import read_results
 from hf_layerdrop.training.train import check_output
 
 LONG = "x" * 250  # as long as file systems take, and too long for another name beside it

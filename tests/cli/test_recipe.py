@@ -9,7 +9,7 @@ import pytest
 from classifiers import save_classifier
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.cli import recipe, run
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.table import read_results
 
 TRAINER = {"use_cpu": True, "report_to": "none", "disable_tqdm": "true", "eval_strategy": "no"}
 

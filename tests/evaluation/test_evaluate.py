@@ -24,10 +24,10 @@ from hf_layerdrop.errors import KeepLayersError, LayerDropStateError, TaskError
 from hf_layerdrop.evaluation.evaluate import depth_name, evaluate_depths, every_sub_network
 from hf_layerdrop.evaluation.metrics import load_metric
 from hf_layerdrop.evaluation.prefix_sharing import in_walking_order, shared_prefixes
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.injection.inject import inject_layerdrop
 from hf_layerdrop.models.auto import load_checkpoint
 from hf_layerdrop.pruning.prune import Cutter, count_parameters, prune_layers, sub_network
+from hf_layerdrop.results.record import SubNetworkResult
 from rows import accuracy, arguments, examples
 
 LABELS = torch.tensor([0, 1, 1])

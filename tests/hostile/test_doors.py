@@ -11,8 +11,8 @@ import pytest
 from classifiers import rows, save_classifier  # noqa: F401 - a fixture
 from hf_layerdrop.checkpoints.journal import Journal
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.models.auto import load_checkpoint
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import choice_behind, parse_keep_layers
 from hf_layerdrop.search.journal import ScoreJournal
 from strangers import NESTED, answer, listing, refused, soon, taken_or_refused

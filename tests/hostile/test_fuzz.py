@@ -17,7 +17,7 @@ from hf_layerdrop.cli import run
 from hf_layerdrop.cli.recipe import StepJournal
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.models.auto import load_checkpoint
-from hf_layerdrop.reports.table import read_results, render_table
+from hf_layerdrop.results.table import read_results, render_table
 from hf_layerdrop.samplers.keep_layers import choice_behind, parse_keep_layers
 from hf_layerdrop.search.journal import ScoreJournal
 from strangers import SCALE, VALUES, listing, soon, taken_or_refused

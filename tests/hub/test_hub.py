@@ -26,13 +26,13 @@ from hf_layerdrop.errors import (
     TaskError,
     UnsupportedModelError,
 )
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.push import push_pruned_to_hub
 from hf_layerdrop.hub.save import save_pruned
 from hf_layerdrop.hub.serve import pipeline
 from hf_layerdrop.models.named import LayerDropBertModel
 from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.reports.card import MeasuredOn
+from hf_layerdrop.results.record import SubNetworkResult
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 
 REPO = "alice/small"

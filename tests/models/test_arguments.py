@@ -146,7 +146,7 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", sorted(GIVEN))
 def test_an_argument_of_from_pretrained_is_obeyed_or_refused(name, folder):
     given, look = GIVEN[name]
     expected = outcome(lambda: getattr(transformers, HEAD).from_pretrained(folder, **given), look)

@@ -24,11 +24,11 @@ from classifiers import bart, model, rows  # noqa: F401 - fixtures
 from conftest import batch_for, build, output_of
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropError, OutputExistsError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.reports.html import _PAGE, write_report
 from hf_layerdrop.reports.series import LayerScores, Series, learned_rates
-from hf_layerdrop.reports.table import read_results, render_markdown
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import read_results, render_markdown
 from hf_layerdrop.search.selection import Neighbour, Scored, Selection
 
 DEPTH = 4

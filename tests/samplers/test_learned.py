@@ -27,7 +27,7 @@ from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, rem
 from hf_layerdrop.injection.ranks.ddp import leave_ranks
 from hf_layerdrop.models.auto import AutoLayerDropModelForSequenceClassification, load_checkpoint
 from hf_layerdrop.pruning.prune import prune_layers
-from hf_layerdrop.reports.plot import draw_rates_plot
+from hf_layerdrop.results.plot import draw_rates_plot
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.learned.credits import Credits
 from hf_layerdrop.samplers.learned.learner import RateLearner

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.cli import run
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.table import read_results
 from hf_layerdrop.tasks.registry import load_task
 from rows import write_table
 

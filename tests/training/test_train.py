@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import CheckpointError, KeepLayersError, OutputExistsError
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.table import read_results
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.schedules import make_schedule
 from hf_layerdrop.search.learned_rates import learned_keep_layers

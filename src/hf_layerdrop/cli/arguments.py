@@ -14,8 +14,8 @@ from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, processor_files
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.table import read_results
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import read_results
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 from hf_layerdrop.tasks.registry import MORE_TASKS, TASKS
 from hf_layerdrop.training.train import RESULTS_FILE

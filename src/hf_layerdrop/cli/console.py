@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hf_layerdrop.errors import said_by
-from hf_layerdrop.reports.escaping import without_controls
+from hf_layerdrop.results.escaping import without_controls
 
 
 class PlainConsole(Console):

@@ -68,7 +68,7 @@ def show(console: Console, result: object, output: Path, title: str) -> None:
     """Print the comparison and write it: Markdown, JSON, and the plot."""
     from hf_layerdrop.cli.demo_run import RECORDS
     from hf_layerdrop.reports.comparison import as_markdown, as_table, comparison_rows, extreme_rows
-    from hf_layerdrop.reports.plot import draw_depth_plot
+    from hf_layerdrop.results.plot import draw_depth_plot
 
     series, metric, costs = result.series, result.metric, result.costs  # type: ignore[attr-defined]
     for name, cost in costs.items():

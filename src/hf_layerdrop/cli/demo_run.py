@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop.checkpoints.outputs import write_whole
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 from hf_layerdrop.tasks.classification import padding_collator

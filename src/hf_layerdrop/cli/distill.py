@@ -25,7 +25,7 @@ from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.cli.sweep import choose_task
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, option_names, parse_training_arguments
 from hf_layerdrop.distillation.config import DistillationConfig, check_classification, student_layers
-from hf_layerdrop.reports.table import format_kept, format_parameters, metric_names
+from hf_layerdrop.results.table import format_kept, format_parameters, metric_names
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import TASKS, load_task
 from hf_layerdrop.tasks.task import MAX_LENGTH

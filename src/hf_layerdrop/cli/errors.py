@@ -12,7 +12,7 @@ import typer
 
 from hf_layerdrop.compat import usage_error
 from hf_layerdrop.errors import LayerDropError
-from hf_layerdrop.reports.escaping import without_controls
+from hf_layerdrop.results.escaping import without_controls
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 _LONGEST = 4000  # characters of what is said

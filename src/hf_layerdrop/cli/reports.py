@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.tasks.task import Task
 

@@ -35,8 +35,8 @@ from hf_layerdrop.cli.console import PlainConsole, drawn
 from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
-from hf_layerdrop.reports.plot import draw_depth_plot
-from hf_layerdrop.reports.table import render_table, write_results
+from hf_layerdrop.results.plot import draw_depth_plot
+from hf_layerdrop.results.table import render_table, write_results
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData

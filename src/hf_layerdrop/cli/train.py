@@ -33,7 +33,7 @@ from hf_layerdrop.cli.depths import parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.reports.table import render_table
+from hf_layerdrop.results.table import render_table
 from hf_layerdrop.samplers.config import SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
 from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
@@ -365,7 +365,7 @@ def _write_learned(console: Console, run: TrainingRun) -> None:
     """Write learned rates as a picture, and for each measured depth the layers that they keep; nothing for others."""
     from hf_layerdrop.evaluation.evaluate import depth_name
     from hf_layerdrop.injection.inject import layerdrop_state
-    from hf_layerdrop.reports.plot import draw_rates_plot
+    from hf_layerdrop.results.plot import draw_rates_plot
     from hf_layerdrop.search.learned_rates import write_learned_selection
 
     model = run.trainer.model

@@ -13,10 +13,10 @@ from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.distillation.config import DistillationConfig, check_classification, student_layers
 from hf_layerdrop.errors import CheckpointError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import find_source
 from hf_layerdrop.hub.save import Extras, write_checkpoint
 from hf_layerdrop.reports.card import MeasuredOn
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 from hf_layerdrop.tasks.classification import padding_collator
 from hf_layerdrop.tasks.metrics import compute_metrics_for

@@ -30,9 +30,10 @@ from hf_layerdrop.evaluation.model_or_trainer import (
 )
 from hf_layerdrop.evaluation.prefix_sharing import Kept, PrefixRunner, Run, in_walking_order, shared_prefixes
 from hf_layerdrop.evaluation.random_streams import RandomStreams, seeded_streams
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.evaluation.trainer_source import Evaluation, TrainerSource
 from hf_layerdrop.pruning.prune import Cutter, count_parameters
+from hf_layerdrop.results.collection import SubNetworkResults
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
 
 Layers = Mapping[str, tuple[int, ...]]
@@ -52,7 +53,7 @@ def evaluate_depths(
     batch_size: int = 32,
     collator: Collator | None = None,
     progress: bool = True,
-) -> list[SubNetworkResult]:
+) -> SubNetworkResults:
     """Measure sub-networks of a model in place, and return one record each, in the order of ``depths``.
 
     Sub-networks that begin with the same layers run them once a batch; what is scored is still, to the bit, what each
@@ -83,7 +84,7 @@ def evaluate_depths(
     specs = listed_depths(depths)
     evaluator = Evaluator(model_or_trainer, dataset, metric=metric, batch_size=batch_size, collator=collator)
     kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in specs]
-    return evaluator.measure(kept, progress=progress)
+    return SubNetworkResults(evaluator.measure(kept, progress=progress))
 
 
 def listed_depths(depths: Iterable[KeepLayers]) -> list[KeepLayers]:

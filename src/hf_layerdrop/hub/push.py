@@ -21,10 +21,10 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.errors import HubError, LayerDropError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.save import Extras, saving_arguments, write_checkpoint
 from hf_layerdrop.reports.card import MeasuredOn
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from hf_layerdrop.checkpoints.outputs import check_apart, check_replaceable, who
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.strangers import reason_of
 from hf_layerdrop.errors import CheckpointError, LayerDropError, MissingExtraError, UnsupportedModelError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.hub.origin import Processor, Source, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
-from hf_layerdrop.reports.plot import draw_depth_plot
-from hf_layerdrop.reports.table import metric_names
+from hf_layerdrop.results.plot import draw_depth_plot
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import metric_names
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.escaping import code, markdown, plain, quoted
-from hf_layerdrop.reports.table import format_kept, format_parameters, render_markdown
+from hf_layerdrop.results.escaping import code, markdown, plain, quoted
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import format_kept, format_parameters, render_markdown
 from hf_layerdrop.samplers.depth_list import as_depth_list, describe
 
 _TEMPLATE = Path(__file__).with_name("card.jinja")

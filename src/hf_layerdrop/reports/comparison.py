@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports import table
-from hf_layerdrop.reports.fitting_table import FittingTable
-from hf_layerdrop.reports.plot import find_evenly_spread
+from hf_layerdrop.results import table
+from hf_layerdrop.results.fitting_table import FittingTable
+from hf_layerdrop.results.plot import find_evenly_spread
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
 _TEXTS = ("evenly spread", "model")

@@ -20,10 +20,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_layerdrop.checkpoints.outputs import check_above, check_writable, write_whole
 from hf_layerdrop.errors import LayerDropConfigError, OutputExistsError, require
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.numbers import as_csv, as_json, as_markdown, chosen_series
 from hf_layerdrop.reports.points import Checkpoint, finite, selection_points, series_points
 from hf_layerdrop.reports.series import LayerScores, Series, as_series, check_metric, find_depths, known_metrics
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.objective import find_objective
 from hf_layerdrop.search.selection import Selection
 

@@ -1,4 +1,4 @@
-"""The numbers of a report as JSON, CSV and Markdown, by the writers of `hf_layerdrop.reports.table`."""
+"""The numbers of a report as JSON, CSV and Markdown, by the writers of `hf_layerdrop.results.table`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.escaping import cell, markdown
 from hf_layerdrop.reports.series import Series
-from hf_layerdrop.reports.table import render_markdown, write_results
+from hf_layerdrop.results.escaping import cell, markdown
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import render_markdown, write_results
 from hf_layerdrop.search.selection import Selection
 
 

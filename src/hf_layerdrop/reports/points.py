@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.series import Series
-from hf_layerdrop.reports.table import format_kept, format_parameters
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import format_kept, format_parameters
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 from hf_layerdrop.search.selection import Selection
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from hf_layerdrop.checkpoints.provenance import own_provenance
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.table import metric_names
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import metric_names
 from hf_layerdrop.search.selection import Selection
 
 

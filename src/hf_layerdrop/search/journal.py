@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from hf_layerdrop.checkpoints.journal import Journal, reading_records
-from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.space import Key, Layers, key_of
 
 _KIND = "a search"

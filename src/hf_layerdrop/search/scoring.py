@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.evaluation.model_or_trainer import Batches
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import Cutter
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.journal import ScoreJournal
 from hf_layerdrop.search.objective import Objective
 from hf_layerdrop.search.space import MAX_SETS, Layers, Space, distinct, key_of

@@ -14,8 +14,8 @@ from hf_layerdrop.evaluation.encoder_sharing import encoder_memory, shared_encod
 from hf_layerdrop.evaluation.evaluate import parameters_of
 from hf_layerdrop.evaluation.model_or_trainer import eval_mode
 from hf_layerdrop.evaluation.prefix_sharing import in_walking_order
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import Cutter
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.scoring import Done
 from hf_layerdrop.search.space import Layers
 

@@ -10,8 +10,8 @@ from random import Random
 from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import UnsupportedModelError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.pruning.prune import Cutter
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.budgets import Budget, Costs, Target, next_deeper
 from hf_layerdrop.search.objective import Objective
 from hf_layerdrop.search.overfitting import overfitting_warning, share_between

@@ -22,7 +22,7 @@ from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, said_by
-from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
 from hf_layerdrop.samplers.schedules import Schedule, constant
@@ -439,6 +439,6 @@ def _joined(same: Sequence[SubNetworkResult], suffixes: Sequence[str]) -> SubNet
 
 
 def _write(results: Sequence[SubNetworkResult], path: Path) -> None:
-    from hf_layerdrop.reports.table import write_results
+    from hf_layerdrop.results.table import write_results
 
     write_results(results, path)

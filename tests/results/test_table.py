@@ -9,10 +9,10 @@ import yaml
 from rich.console import Console
 
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
-from hf_layerdrop.reports.plot import draw_depth_plot, find_evenly_spread
-from hf_layerdrop.reports.table import format_parameters, read_results, render_markdown, render_table, write_results
+from hf_layerdrop.results.plot import draw_depth_plot, find_evenly_spread
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import format_parameters, read_results, render_markdown, render_table, write_results
 
 
 def result(kept, accuracy=0.8, seconds=0.01, **stacks):

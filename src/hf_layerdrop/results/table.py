@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +17,9 @@ from rich.table import Table
 from hf_layerdrop.checkpoints.outputs import whole_file
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, admitting, parsed, read_text
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError
-from hf_layerdrop.evaluation.results import SubNetworkResult
-from hf_layerdrop.reports.escaping import markdown
-from hf_layerdrop.reports.fitting_table import FittingTable
+from hf_layerdrop.results.escaping import markdown
+from hf_layerdrop.results.fitting_table import FittingTable
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
 _METRIC_COLUMN = "metric."
@@ -71,12 +72,36 @@ def format_parameters(count: int) -> str:
     return str(count)
 
 
+def render_html(results: Sequence[SubNetworkResult]) -> str:
+    """Render the same table as HTML, for notebooks."""
+    header, *rows = [_columns(results, None), *_rows(results, None)]
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def format_kept(keep_layers: Mapping[str, Sequence[int]]) -> str:
-    """Write kept layers for a reader: ``0, 2, 5``, with the stack's name where there are several."""
-    lists = {stack: ", ".join(map(str, kept)) for stack, kept in keep_layers.items()}
+    """Write kept layers for a reader: ``0, 2, 5``, ``0-4, 7``, with the stack's name where there are several."""
+    lists = {stack: ", ".join(_runs(kept)) for stack, kept in keep_layers.items()}
     if len(lists) == 1:
         return next(iter(lists.values()))
     return "; ".join(f"{stack} {kept}" for stack, kept in lists.items())
+
+
+def _runs(layers: Sequence[int]) -> list[str]:
+    """Write each run of three or more neighbours as its ends."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return [part for run in runs for part in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run))]
+
+
+def _depth(result: SubNetworkResult) -> str:
+    """Write how deep a sub-network is; of several stacks the depth of each, in their order."""
+    return " + ".join(str(len(kept)) for kept in result.keep_layers.values())
 
 
 def metric_names(results: Sequence[SubNetworkResult]) -> list[str]:
@@ -124,7 +149,7 @@ def _columns(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[in
 def _rows(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]] | None) -> list[list[str]]:
     slowest = _seconds_of_deepest(results)
     cells: dict[str, Callable[[SubNetworkResult], str]] = {
-        "depth": lambda result: str(result.depth),
+        "depth": _depth,
         "kept layers": lambda result: format_kept(result.keep_layers),
         "root's layers": lambda result: format_kept(_in_root(result, root or {})),
         "parameters": lambda result: format_parameters(result.parameters),

@@ -13,12 +13,12 @@ from markdown_it import MarkdownIt
 
 from classifiers import save_classifier
 from hf_layerdrop.cli import run
-from hf_layerdrop.evaluation.results import SubNetworkResult
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
-from hf_layerdrop.reports.escaping import cell, code, markdown, plain, quoted
 from hf_layerdrop.reports.numbers import as_csv, as_markdown
 from hf_layerdrop.reports.series import Series
-from hf_layerdrop.reports.table import render_markdown
+from hf_layerdrop.results.escaping import cell, code, markdown, plain, quoted
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import render_markdown
 
 HOSTILE = {
     "heading": "x\n# Owned",

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import LayerDropConfigError, require
-from hf_layerdrop.evaluation.results import SubNetworkResult
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 
 if TYPE_CHECKING:
@@ -50,12 +50,24 @@ def draw_depth_plot(
     require("matplotlib")
     from matplotlib import rc_context
 
-    _check_metric(series, metric)
+    figure = depth_figure(series, metric, title)
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(_STYLE):
-        figure = _draw(series, metric, title)
         return [_save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".svg")]
+
+
+def depth_figure(series: Mapping[str, Sequence[SubNetworkResult]], metric: str, title: str | None = None) -> Figure:
+    """Draw what `draw_depth_plot` writes.
+
+    Raises:
+        LayerDropConfigError: No record of any series has this metric.
+    """
+    from matplotlib import rc_context
+
+    _check_metric(series, metric)
+    with rc_context(_STYLE):
+        return _draw(series, metric, title)
 
 
 def find_evenly_spread(results: Sequence[SubNetworkResult]) -> list[SubNetworkResult]:
