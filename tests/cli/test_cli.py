@@ -261,7 +261,7 @@ def test_sweep_measures_each_depth_and_writes_table_and_plot(model, rows, tmp_pa
     assert len({result.metrics["loss"] for result in results}) == 3
     assert all(0 <= result.metrics["accuracy"] <= 1 for result in results)
     assert sorted(path.name for path in output.iterdir()) == ["depth.png", "depth.svg", "depth_results.json"]
-    assert "0, 1, 2, 3" in capsys.readouterr().out
+    assert "0-3" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["swept", "validation.csv"]  # and nothing beside it
     (output / "mine.txt").write_text("kept")
     assert run([*arguments, "--depths", "1", "--output", str(output)]) == 2

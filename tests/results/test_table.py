@@ -55,7 +55,7 @@ GLUE_METRICS = [
 @pytest.mark.parametrize("depth", [6, 24])
 @pytest.mark.parametrize("names", GLUE_METRICS, ids="+".join)
 def test_kept_layers_and_metrics_keep_their_room_in_eighty_columns(names, depth):
-    kept = tuple(range(depth))
+    kept = tuple(range(0, 2 * depth, 2))  # no runs, which are written short
     results = [
         SubNetworkResult({"encoder": kept[:count]}, 10**8, dict.fromkeys(names, 0.1234), 0.1, 1)
         for count in (depth, depth // 2, 1)
@@ -64,7 +64,7 @@ def test_kept_layers_and_metrics_keep_their_room_in_eighty_columns(names, depth)
     assert max(map(len, shown.splitlines())) <= 80
     head = next(line for line in shown.splitlines() if "depth" in line)
     assert all(name in head.split() for name in names if "loss" not in name)
-    assert "0, 1, 2, 3, 4" in shown
+    assert "0, 2, 4, 6, 8" in shown
     assert shown.count("0.1234") >= 3 * sum("loss" not in name for name in names)
     left_out = [name for name in (*names, "ms/batch", "speed-up", "parameters") if name not in head.split()]
     assert ("No room for" in shown) is bool(left_out)
@@ -77,11 +77,11 @@ def test_kept_layers_and_metrics_keep_their_room_in_eighty_columns(names, depth)
 def test_in_a_very_narrow_terminal_the_least_columns_go_first():
     head = {}
     for width in (80, 50, 34):
-        head[width] = text_of(render_table([result(range(6))]), width=width)
+        head[width] = text_of(render_table([result((0, 2, 4, 6, 8, 9))]), width=width)
     assert "loss" in head[80]
     assert "No room for loss, speed-up, ms/batch: " in head[50].replace("\n", " ")
     assert "accuracy" in head[34]
-    assert "0, 1, 2" in head[34]
+    assert "0, 2, 4" in head[34]
 
 
 def test_speed_up_compares_with_the_deepest_in_any_order():
