@@ -49,6 +49,69 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .models.auto import AutoLayerDropModelForSequenceClassification as AutoLayerDropModelForSequenceClassification
     from .models.auto import AutoLayerDropModelForTokenClassification as AutoLayerDropModelForTokenClassification
     from .models.auto import load_checkpoint as load_checkpoint
+    from .models.auto_heads import AutoLayerDropModelForAudioClassification as AutoLayerDropModelForAudioClassification
+    from .models.auto_heads import (
+        AutoLayerDropModelForAudioFrameClassification as AutoLayerDropModelForAudioFrameClassification,
+    )
+    from .models.auto_heads import AutoLayerDropModelForAudioTokenization as AutoLayerDropModelForAudioTokenization
+    from .models.auto_heads import AutoLayerDropModelForAudioXVector as AutoLayerDropModelForAudioXVector
+    from .models.auto_heads import AutoLayerDropModelForCTC as AutoLayerDropModelForCTC
+    from .models.auto_heads import AutoLayerDropModelForDecision as AutoLayerDropModelForDecision
+    from .models.auto_heads import AutoLayerDropModelForDepthEstimation as AutoLayerDropModelForDepthEstimation
+    from .models.auto_heads import (
+        AutoLayerDropModelForDocumentQuestionAnswering as AutoLayerDropModelForDocumentQuestionAnswering,
+    )
+    from .models.auto_heads import AutoLayerDropModelForImageClassification as AutoLayerDropModelForImageClassification
+    from .models.auto_heads import AutoLayerDropModelForImageMatting as AutoLayerDropModelForImageMatting
+    from .models.auto_heads import AutoLayerDropModelForImageSegmentation as AutoLayerDropModelForImageSegmentation
+    from .models.auto_heads import AutoLayerDropModelForImageTextToText as AutoLayerDropModelForImageTextToText
+    from .models.auto_heads import AutoLayerDropModelForImageToImage as AutoLayerDropModelForImageToImage
+    from .models.auto_heads import (
+        AutoLayerDropModelForInstanceSegmentation as AutoLayerDropModelForInstanceSegmentation,
+    )
+    from .models.auto_heads import AutoLayerDropModelForKeypointDetection as AutoLayerDropModelForKeypointDetection
+    from .models.auto_heads import AutoLayerDropModelForKeypointMatching as AutoLayerDropModelForKeypointMatching
+    from .models.auto_heads import AutoLayerDropModelForMaskedImageModeling as AutoLayerDropModelForMaskedImageModeling
+    from .models.auto_heads import AutoLayerDropModelForMaskGeneration as AutoLayerDropModelForMaskGeneration
+    from .models.auto_heads import AutoLayerDropModelForMultimodalLM as AutoLayerDropModelForMultimodalLM
+    from .models.auto_heads import (
+        AutoLayerDropModelForNextSentencePrediction as AutoLayerDropModelForNextSentencePrediction,
+    )
+    from .models.auto_heads import AutoLayerDropModelForNormalEstimation as AutoLayerDropModelForNormalEstimation
+    from .models.auto_heads import AutoLayerDropModelForObjectDetection as AutoLayerDropModelForObjectDetection
+    from .models.auto_heads import AutoLayerDropModelForPointmapEstimation as AutoLayerDropModelForPointmapEstimation
+    from .models.auto_heads import AutoLayerDropModelForPoseEstimation as AutoLayerDropModelForPoseEstimation
+    from .models.auto_heads import AutoLayerDropModelForPreTraining as AutoLayerDropModelForPreTraining
+    from .models.auto_heads import AutoLayerDropModelForRNNT as AutoLayerDropModelForRNNT
+    from .models.auto_heads import (
+        AutoLayerDropModelForSemanticSegmentation as AutoLayerDropModelForSemanticSegmentation,
+    )
+    from .models.auto_heads import AutoLayerDropModelForSpeechSeq2Seq as AutoLayerDropModelForSpeechSeq2Seq
+    from .models.auto_heads import (
+        AutoLayerDropModelForTableQuestionAnswering as AutoLayerDropModelForTableQuestionAnswering,
+    )
+    from .models.auto_heads import AutoLayerDropModelForTableRecognition as AutoLayerDropModelForTableRecognition
+    from .models.auto_heads import AutoLayerDropModelForTDT as AutoLayerDropModelForTDT
+    from .models.auto_heads import AutoLayerDropModelForTextEncoding as AutoLayerDropModelForTextEncoding
+    from .models.auto_heads import AutoLayerDropModelForTextRecognition as AutoLayerDropModelForTextRecognition
+    from .models.auto_heads import AutoLayerDropModelForTextToSpectrogram as AutoLayerDropModelForTextToSpectrogram
+    from .models.auto_heads import AutoLayerDropModelForTextToWaveform as AutoLayerDropModelForTextToWaveform
+    from .models.auto_heads import (
+        AutoLayerDropModelForTimeSeriesPrediction as AutoLayerDropModelForTimeSeriesPrediction,
+    )
+    from .models.auto_heads import (
+        AutoLayerDropModelForUniversalSegmentation as AutoLayerDropModelForUniversalSegmentation,
+    )
+    from .models.auto_heads import AutoLayerDropModelForVideoClassification as AutoLayerDropModelForVideoClassification
+    from .models.auto_heads import (
+        AutoLayerDropModelForVisualQuestionAnswering as AutoLayerDropModelForVisualQuestionAnswering,
+    )
+    from .models.auto_heads import (
+        AutoLayerDropModelForZeroShotImageClassification as AutoLayerDropModelForZeroShotImageClassification,
+    )
+    from .models.auto_heads import (
+        AutoLayerDropModelForZeroShotObjectDetection as AutoLayerDropModelForZeroShotObjectDetection,
+    )
     from .models.named import LayerDropBartForCausalLM as LayerDropBartForCausalLM
     from .models.named import LayerDropBartForConditionalGeneration as LayerDropBartForConditionalGeneration
     from .models.named import LayerDropBartForQuestionAnswering as LayerDropBartForQuestionAnswering
@@ -131,6 +194,27 @@ _HOMES = {
         "AutoLayerDropModelForMultipleChoice", "AutoLayerDropModelForQuestionAnswering",
         "AutoLayerDropModelForSeq2SeqLM", "AutoLayerDropModelForSequenceClassification",
         "AutoLayerDropModelForTokenClassification", "load_checkpoint",
+    ],
+    "models.auto_heads": [
+        "AutoLayerDropModelForAudioClassification", "AutoLayerDropModelForAudioFrameClassification",
+        "AutoLayerDropModelForAudioTokenization", "AutoLayerDropModelForAudioXVector", "AutoLayerDropModelForCTC",
+        "AutoLayerDropModelForDecision", "AutoLayerDropModelForDepthEstimation",
+        "AutoLayerDropModelForDocumentQuestionAnswering", "AutoLayerDropModelForImageClassification",
+        "AutoLayerDropModelForImageMatting", "AutoLayerDropModelForImageSegmentation",
+        "AutoLayerDropModelForImageTextToText", "AutoLayerDropModelForImageToImage",
+        "AutoLayerDropModelForInstanceSegmentation", "AutoLayerDropModelForKeypointDetection",
+        "AutoLayerDropModelForKeypointMatching", "AutoLayerDropModelForMaskGeneration",
+        "AutoLayerDropModelForMaskedImageModeling", "AutoLayerDropModelForMultimodalLM",
+        "AutoLayerDropModelForNextSentencePrediction", "AutoLayerDropModelForNormalEstimation",
+        "AutoLayerDropModelForObjectDetection", "AutoLayerDropModelForPointmapEstimation",
+        "AutoLayerDropModelForPoseEstimation", "AutoLayerDropModelForPreTraining", "AutoLayerDropModelForRNNT",
+        "AutoLayerDropModelForSemanticSegmentation", "AutoLayerDropModelForSpeechSeq2Seq", "AutoLayerDropModelForTDT",
+        "AutoLayerDropModelForTableQuestionAnswering", "AutoLayerDropModelForTableRecognition",
+        "AutoLayerDropModelForTextEncoding", "AutoLayerDropModelForTextRecognition",
+        "AutoLayerDropModelForTextToSpectrogram", "AutoLayerDropModelForTextToWaveform",
+        "AutoLayerDropModelForTimeSeriesPrediction", "AutoLayerDropModelForUniversalSegmentation",
+        "AutoLayerDropModelForVideoClassification", "AutoLayerDropModelForVisualQuestionAnswering",
+        "AutoLayerDropModelForZeroShotImageClassification", "AutoLayerDropModelForZeroShotObjectDetection",
     ],
     "models.named": [
         "LayerDropBartForCausalLM", "LayerDropBartForConditionalGeneration", "LayerDropBartForQuestionAnswering",

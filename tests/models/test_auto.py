@@ -57,7 +57,6 @@ AUTO = {
     "ForPreTraining": "AutoModelForPreTraining",
     "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
 }
-WITH_OUR_AUTO = [head for head in ALL_HEADS if not head.endswith(("PreTraining", "NextSentencePrediction"))]
 
 
 def named(head):
@@ -126,7 +125,7 @@ def test_hidden_states_and_attentions_come_out_of_a_loaded_model(any_head, tmp_p
             assert all(torch.equal(*pair) for pair in zip(found[name], expected[name], strict=True)), name
 
 
-@pytest.mark.parametrize("head", WITH_OUR_AUTO)
+@pytest.mark.parametrize("head", ALL_HEADS)
 def test_auto_classes_choose_by_the_checkpoint(head, tmp_path):
     auto = getattr(hf_layerdrop, auto_name(head).replace("AutoModel", "AutoLayerDropModel"))
     source, batch = build(head), batch_for(head)

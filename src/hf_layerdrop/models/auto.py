@@ -41,10 +41,14 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-class _AutoLayerDrop(Generic[Model]):
+class AutoLayerDrop(Generic[Model]):
     """Choose the class by the checkpoint: its LayerDrop class, or else the transformers class, injected."""
 
     auto_class: ClassVar[type[Any]]  # of transformers, for the same task
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.auto_class = getattr(transformers, cls.__name__.replace("LayerDrop", "", 1))
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} is not instantiated; call its from_pretrained or from_config.")
@@ -108,52 +112,36 @@ class _AutoLayerDrop(Generic[Model]):
         return plain_class(compat.CLASS_BY_CONFIG.value(config, mapping))
 
 
-class AutoLayerDropModel(_AutoLayerDrop[PreTrainedModel]):
+class AutoLayerDropModel(AutoLayerDrop[PreTrainedModel]):
     """`AutoModel` with LayerDrop."""
 
-    auto_class = transformers.AutoModel
 
-
-class AutoLayerDropModelForSequenceClassification(_AutoLayerDrop[PreTrainedModel]):
+class AutoLayerDropModelForSequenceClassification(AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForSequenceClassification` with LayerDrop."""
 
-    auto_class = transformers.AutoModelForSequenceClassification
 
-
-class AutoLayerDropModelForTokenClassification(_AutoLayerDrop[PreTrainedModel]):
+class AutoLayerDropModelForTokenClassification(AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForTokenClassification` with LayerDrop."""
 
-    auto_class = transformers.AutoModelForTokenClassification
 
-
-class AutoLayerDropModelForQuestionAnswering(_AutoLayerDrop[PreTrainedModel]):
+class AutoLayerDropModelForQuestionAnswering(AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForQuestionAnswering` with LayerDrop."""
 
-    auto_class = transformers.AutoModelForQuestionAnswering
 
-
-class AutoLayerDropModelForMultipleChoice(_AutoLayerDrop[PreTrainedModel]):
+class AutoLayerDropModelForMultipleChoice(AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForMultipleChoice` with LayerDrop."""
 
-    auto_class = transformers.AutoModelForMultipleChoice
 
-
-class AutoLayerDropModelForMaskedLM(_AutoLayerDrop[PreTrainedModel]):
+class AutoLayerDropModelForMaskedLM(AutoLayerDrop[PreTrainedModel]):
     """`AutoModelForMaskedLM` with LayerDrop."""
 
-    auto_class = transformers.AutoModelForMaskedLM
 
-
-class AutoLayerDropModelForCausalLM(_AutoLayerDrop["GeneratingModel"]):
+class AutoLayerDropModelForCausalLM(AutoLayerDrop["GeneratingModel"]):
     """`AutoModelForCausalLM` with LayerDrop."""
 
-    auto_class = transformers.AutoModelForCausalLM
 
-
-class AutoLayerDropModelForSeq2SeqLM(_AutoLayerDrop["GeneratingModel"]):
+class AutoLayerDropModelForSeq2SeqLM(AutoLayerDrop["GeneratingModel"]):
     """`AutoModelForSeq2SeqLM` with LayerDrop."""
-
-    auto_class = transformers.AutoModelForSeq2SeqLM
 
 
 def load_checkpoint(
