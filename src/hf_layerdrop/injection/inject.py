@@ -51,7 +51,7 @@ from hf_layerdrop.injection.recorded_outputs import (
     recorded_key,
     recorded_keys,
 )
-from hf_layerdrop.injection.stack_draw import StackDraw, masks_of
+from hf_layerdrop.injection.stack_draw import StackDraw, masks_of, shown_with
 from hf_layerdrop.injection.state import LayerDropState, forget, note_living
 from hf_layerdrop.injection.states import LayerDropStates
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
@@ -333,6 +333,10 @@ class _StackOwner:
 
     _layerdrop_draws: list[StackDraw]
     training: bool
+
+    def extra_repr(self) -> str:
+        """Say what is dropped here."""
+        return shown_with(super().extra_repr(), self._layerdrop_draws)  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and not self._may_draw():

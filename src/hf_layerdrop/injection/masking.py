@@ -23,7 +23,7 @@ from hf_layerdrop.injection import recomputation
 from hf_layerdrop.injection.passthrough import name_of_hidden_states
 from hf_layerdrop.injection.ranks.ddp import refuse_replica
 from hf_layerdrop.injection.recorded_outputs import collected_outputs
-from hf_layerdrop.injection.stack_draw import StackDraw, holds_tokens
+from hf_layerdrop.injection.stack_draw import StackDraw, holds_tokens, shown_with
 from hf_layerdrop.samplers.draws import Mask
 
 
@@ -108,6 +108,10 @@ class MaskedStackOwner:
 
     _layerdrop_draws: list[MaskedStack]
     training: bool
+
+    def extra_repr(self) -> str:
+        """Say what is dropped here."""
+        return shown_with(super().extra_repr(), [stack.draw for stack in self._layerdrop_draws])  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Draw, and run."""

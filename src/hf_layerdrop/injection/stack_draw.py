@@ -107,6 +107,12 @@ class StackDraw:
         self._listed = None if config.depths is None else draws_of(config.depths, name, depth, self._always_kept)
         self.set_rates(rates)
 
+    def __str__(self) -> str:
+        """Say what is dropped, as the representations of states and models do."""
+        rate = f"rate {self.rates[0]:g}" if len(set(self.rates)) == 1 else f"mean rate {self.mean_rate:.3g}"
+        sampler = "" if self._sampler == "bernoulli" else f", sampler {self._sampler}"
+        return f"{self.name}: {rate} of {len(self.rates)} layers{sampler}"
+
     def set_rates(self, rates: Sequence[float], *, agreed: bool = False) -> None:
         """Use these rates, one a layer, from the next forward on; ``agreed`` if the ranks need not be asked again."""
         self.rates = tuple(rates)
@@ -395,6 +401,11 @@ class StackDraw:
                 list(self.rates),
                 why,
             )
+
+
+def shown_with(extra: str, draws: Sequence[StackDraw]) -> str:
+    """Return what a module's representation says of itself, with what is dropped in it."""
+    return ", ".join(filter(None, [extra, *(f"layerdrop=({draw})" for draw in draws)]))
 
 
 def masks_of(draws: Sequence[StackDraw]) -> list[tuple[Mask | None, bool]]:

@@ -70,6 +70,10 @@ class LayerDropState:
         self.set_seed(config.seed if config.seed is not None else 0)
         note_living(self)
 
+    def __repr__(self) -> str:
+        next_step = next(iter(self.draws.values())).step if self.draws else 0
+        return f"LayerDropState({'; '.join(map(str, self.draws.values()))}; step {next_step})"
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be known to Trainer as a copy, and out of a pickle."""
         self.__dict__.update(state)

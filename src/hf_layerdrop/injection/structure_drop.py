@@ -38,7 +38,7 @@ from hf_layerdrop.injection.compiling import (
 )
 from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
 from hf_layerdrop.injection.recorded_outputs import record_no_attentions
-from hf_layerdrop.injection.stack_draw import StackDraw, masks_of
+from hf_layerdrop.injection.stack_draw import StackDraw, masks_of, shown_with
 
 
 class StructureDrop:
@@ -121,6 +121,10 @@ class _PartsOwner:
 
     _layerdrop_parts: tuple[StackDraw, ...]
     training: bool
+
+    def extra_repr(self) -> str:
+        """Say what is dropped here."""
+        return shown_with(super().extra_repr(), self._layerdrop_parts)  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and not any(draw.may_drop(self.training) for draw in self._layerdrop_parts):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from hf_layerdrop.models.arguments import FromPretrained
+
+logger = logging.getLogger(__name__)
 
 
 class LayerDropMixin:
@@ -115,11 +119,23 @@ def inject(model: PreTrainedModel, layerdrop: LayerDrop | None, given: Mapping[s
     if "rates" not in saved:
         inject_layerdrop(model, LayerDropConfig(native_rates(model)))
         return
-    inject_layerdrop(model, _saved_config(saved, depths_of(model)))
+    config = _saved_config(saved, depths_of(model))
+    inject_layerdrop(model, config)
+    if config.mean_rate:
+        _say_that_it_drops()
     if saved.get("trained_with"):  # what was begun with an old version goes on with it
         for state in states_of(model).values():
             state.use_sampler_version(saved.get("sampler_version", 1))
         write_down(model)
+
+
+@cache
+def _say_that_it_drops() -> None:
+    """Tell once a process that a checkpoint's rates go on, which nobody has asked for in this call."""
+    logger.warning(
+        "This checkpoint was trained with LayerDrop: whoever trains it on drops layers again, at the rates in its "
+        "config. Give layerdrop=0 to drop none, or a rate of your own."
+    )
 
 
 def _saved_config(saved: Mapping[str, Any], depths: Mapping[str, int]) -> LayerDropConfig:
