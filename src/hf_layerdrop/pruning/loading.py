@@ -103,10 +103,7 @@ def load_noting(
             prune_layers(model, keep_layers, source=_shown_source(name_or_path))
             _forget_unpacked(model)
             return model, info
-        cut = _plan(cls, name_or_path, keep_layers, kwargs)
-        if headers is not None:
-            check_layers(headers.tensors, cut.names)
-            read_ahead(headers.source, cut.choose(headers.tensors).values())
+        cut = _plan(cls, name_or_path, keep_layers, kwargs, headers)
         model, info = _load_cut(cut, name_or_path, args, kwargs, leftovers)
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
@@ -164,13 +161,26 @@ def _unevenly_missing(cut: Cut, missing: Iterable[str]) -> list[tuple[str, int, 
     return [place for place in places if lacking[place[0], place[2]] < max(len(cut.kept[place[0]]), 2)]
 
 
-def _plan(cls: type[PreTrainedModel], name_or_path: Any, keep_layers: KeepLayers, kwargs: Mapping[str, Any]) -> Cut:
-    """Read the config of a checkpoint, and find out which of its layers are kept."""
+def _plan(
+    cls: type[PreTrainedModel],
+    name_or_path: Any,
+    keep_layers: KeepLayers,
+    kwargs: Mapping[str, Any],
+    headers: CheckpointHeaders | None,
+) -> Cut:
+    """Read the config of a checkpoint, and find out which of its layers are kept; files begin to be read meanwhile."""
+
+    def begin(cut: Cut) -> None:
+        if headers is not None:
+            check_layers(headers.tensors, cut.names)
+            read_ahead(headers.source, cut.choose(headers.tensors).values())
+
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
         config = cls.config_class.from_pretrained(config or name_or_path, **where_of(kwargs))
     revision = kwargs.get("revision") or getattr(config, compat.COMMIT.name, None)
-    cut = plan_cut(cls, config, keep_layers, source=_shown_source(name_or_path), revision=revision)
+    source = _shown_source(name_or_path)
+    cut = plan_cut(cls, config, keep_layers, on_chosen=begin, source=source, revision=revision)
     _check_quantization(cut)
     return cut
 

@@ -7,7 +7,7 @@ it takes to load a small checkpoint that is in memory already, so that the lates
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,17 @@ class Cut:
         return {stack.path.removeprefix(prefix): self.kept[name] for name, stack in self.names.stacks.items()}
 
 
-def plan_cut(cls: type[PreTrainedModel], config: PreTrainedConfig, keep_layers: KeepLayers, **provenance: Any) -> Cut:
+def plan_cut(
+    cls: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    keep_layers: KeepLayers,
+    *,
+    on_chosen: Callable[[Cut], None] | None = None,
+    **provenance: Any,
+) -> Cut:
     """Find out which layers of the model that a config builds are kept; ``provenance`` is written into the config.
+
+    What may be done while the cut is checked, ``on_chosen`` begins.
 
     Raises:
         KeepLayersError: If ``keep_layers`` does not fit the model.
@@ -69,8 +78,11 @@ def plan_cut(cls: type[PreTrainedModel], config: PreTrainedConfig, keep_layers: 
     """
     whole = _look_at(cls, config)
     kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in whole.names.stacks.items()})
+    cut = Cut(cls, config, whole.names, kept, {**choice_behind(keep_layers), **provenance})
+    if on_chosen is not None:
+        on_chosen(cut)
     whole.check(kept)
-    return Cut(cls, config, whole.names, kept, {**choice_behind(keep_layers), **provenance})
+    return cut
 
 
 class _Whole:
