@@ -21,7 +21,7 @@ from hf_layerdrop import (
     set_rates,
     set_step,
 )
-from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.samplers.depth_list import draws_of, rates_of
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 
@@ -95,8 +95,41 @@ def test_a_schedule_draws_the_list_less_often_and_the_whole_model_in_its_place()
     assert found[2] + found[4] == 4000
     scale_rates(model, 0.0)
     assert layerdrop_state(model).rates == {"encoder": [0.0] * DEPTH}
-    with pytest.raises(LayerDropConfigError, match="from which the rate follows"):
-        set_rates(model, 0.3)
+
+
+def test_set_rates_switches_a_list_off_and_on_and_takes_nothing_else():
+    model = build(BART)
+    inject_layerdrop(model, LayerDropConfig.for_depths([4, 2], seed=2))
+    before, rates = masks(model, 20), layerdrop_state(model).rates
+    set_rates(model, 0.0)
+    assert set(masks(model, 20)) == {(True,) * 4}
+    set_rates(model, rates)
+    assert masks(model, 20) == before
+    for wrong in (0.3, {"encoder": 0.0}, {"encoder": 0.0, "decoder": rates["decoder"]}):
+        with pytest.raises(LayerDropConfigError, match="trains the depths 4, 2, from which its rates follow"):
+            set_rates(model, wrong)
+    assert masks(model, 20) == before
+
+
+def test_ranks_and_saved_states_tell_lists_of_the_same_rates_apart():
+    one, other, alike = (build("BertModel") for _ in range(3))
+    inject_layerdrop(one, LayerDropConfig.for_depths([4, 2]))
+    inject_layerdrop(other, LayerDropConfig.for_depths([2, 4]))
+    inject_layerdrop(alike, LayerDropConfig.for_depths([4, 2]))
+    prints = [layerdrop_state(model).draws["encoder"].fingerprint for model in (one, other, alike)]
+    assert prints[0] != prints[1]
+    assert prints[0] == prints[2]
+    state = layerdrop_state(one).state_dict()
+    layerdrop_state(alike).load_state_dict(state)
+    with pytest.raises(LayerDropStateError, match="depth of 4, 2, but this model by depth of 2, 4"):
+        layerdrop_state(other).load_state_dict(state)
+    inject_layerdrop(other, 0.3)
+    with pytest.raises(LayerDropStateError, match="but this model by bernoulli"):
+        layerdrop_state(other).load_state_dict(state)
+
+
+def test_a_dict_with_depths_needs_no_rate():
+    assert LayerDropConfig.of({"depths": [4, 2], "sampler": "depth"}) == LayerDropConfig.for_depths([4, 2])
 
 
 @pytest.mark.parametrize("depths", [[4, 2], {4: 3, 1: 1}, {"encoder": [4, 2], "decoder": [2, 1]}])
@@ -137,6 +170,7 @@ def test_numpy_counts_are_depths():
         ({"depths": [4, 2.5], "sampler": "depth"}, "holds 2.5"),
         ({"depths": [4, True], "sampler": "depth"}, "holds True"),
         ({"depths": [4, 2, 2], "sampler": "depth"}, "names 2 twice"),
+        ({"depths": {4: 1, "4": 2}, "sampler": "depth"}, "names 4 twice"),
         ({"depths": {4: 0}, "sampler": "depth"}, "weight 0"),
         ({"depths": {4: "a"}, "sampler": "depth"}, "weight 'a'"),
         ({"depths": {"encoder": [4, 2], "decoder": [2]}, "sampler": "depth"}, "2 of the encoder and 1 of the decoder"),

@@ -56,6 +56,7 @@ from hf_layerdrop.injection.state import LayerDropState, forget, note_living
 from hf_layerdrop.injection.states import LayerDropStates
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
 from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig, as_rate
+from hf_layerdrop.samplers.depth_list import describe
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +240,8 @@ def _changed_rates(state: LayerDropState, rates: Any) -> dict[str, tuple[float, 
     Raises:
         LayerDropConfigError: If they do not fit.
     """
+    if state.config.depths is not None:
+        return _changed_list(state, rates)
     given = rates.values() if isinstance(rates, Mapping) else [rates]
     shaped = not any(isinstance(rate, tuple) for rate in map(as_rate, given))
     settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
@@ -246,6 +249,26 @@ def _changed_rates(state: LayerDropState, rates: Any) -> dict[str, tuple[float, 
     changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
     _check_lenders(state.lent, state.config, {**state.rates, **changed})
     return changed
+
+
+def _changed_list(state: LayerDropState, rates: Any) -> dict[str, tuple[float, ...]]:
+    """Return the rates of a model that trains a list of depths: 0, or those of the list, all lower by one factor."""
+    own = state.config.rates_for(state.depths)
+    by_stack = rates if isinstance(rates, Mapping) else dict.fromkeys(own, rates)
+    wanted = {name: as_rate(rate) for name, rate in by_stack.items()}
+    full = {name: rate if isinstance(rate, tuple) else (rate,) * len(own[name]) for name, rate in wanted.items()}
+    total = sum(map(sum, own.values()))
+    factor = sum(map(sum, full.values())) / total if total else 0.0
+    scaled = {name: tuple(min(factor, 1.0) * rate for rate in layers) for name, layers in own.items()}
+    if full.keys() != own.keys() or any(
+        len(full[name]) != len(layers) or any(abs(a - b) > 1e-6 for a, b in zip(full[name], layers, strict=True))
+        for name, layers in scaled.items()
+    ):
+        raise LayerDropConfigError(
+            f"set_rates got {rates!r}, but this model trains the depths {describe(state.config.depths or ())}, from "
+            "which its rates follow: give 0 to train it whole, inject another list, or use a schedule."
+        )
+    return scaled
 
 
 def scale_rates(model: nn.Module, factor: float) -> None:

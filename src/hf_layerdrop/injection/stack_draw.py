@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from hashlib import shake_128
 from itertools import accumulate
 from typing import Any
 
@@ -154,6 +155,9 @@ class StackDraw:
         """What decides the next draw, in words; the place of a forward counts for nothing where nothing is drawn."""
         place = f"{self.step}.{self.micro_step}" + (f".{self.next_forward}" if self._active else "")
         how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
+        if self._sampler == "depth":  # several lists have the same rates
+            drawn = repr((self._version, self._masks, self._weights)).encode()
+            how += f", depths {shake_128(drawn).hexdigest(8)}"
         return f"{self._counted_as}: {how}, seed {self.seed}, step {place}"
 
     def may_drop(self, training: bool) -> bool:
@@ -241,7 +245,8 @@ class StackDraw:
         if self._sampler == "depth":
             # The stacks of a model go to one place of their lists together.
             number = uniforms(*(counter if self._listed is None else (*counter[:-1], self.place)), 1)[0]
-            return one_of(self._masks, number) if self._version == 1 else weighted(self._masks, self._cumulated, number)
+            alike = self._version == 1 and self._listed is None
+            return one_of(self._masks, number) if alike else weighted(self._masks, self._cumulated, number)
         mask = bernoulli(self._thresholds, integers(*counter, self.depth))
         layers = self._within.mask if self._within is not None else None
         return mask if layers is None else tuple(map(all, zip(mask, self._by_group(layers), strict=True)))

@@ -16,6 +16,7 @@ from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection.ranks.agreement import Agreement
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.depth_list import describe
 from hf_layerdrop.samplers.draws import SAMPLER_VERSION
 from hf_layerdrop.samplers.learned.learner import RateLearner
 
@@ -223,6 +224,7 @@ class LayerDropState:
             "configured_rates": self.configured,
             "sampler_version": self.sampler_version,
             "place": self.place,
+            "drawn_from": self._drawn_from,
             "counters": {name: [draw.step, draw.micro_step, draw.next_forward] for name, draw in self.draws.items()},
             **({"learned": self.learner.state_dict()} if self.learner is not None else {}),
         }
@@ -234,6 +236,7 @@ class LayerDropState:
             LayerDropConfigError: If the state is of a model with other stacks or depths.
         """
         self.check_fits(state)
+        self._check_drawn_from(state)
         self.use_sampler_version(state.get("sampler_version", 1))
         self.set_seed(state["seed"])
         self._use_place(state.get("place") or self.place)
@@ -248,7 +251,11 @@ class LayerDropState:
 
     def to_resume(self) -> dict[str, Any]:
         """Return what a resumed run cannot know by itself, as JSON values; its trainer knows the step."""
-        saved: dict[str, Any] = {"depths": self.depths, "sampler_version": self.sampler_version}
+        saved: dict[str, Any] = {
+            "depths": self.depths,
+            "sampler_version": self.sampler_version,
+            "drawn_from": self._drawn_from,
+        }
         if self.learner is not None:
             return {**saved, "learned": self.learner.state_dict()}
         return {**saved, "set_rates": self.configured} if self.was_set else saved
@@ -264,12 +271,25 @@ class LayerDropState:
                 f"The checkpoint that this run goes on with is of stacks {depths}, but the model has {self.depths}; "
                 "continue with the model that the run began with."
             )
+        self._check_drawn_from(saved)
         if "depths" in saved:
             self.use_sampler_version(saved.get("sampler_version", 1))
         if learned := saved.get("learned"):
             self.load_learned(learned)
         if set_rates := saved.get("set_rates"):
             self.set_rates(set_rates)
+
+    @property
+    def _drawn_from(self) -> str:
+        depths = self.config.depths
+        return self.config.sampler if depths is None else f"{self.config.sampler} of {describe(depths)}"
+
+    def _check_drawn_from(self, saved: Mapping[str, Any]) -> None:
+        if (other := saved.get("drawn_from", self._drawn_from)) != self._drawn_from:
+            raise LayerDropStateError(
+                f"The saved LayerDrop state draws by the sampler {other}, but this model by {self._drawn_from}; inject "
+                "LayerDrop as in the run that it is of."
+            )
 
     def check_fits(self, state: Mapping[str, Any]) -> None:
         """Refuse a saved state that is of another model.

@@ -122,7 +122,7 @@ class LayerDropConfig:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
         depths = as_depth_list(depths)
-        if depths is not None and (sampler != "depth" or rate):
+        if depths is not None and (sampler != "depth" or not _is_zero(rate)):
             raise LayerDropConfigError(
                 f"depths is {_plain(depths)!r}, from which the rate follows, beside rate={rate!r} and "
                 f"sampler={sampler!r}; leave the rate out and give sampler='depth', or use LayerDropConfig.for_depths."
@@ -307,7 +307,7 @@ class LayerDropConfig:
                 "layerdrop is an empty dict; give a rate, rates by stack, or the dict of a LayerDropConfig."
             )
         if isinstance(value, Mapping) and set(value) & {field.name for field in fields(cls)}:
-            if "rate" not in value:
+            if "rate" not in value and not value.get("depths"):
                 raise LayerDropConfigError(
                     f"layerdrop is {dict(value)!r}, which has no rate; add one, such as 'rate': 0.2."
                 )
@@ -322,6 +322,10 @@ LayerDrop: TypeAlias = float | Sequence[float] | Mapping[str, Any] | LayerDropCo
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise LayerDropConfigError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}.")
+
+
+def _is_zero(rate: Any) -> bool:
+    return isinstance(rate, int | float) and rate == 0
 
 
 def _structure(value: Any) -> str | tuple[str, ...]:

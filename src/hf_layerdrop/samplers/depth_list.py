@@ -37,14 +37,14 @@ def as_depth_list(value: Any) -> DepthList | None:
             )
         return FrozenDict(lists)
     if isinstance(value, Mapping):
-        weights = dict(zip(_depths(value, "depths"), map(_weight, value.values()), strict=True))
+        sizes = _depths(value, "depths")
+        _check_once(sizes)
+        weights = dict(zip(sizes, map(_weight, value.values()), strict=True))
         total = sum(weights.values())
         # In an order of its own, since what reads and writes JSON may change that of a dict.
         return FrozenDict({depth: weights[depth] / total for depth in sorted(weights, reverse=True)})
     depths = _depths(value, "depths")
-    if len(set(depths)) < len(depths):
-        twice = next(depth for depth in depths if depths.count(depth) > 1)
-        raise LayerDropConfigError(f"depths names {twice} twice; give it more weight as in {{{twice}: 2, ...}}.")
+    _check_once(depths)
     return depths
 
 
@@ -128,6 +128,12 @@ def _depths(values: Any, what: str) -> tuple[int, ...]:
     if not depths:
         raise LayerDropConfigError(f"{what} is empty; list some, such as [12, 6, 3].")
     return tuple(depths)
+
+
+def _check_once(depths: Sequence[int]) -> None:
+    if len(set(depths)) < len(depths):
+        twice = next(depth for depth in depths if depths.count(depth) > 1)
+        raise LayerDropConfigError(f"depths names {twice} twice; give it more weight as in {{{twice}: 2, ...}}.")
 
 
 def _weight(value: Any) -> float:
