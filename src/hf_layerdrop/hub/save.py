@@ -34,7 +34,7 @@ _PLOT_STEM = "depth"
 
 # Arguments of save_pretrained: what it is told, and what has its own way here.
 _SAVING = ("save_original_format",)
-_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]?i?B", re.IGNORECASE)
+_SIZE = re.compile(r"0*[1-9]\d*(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
 _NOT_HERE = {
     "push_to_hub": "push_pruned_to_hub publishes a sub-network",
     "is_main_process": "one process saves, so call it in one",

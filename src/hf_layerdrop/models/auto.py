@@ -149,7 +149,7 @@ def load_checkpoint(
     *,
     keep_layers: KeepLayers = None,
     layerdrop: LayerDrop | None = None,
-    model_class: type[PreTrainedModel] | None = None,
+    model_class: type | str | None = None,
     **kwargs: Unpack[FromPretrained],
 ) -> PreTrainedModel:
     """Load a checkpoint as the transformers class that it is of, whole or ``keep_layers`` of it alone.
@@ -171,13 +171,13 @@ def load_checkpoint(
 def load_fitting(
     name_or_path: str | os.PathLike[str],
     keep_layers: KeepLayers,
-    model_class: type[PreTrainedModel] | None,
+    model_class: type | str | None,
     leftovers: dict[str, Any] | None,
     kwargs: Mapping[str, Any],
 ) -> tuple[Any, Mapping[str, Any]]:
     """Load a checkpoint as `load_checkpoint` does; see `load_noting` for ``leftovers`` and what is returned."""
     given = {name: value for name, value in kwargs.items() if name != "code_revision"}
-    cls = model_class or find_class(name_or_path, kwargs)
+    cls = find_class(name_or_path, kwargs) if model_class is None else _chosen(model_class, name_or_path, kwargs)
     model, info = load_noting(cls, name_or_path, keep_layers=keep_layers, leftovers=leftovers, **given)
     if model_class is None and info["missing_keys"] and kwargs.get("state_dict") is None:
         fitting = _fitting_class(model, info)
@@ -188,6 +188,26 @@ def load_fitting(
             (leftovers if leftovers is not None else {}).clear()
             return load_noting(fitting, name_or_path, keep_layers=keep_layers, leftovers=leftovers, **given)
     return model, info
+
+
+def _chosen(model_class: Any, name_or_path: Any, kwargs: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """Return the transformers class that a caller chose: by itself or one of ours, by an Auto class, or by its name.
+
+    Raises:
+        UnsupportedModelError: If it is none.
+    """
+    found = getattr(transformers, model_class, None) if isinstance(model_class, str) else model_class
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return plain_class(found)
+    auto = getattr(found, "__name__", "").replace("AutoModel", "AutoLayerDropModel")
+    if isinstance(found, type) and not issubclass(found, AutoLayerDrop):
+        found = next((cls for cls in AutoLayerDrop.__subclasses__() if cls.__name__ == auto), None)
+    if isinstance(found, type) and issubclass(found, AutoLayerDrop):
+        return found.class_for(find_config(name_or_path, kwargs), name_or_path)
+    raise UnsupportedModelError(
+        f"model_class is {model_class!r}; give a model class of transformers or of this package, such as "
+        "BertForMaskedLM, AutoModelForMaskedLM or its name."
+    )
 
 
 def _fitting_class(model: PreTrainedModel, info: Mapping[str, Any]) -> type[PreTrainedModel]:

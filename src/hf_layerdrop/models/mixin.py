@@ -105,13 +105,16 @@ def inject(model: PreTrainedModel, layerdrop: LayerDrop | None, given: Mapping[s
     Raises:
         LayerDropConfigError: If one of the model's own rates is ``given`` where another one goes before it.
     """
-    own = [name for name, rate in (given or {}).items() if NATIVE_RATE.fullmatch(name) and rate is not None]
+    own = {name: rate for name, rate in (given or {}).items() if NATIVE_RATE.fullmatch(name) and rate is not None}
     saved = saved_provenance(model.config) if layerdrop is None else {}  # which it replaces, whatever stands there
-    if own and (layerdrop is not None or "rates" in saved):
+    drops = any(map(any, saved.get("rates", {}).values()))
+    # A rate of 0 is obeyed where none is saved, and says beside layerdrop= what is so anyway.
+    if (any(own.values()) and (layerdrop is not None or "rates" in saved)) or (own and drops):
+        name, rate = next(iter(own.items()))
         first = "layerdrop= was given" if layerdrop is not None else "the checkpoint was saved with rates of its own"
         raise LayerDropConfigError(
-            f"{own[0]}={(given or {})[own[0]]} would not be obeyed, since {first}: give all rates by layerdrop=, such "
-            'as layerdrop={"encoder": 0.2}.'
+            f"{name}={rate} would not be obeyed, since {first}: give all rates by layerdrop=, such as "
+            'layerdrop={"encoder": 0.2}.'
         )
     if layerdrop is not None:
         inject_layerdrop(model, layerdrop)

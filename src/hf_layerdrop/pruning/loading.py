@@ -29,11 +29,11 @@ from hf_layerdrop.checkpoints.declared_depths import DEPTHS, check_depths
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, check_metadata, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, check_declared, where_of
-from hf_layerdrop.checkpoints.strangers import out_of_memory
+from hf_layerdrop.checkpoints.strangers import out_of_memory, reason_of
 from hf_layerdrop.checkpoints.unreadable import is_there, reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
 from hf_layerdrop.checkpoints.weight_slices import read_ahead
-from hf_layerdrop.errors import LayerDropConfigError, LayerDropError, UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropError, UnsupportedModelError
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.plan import Cut, plan_cut
@@ -88,27 +88,34 @@ def load_noting(
     headers = check_source(cls, name_or_path, kwargs)
     if name_or_path is not None:
         kwargs.setdefault("use_safetensors", True)
+    by_number = bool(kwargs.get("gguf_file")) or adapted_base(name_or_path, kwargs) is not None
+    cut = None
     with BUILDING, _reading(cls, name_or_path, args, kwargs):
-        if keep_layers is None:
-            reader = cls if leftovers is None else reader_class(cls, leftovers)
-            model, info = reader.from_pretrained(name_or_path, *args, **kwargs)
+        # Transformers puts an adapter into a model by layer numbers, which are those of the whole model; and its
+        # reader of GGUF makes the names of weights while it reads them. Both are cut in memory.
+        if keep_layers is None or by_number:
+            reader = cls if leftovers is None or by_number else reader_class(cls, leftovers)
+            model, info = reader.from_pretrained(name_or_path, *args, **_of_classes(kwargs))
             model.__class__ = cls
-            if headers is not None and not set(kwargs) & DEPTHS:
-                _check_held(model, headers)
-            return model, info
-        if kwargs.get("gguf_file") or adapted_base(name_or_path, kwargs) is not None:
-            # Transformers puts an adapter into a model by layer numbers, which are those of the whole model; and its
-            # reader of GGUF makes the names of weights while it reads them.
-            model, info = cls.from_pretrained(name_or_path, *args, **kwargs)
-            prune_layers(model, keep_layers, source=_shown_source(name_or_path))
-            _forget_unpacked(model)
-            return model, info
-        cut = _plan(cls, name_or_path, keep_layers, kwargs, headers)
-        model, info = _load_cut(cut, name_or_path, args, kwargs, leftovers)
+        else:
+            cut = _plan(cls, name_or_path, keep_layers, kwargs, headers)
+            model, info = _load_cut(cut, name_or_path, args, kwargs, leftovers)
+    # What follows is our own doing: what goes wrong there is no fault of the files.
+    if cut is not None:
         if kwargs.get("state_dict") is None:  # else it is the caller's choice what there is
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
         _settle(model, cut)
-        return model, info
+    elif keep_layers is not None:
+        prune_layers(model, keep_layers, source=_shown_source(name_or_path))
+        _forget_unpacked(model)
+    elif headers is not None and not set(kwargs) & DEPTHS:
+        _check_held(model, headers)
+    return model, info
+
+
+def _of_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what Auto classes alone take: of ``trust_remote_code``, others print that it has no effect."""
+    return {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
 
 
 def _check_native(kwargs: Mapping[str, Any]) -> None:
@@ -131,10 +138,18 @@ def _reading(
     Raises:
         CheckpointError: If its files are to blame.
     """
-    alone = not args and set(kwargs) <= {*WHERE, "use_safetensors", "output_loading_info"}
+    given = sorted(set(kwargs) - {*WHERE, "use_safetensors", "output_loading_info"})
+    alone = not args and not given
     try:
         with reading(name_or_path, alone=alone):
             yield
+    except CheckpointError as error:
+        if alone or not isinstance(error.__cause__, ValueError | RuntimeError):
+            raise
+        raise CheckpointError(
+            f"The checkpoint {str(name_or_path)!r} could not be loaded with {', '.join(given) or 'these arguments'} "
+            f"({reason_of(error.__cause__)}): change that, or, if it does not load without it either, download it anew."
+        ) from error.__cause__
     except LayerDropError:
         raise
     except Exception as error:
@@ -177,7 +192,7 @@ def _plan(
 
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
-        config = cls.config_class.from_pretrained(config or name_or_path, **where_of(kwargs))
+        config = cls.config_class.from_pretrained(config or name_or_path, **_of_classes(where_of(kwargs)))
     revision = kwargs.get("revision") or getattr(config, compat.COMMIT.name, None)
     source = _shown_source(name_or_path)
     cut = plan_cut(cls, config, keep_layers, on_chosen=begin, source=source, revision=revision)
@@ -205,7 +220,7 @@ def _load_cut(
     folder = fetch_kept(hub_model, cut.kept_by_path(), cut.choose) if hub_model else None
     if hub_model is None or folder is None:
         loader = loader_class(cut, cut.choose, leftovers)
-        model, info = loader.from_pretrained(name_or_path, *args, **kwargs)
+        model, info = loader.from_pretrained(name_or_path, *args, **_of_classes(kwargs))
     else:
         here = {name: value for name, value in kwargs.items() if name not in WHERE}
         model, info = loader_class(cut, dict, leftovers).from_pretrained(folder, *args, **here)
