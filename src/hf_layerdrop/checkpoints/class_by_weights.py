@@ -14,6 +14,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import built_on_meta
+from hf_layerdrop.checkpoints.declared_depths import most_weights
 from hf_layerdrop.checkpoints.weight_names import conversions_of
 from hf_layerdrop.errors import CheckpointError
 
@@ -92,7 +93,7 @@ def _candidates(config: PreTrainedConfig, first: Sequence[str]) -> Iterator[type
 def _is_complete(cls: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Any]) -> bool:
     """Tell a class that has all its weights among these; what there is more is kept beside them."""
     try:
-        model = built_on_meta(cls, config)
+        model = built_on_meta(cls, config, most_weights(len(tensors)))
     except Exception:  # whoever loads it says why
         return True
     return not _placed(model, tensors).absent
@@ -103,7 +104,7 @@ def _misfits(
 ) -> tuple[int, int] | None:
     """Count the weights that do not fit a class, then the names with another prefix; None if it lacks its head."""
     try:
-        model = built_on_meta(cls, config)
+        model = built_on_meta(cls, config, most_weights(len(tensors)))
     except Exception:  # a class that this config does not build
         return None
     placed, base = _placed(model, tensors), model.base_model_prefix

@@ -14,6 +14,7 @@ DEPTHS = frozenset(chain(*DEPTH_FIELDS.values()))  # the fields that may count l
 
 # A model of so many layers is built in under a second; more are built only if the files hold weights for them.
 _QUICK_DEPTH = 256
+_QUICK_WEIGHTS = 5_000  # the same of weights
 _LONGEST_NAME, _MOST_PARTS = 1000, 32
 
 
@@ -30,6 +31,11 @@ def check_depths(headers: CheckpointHeaders) -> None:
                 f"config.json says {field} = {depth}, but the weights are numbered for {held} layers at most: use the "
                 "config that belongs to these weights, or download the checkpoint again."
             )
+
+
+def most_weights(held: int) -> int:
+    """Return how many weights a model may be built with whose files hold so many; see `built_on_meta`."""
+    return _QUICK_WEIGHTS + 2 * held
 
 
 def is_deep(config: Mapping[str, Any]) -> bool:

@@ -10,15 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.architectures.expressible import built_on_meta
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
-from hf_layerdrop.checkpoints.declared_depths import check_depths
+from hf_layerdrop.checkpoints.declared_depths import check_depths, most_weights
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, TensorInfo
 from hf_layerdrop.checkpoints.model_class import check_architecture, find_class, find_config
 from hf_layerdrop.checkpoints.unreadable import reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, group_by_layer
 from hf_layerdrop.errors import CheckpointError
-
-# More weights are built only if the files hold so many.
-_QUICK_WEIGHTS = 5_000
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def _stored_model(headers: CheckpointHeaders, where: Mapping[str, Any]) -> Store
 
 def _built(cls: type[PreTrainedModel], config: PreTrainedConfig, headers: CheckpointHeaders) -> PreTrainedModel:
     try:
-        return built_on_meta(cls, config, _QUICK_WEIGHTS + 2 * len(headers.tensors))
+        return built_on_meta(cls, config, most_weights(len(headers.tensors)))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
