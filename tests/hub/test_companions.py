@@ -22,7 +22,7 @@ from conftest import build
 from hf_layerdrop import prune_layers, push_pruned_to_hub, save_pruned
 from hf_layerdrop.checkpoints.tokenizers import processor_files
 from hf_layerdrop.cli import run
-from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hub_server import HubServer
 
 SENTENCES = ["a man plays the guitar", "the dog sleeps", "a child reads a book"]
@@ -271,3 +271,44 @@ def test_what_lies_in_the_subfolder_of_a_hub_repository_comes_along(source, hub,
     hub.add_repo(REPO, {**files, "1_Dense/model.safetensors": b"of another"})
     small = save_pruned(REPO, tmp_path / "small", keep_layers=KEPT, subfolder="inner")
     assert (small / "1_Dense/model.safetensors").read_bytes() == (source / "1_Dense/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("target", ["store", "nowhere"])
+@pytest.mark.parametrize("door", [from_folder, in_memory, to_hub])
+def test_a_tokenizer_of_which_a_part_lies_elsewhere_is_refused(door, target, source, hub, tmp_path):
+    for path in source.glob("tokenizer*.json"):
+        path.rename(tmp_path / path.name)
+    (source / "vocab.txt").rename(tmp_path / "store")
+    (source / "vocab.txt").symlink_to(tmp_path / target)  # alone: it must not be said that there is none
+    words = r"vocab\.txt' is a link that leads out .*copy the file in its place.*tokenizer=\.\.\..*--no-tokenizer"
+    with pytest.raises(CheckpointError, match=words):
+        door(source, tmp_path / "small", hub)
+    (source / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=words):
+        door(source, tmp_path / "small", hub)
+    assert not (tmp_path / "small").exists()
+    assert "alice/small" not in hub.repos
+    assert not list(save_pruned(source, tmp_path / "small", keep_layers=KEPT, tokenizer=False).glob("vocab.txt"))
+
+
+def test_prune_names_the_link_in_one_sentence(source, tmp_path, capsys):
+    (source / "vocab.txt").unlink(missing_ok=True)
+    (source / "vocab.txt").symlink_to(tmp_path / "store")
+    (tmp_path / "store").write_text("\n".join(WORDS))
+    assert run(["prune", str(source), "--keep-layers", "2", "--output", str(tmp_path / "small")]) == 2
+    assert capsys.readouterr().err.count("leads out of the checkpoint") == 1
+    run(["prune", str(source), "--keep-layers", "2", "--output", str(tmp_path / "small"), "--no-tokenizer"])
+    assert not (tmp_path / "small/vocab.txt").exists()
+
+
+def test_the_hub_cache_may_have_its_files_on_another_disk(source, hub, tmp_path):
+    from_hub(source, tmp_path / "small", hub)
+    (blobs,) = tmp_path.glob("home/hub/models--alice--source/blobs")
+    blobs.rename(tmp_path / "disk")
+    blobs.symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "id_rsa").write_text("secret")
+    (snapshot,) = tmp_path.glob("home/hub/models--alice--source/snapshots/*")
+    (snapshot / "LICENSE").symlink_to(blobs / "id_rsa")
+    again = save_pruned(REPO, tmp_path / "again", keep_layers=KEPT)
+    assert len(AutoTokenizer.from_pretrained(again)) == len(WORDS)
+    assert not (again / "LICENSE").exists()

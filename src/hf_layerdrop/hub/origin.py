@@ -18,7 +18,7 @@ from hf_layerdrop.checkpoints.companions import COMPANIONS, check_modules, compa
 from hf_layerdrop.checkpoints.headers import CONFIG_NAME
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
-from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files, vocabulary_files
+from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, copied_processor_files, none_beside, vocabulary_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
 
@@ -73,8 +73,8 @@ class Source:
         return root
 
     def processor_files(self) -> list[Path]:
-        """List the files of tokenizer and processors."""
-        return [] if self.folder is None else processor_files(self.folder)
+        """List the files of tokenizer and processors; a link that leads out of the checkpoint is refused."""
+        return [] if self.folder is None else copied_processor_files(self.folder)
 
     def companion_files(self) -> list[Path]:
         """List what else lies beside the weights and belongs to the model."""
@@ -113,7 +113,8 @@ def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
     A model in memory need not come from anywhere, so that it only gets a warning.
 
     Raises:
-        CheckpointError: None was given, and none lies beside the weights, or there is no such checkpoint.
+        CheckpointError: None was given, and none lies beside the weights, one of its files is a link that leads out of
+            the checkpoint, or there is no such checkpoint.
     """
     if tokenizer is not None or (source and source.processor_files()):
         return
