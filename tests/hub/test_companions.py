@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -120,7 +121,32 @@ def test_a_sentence_transformer_is_one_after_a_cut(pooling, more, door, source, 
     assert abs(again.encode(SENTENCES, prompt_name="query") - before).max() > 1e-3
     assert again.max_seq_length == 7
     assert run(["inspect", str(small)]) == 0
+    card = ModelCard.load(small / "README.md")
+    name = "alice/small" if door is to_hub else "small"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert set(card.data.tags) == {"sentence-transformers", "sentence-similarity", "layerdrop", "pruned", "bert"}
+    assert f'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")' in card.text
+    assert "nothing but transformers" not in card.text
     save_pruned(source, small, keep_layers=KEPT, overwrite=True)  # what a save made may be replaced
+
+
+@pytest.mark.parametrize(("said", "task"), [("SparseEncoder", "feature-extraction"), ("CrossEncoder", "text-ranking")])
+def test_the_card_shows_the_class_of_other_models_of_sentence_transformers(said, task, source, tmp_path):
+    (source / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
+    (source / "config_sentence_transformers.json").write_text(json.dumps({"model_type": said}))
+    card = ModelCard.load(from_folder(source, tmp_path / "small", None) / "README.md")
+    assert card.data.pipeline_tag == task
+    assert f'model = {said}("small")' in card.text
+
+
+@pytest.mark.parametrize("modules", [None, "[]", "{"])
+def test_the_card_of_any_other_model_shows_transformers(modules, source, tmp_path):
+    if modules is not None:
+        (source / "modules.json").write_text(modules)
+    (source / "README.md").write_text("---\nlibrary_name: sentence-transformers\nlicense: mit\n---\n")
+    card = ModelCard.load(from_folder(source, tmp_path / "small", None) / "README.md")
+    assert (card.data.library_name, card.data.license) == ("transformers", "mit")
+    assert "nothing but transformers is needed" in card.text
 
 
 def test_a_pooling_that_weighs_each_layer_is_refused(source, tmp_path):

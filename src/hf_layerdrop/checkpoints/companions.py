@@ -23,10 +23,12 @@ COMPANIONS = (
     *("custom_generate/*.py", "LICENSE*", "LICENCE*", "License*", "license*", "NOTICE*", "COPYING*", "USE_POLICY*"),
 )
 CODE = "*.py"
+SENTENCES = "sentence-transformers"
 _OF_MODULES = ("*.json", "*.txt", "*.model", "*.py", "model.safetensors", "pytorch_model.bin")
 _MAPPING_CODE = ("config.json", "tokenizer_config.json", "*processor_config.json")
 _LIBRARY = "sentence_transformers."
 _WEIGHING = "WeightedLayerPooling"
+_TASKS = {"SparseEncoder": "feature-extraction", "CrossEncoder": "text-ranking"}
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -58,6 +60,14 @@ def check_modules(folder: Path) -> None:
             f"The Sentence Transformer {folder.name!r} has the module {_WEIGHING}, with a weight for each layer of "
             "the whole model, so that a cut would give other embeddings: train one with another pooling, or cut none."
         )
+
+
+def sentence_task(folder: Path) -> str | None:
+    """Return the Hub's name of what a model of Sentence Transformers does; None for any other."""
+    if not inside(folder, ["modules.json"]) or not _modules(folder):
+        return None
+    said = read_beside(folder / "config_sentence_transformers.json")
+    return _TASKS.get(str(said.get("model_type") if isinstance(said, dict) else None), "sentence-similarity")
 
 
 def inside(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -14,7 +14,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop import compat
-from hf_layerdrop.checkpoints.companions import COMPANIONS, check_modules, companion_files, further_companions
+from hf_layerdrop.checkpoints.companions import (
+    COMPANIONS,
+    SENTENCES,
+    check_modules,
+    companion_files,
+    further_companions,
+    sentence_task,
+)
 from hf_layerdrop.checkpoints.headers import CONFIG_NAME
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
@@ -81,7 +88,11 @@ class Source:
         return [] if self.folder is None else companion_files(self.folder)
 
     def card_metadata(self) -> dict[str, Any]:
-        """Read what the source's card says that goes for its sub-networks too."""
+        """Read what the source's card says that goes for its sub-networks too, and of which other library it is."""
+        task = sentence_task(self.folder) if self.folder else None
+        return {**self._said(), **({"library_name": SENTENCES, "pipeline_tag": task} if task else {})}
+
+    def _said(self) -> dict[str, Any]:
         card = self.root / "README.md" if self.root else None
         if card is None or not card.is_file():
             return {}
