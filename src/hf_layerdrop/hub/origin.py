@@ -155,7 +155,7 @@ def load_pruned(
     """Load the sub-network, or cut it out of a copy; return also what to save of it, if that is not its whole state.
 
     Raises:
-        CheckpointError: A kept layer lacks a weight, or one of its other kinds.
+        CheckpointError: A kept layer or the base model lacks a weight, or one of its other kinds.
     """
     from transformers import PreTrainedModel
 
@@ -187,7 +187,7 @@ def _load_named(name: str, keep_layers: Any, options: dict[str, Any]) -> tuple[P
     from hf_layerdrop.checkpoints.weight_names import WeightNames
     from hf_layerdrop.models.auto import load_fitting
     from hf_layerdrop.models.mixin import inject
-    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
+    from hf_layerdrop.pruning.weight_checks import check_base_is_whole, check_layers_are_whole
 
     layerdrop, model_class = options.pop("layerdrop", None), options.pop("model_class", None)
     leftovers: dict[str, Any] = {}
@@ -196,6 +196,7 @@ def _load_named(name: str, keep_layers: Any, options: dict[str, Any]) -> tuple[P
         names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
         places = filter(None, map(names.layer_of, info["missing_keys"]))
         check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
+    check_base_is_whole(loaded, info["missing_keys"])
     if layerdrop is not None:
         inject(loaded, layerdrop, options)
     given = any(options.get(dtype) not in (None, "auto") for dtype in ("dtype", "torch_dtype"))
