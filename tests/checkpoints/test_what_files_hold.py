@@ -159,14 +159,13 @@ def test_a_base_without_its_pooler_is_saved_without_it(tmp_path):
     assert set(written(tmp_path / "out")) == set(expected_of(tmp_path / "source", save))
 
 
+T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 4}
 SIZES = {
     "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 4, "n_head": 2, "vocab_size": 60},
     "LlamaForCausalLM": {**SMALL, "num_key_value_heads": 2},
     "ViTForImageClassification": {**SMALL, "image_size": 8, "patch_size": 4},
-    **dict.fromkeys(
-        ["T5ForConditionalGeneration", "T5EncoderModel"],
-        {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 4},
-    ),
+    "T5ForConditionalGeneration": T5,
+    "T5EncoderModel": T5,
 }
 BASE = [
     ("BertForMaskedLM", "bert.embeddings.word_embeddings.weight"),  # the decoder is tied to it

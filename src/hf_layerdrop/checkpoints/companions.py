@@ -89,7 +89,8 @@ def parted(folder: Path, patterns: Iterable[str]) -> tuple[list[Path], list[Path
     home = folder.resolve()
     # the Hub's cache may have its files on another disk; whatever else is there has no such name
     blobs = [(above.parent / "blobs").resolve() for above in home.parents if above.name == "snapshots"]
-    kept, left_out = [], []
+    kept: list[Path] = []
+    left_out: list[Path] = []
     for path in found:
         file = path.resolve()
         cached = file.parent in blobs and _BLOB.fullmatch(file.name) is not None

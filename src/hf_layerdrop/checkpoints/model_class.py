@@ -13,6 +13,7 @@ from transformers.utils.hub import resolve_revision
 from hf_layerdrop.checkpoints.adapter_files import adapted_base, of_base
 from hf_layerdrop.checkpoints.class_by_weights import (
     architectures_of,
+    auto_classes_of,
     class_by_weights,
     class_that_generates,
     named_class,
@@ -94,8 +95,9 @@ def find_class(
     config = find_config(name_or_path, kwargs)
     names = architectures_of(config)
     named, own = named_class(config), class_of_code(config, names, name_or_path, kwargs)
-    if own is None and named is None:
-        own = class_of_code(config, getattr(config, "auto_map", None) or (), name_or_path, kwargs)
+    if own is None and getattr(config, "auto_map", None):  # which names code by Auto classes
+        autos = config.auto_map if named is None else auto_classes_of(named)
+        own = class_of_code(config, autos, name_or_path, kwargs)
     if own is not None:
         return own
     if named is None and not names and kwargs.get("gguf_file"):  # what is in GGUF generates
