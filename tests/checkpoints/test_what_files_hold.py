@@ -196,10 +196,11 @@ def test_a_base_without_its_embeddings_is_refused(head, weight, keep_layers, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("new", ["classifier", "output of a language model", "tied"])
+@pytest.mark.parametrize("new", ["classifier", "output beside the stacks", "output of a language model", "tied"])
 def test_a_head_that_is_new_or_tied_is_not_missed(new, tmp_path):
     head, wanted = {
         "classifier": ("BertForMaskedLM", transformers.BertForSequenceClassification),
+        "output beside the stacks": ("T5ForConditionalGeneration", transformers.T5ForQuestionAnswering),
         "output of a language model": ("T5EncoderModel", None),
         "tied": ("GPT2LMHeadModel", None),
     }[new]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from hf_layerdrop.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ def check_base_is_whole(model: PreTrainedModel, missing: Iterable[str]) -> None:
         missing: The weights that the checkpoint has not; those of heads and poolers may be new.
     """
     base = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    parts = model.named_children() if not base else ()
+    outputs = {name for name, part in parts if isinstance(part, nn.Linear)}
     for name in sorted(missing):
-        if name.startswith(base) and not _NEW_BY_DESIGN.search(name):
+        if name.startswith(base) and name.partition(".")[0] not in outputs and not _NEW_BY_DESIGN.search(name):
             raise CheckpointError(
                 f"The checkpoint lacks the weight {name!r} of {type(model).__name__}, which would have to be made up: "
                 "download it again, or give the class that these weights are of (model_class=)."
