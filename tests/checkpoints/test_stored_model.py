@@ -18,15 +18,21 @@ from transformers import (
 )
 
 from conftest import ALL_HEADS, assert_same_tensors, build
-from hf_layerdrop import AutoLayerDropModelForCausalLM, prune_layers, save_pruned
+from hf_layerdrop import (
+    AutoLayerDropModelForCausalLM,
+    AutoLayerDropModelForSequenceClassification,
+    prune_layers,
+    save_pruned,
+)
 from hf_layerdrop.architectures.stacks import depths_of, find_stacks
 from hf_layerdrop.checkpoints.headers import read_checkpoint
-from hf_layerdrop.checkpoints.model_class import find_class
+from hf_layerdrop.checkpoints.model_class import find_class, find_config
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.stored_model import find_stored_model
 from hf_layerdrop.cli import run
 from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hf_layerdrop.models.auto import load_checkpoint
+from hub_server import WRITE_TOKEN, HubServer
 
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
 BART = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
@@ -345,6 +351,65 @@ def test_an_adapter_of_itself_is_refused(adapter, capsys):
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(adapter)}))
     assert run(["inspect", str(adapter)]) == 2
     assert "is an adapter itself" in capsys.readouterr().err
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with HubServer() as server:
+        server.use_in_process(monkeypatch, tmp_path / "home", token=None)
+        yield server
+
+
+@pytest.fixture
+def remote_adapter(adapter, bert, hub):
+    """Return the name of an adapter on the Hub, whose base is private."""
+    hub.add_folder("alice/base", bert, private=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "alice/base"}))
+    hub.add_folder("alice/adapter", adapter)
+    return "alice/adapter"
+
+
+@pytest.mark.parametrize("keep_layers", [None, [0, 2]])
+def test_an_adapter_on_the_hub_is_loaded_with_its_private_base(remote_adapter, adapter, keep_layers, tmp_path):
+    head = AutoLayerDropModelForSequenceClassification
+    where = {"token": WRITE_TOKEN, "cache_dir": tmp_path / "cache", "keep_layers": keep_layers}
+    expected = head.from_pretrained(adapter, **where).state_dict()
+    for name in (remote_adapter, adapter):
+        for model in (head.from_pretrained(name, **where), load_checkpoint(name, **where)):
+            assert_same_tensors(model.state_dict(), expected)
+        here = load_checkpoint(name, local_files_only=True, **where)
+        assert_same_tensors(here.state_dict(), expected)
+    assert any("lora" in name for name in expected)
+    assert not (tmp_path / "home/hub").exists()
+
+
+def test_a_private_base_is_not_read_without_a_token(remote_adapter):
+    with pytest.raises(CheckpointError, match=r"'alice/base' .*log in"):
+        AutoLayerDropModelForSequenceClassification.from_pretrained(remote_adapter)
+
+
+def test_an_adapter_of_itself_on_the_hub_is_refused(hub):
+    hub.add_repo("alice/circle", {"adapter_config.json": b'{"base_model_name_or_path": "alice/circle"}'})
+    with pytest.raises(CheckpointError, match="'alice/circle' as its base model, which is an adapter itself"):
+        load_checkpoint("alice/circle")
+
+
+def test_a_repository_without_any_config_is_refused(hub):
+    hub.add_repo("alice/empty")
+    with pytest.raises(CheckpointError, match="alice/empty"):
+        load_checkpoint("alice/empty")
+
+
+def test_a_config_on_the_hub_is_asked_for_once(bert, hub):
+    hub.add_folder("alice/model", bert)
+    find_config("alice/model", {})
+    hub.requests.clear()
+    find_config("alice/model", {})
+    assert len(hub.requests) == 1
+    hub.requests.clear()
+    find_config("alice/model", {"force_download": True})
+    assert [request.method for request in hub.requests if request.path.endswith("config.json")] == ["HEAD", "GET"]
 
 
 @pytest.mark.parametrize("left", ["config.json", ""])

@@ -159,6 +159,59 @@ def test_a_base_without_its_pooler_is_saved_without_it(tmp_path):
     assert set(written(tmp_path / "out")) == set(expected_of(tmp_path / "source", save))
 
 
+T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 4}
+SIZES = {
+    "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 4, "n_head": 2, "vocab_size": 60},
+    "LlamaForCausalLM": {**SMALL, "num_key_value_heads": 2},
+    "ViTForImageClassification": {**SMALL, "image_size": 8, "patch_size": 4},
+    "T5ForConditionalGeneration": T5,
+    "T5EncoderModel": T5,
+}
+BASE = [
+    ("BertForMaskedLM", "bert.embeddings.word_embeddings.weight"),  # the decoder is tied to it
+    ("BertModel", "embeddings.LayerNorm.bias"),
+    ("BertForSequenceClassification", "bert.embeddings.position_embeddings.weight"),
+    ("GPT2LMHeadModel", "transformer.wte.weight"),
+    ("BartForConditionalGeneration", "model.shared.weight"),
+    ("T5ForConditionalGeneration", "shared.weight"),
+    ("LlamaForCausalLM", "model.embed_tokens.weight"),
+    ("LlamaForCausalLM", "model.norm.weight"),
+    ("ViTForImageClassification", "vit.embeddings.position_embeddings"),
+]
+
+
+def made(head):
+    cls = getattr(transformers, head)
+    return cls(cls.config_class(**SIZES[head])) if head in SIZES else build(head)
+
+
+@pytest.mark.parametrize("keep_layers", [2, None])
+@pytest.mark.parametrize(("head", "weight"), BASE)
+def test_a_base_without_its_embeddings_is_refused(head, weight, keep_layers, tmp_path):
+    made(head).save_pretrained(tmp_path / "source")
+    assert weight in load_file(tmp_path / "source/model.safetensors")
+    change_weights(tmp_path / "source", lambda weights: {n: w for n, w in weights.items() if n != weight})
+    with pytest.raises(CheckpointError, match=f"lacks the weight .*{weight.rpartition('.')[0].rpartition('.')[0]}"):
+        save_pruned(tmp_path / "source", tmp_path / "out", keep_layers=keep_layers, tokenizer=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("new", ["classifier", "output beside the stacks", "output of a language model", "tied"])
+def test_a_head_that_is_new_or_tied_is_not_missed(new, tmp_path):
+    head, wanted = {
+        "classifier": ("BertForMaskedLM", transformers.BertForSequenceClassification),
+        "output beside the stacks": ("T5ForConditionalGeneration", transformers.T5ForQuestionAnswering),
+        "output of a language model": ("T5EncoderModel", None),
+        "tied": ("GPT2LMHeadModel", None),
+    }[new]
+    made(head).save_pretrained(tmp_path / "source")
+    if new == "tied":  # under the name of what shares it
+        renamed = {"transformer.wte.weight": "lm_head.weight"}
+        change_weights(tmp_path / "source", lambda weights: {renamed.get(n, n): w for n, w in weights.items()})
+    save_pruned(tmp_path / "source", tmp_path / "out", keep_layers=2, tokenizer=False, model_class=wanted)
+    assert any("emb" in name or "wte" in name or "shared" in name for name in written(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("dtype", [None, "auto", torch.bfloat16, "bfloat16"])
 def test_what_is_left_over_has_the_dtype_that_was_asked_for(dtype, tmp_path):
     build("BertForPreTraining").save_pretrained(tmp_path / "source")

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -22,7 +23,7 @@ from conftest import build
 from hf_layerdrop import prune_layers, push_pruned_to_hub, save_pruned
 from hf_layerdrop.checkpoints.tokenizers import processor_files
 from hf_layerdrop.cli import run
-from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.errors import CheckpointError, UnsupportedModelError
 from hub_server import HubServer
 
 SENTENCES = ["a man plays the guitar", "the dog sleeps", "a child reads a book"]
@@ -120,7 +121,33 @@ def test_a_sentence_transformer_is_one_after_a_cut(pooling, more, door, source, 
     assert abs(again.encode(SENTENCES, prompt_name="query") - before).max() > 1e-3
     assert again.max_seq_length == 7
     assert run(["inspect", str(small)]) == 0
+    card = ModelCard.load(small / "README.md")
+    name = "alice/small" if door is to_hub else "small"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert set(card.data.tags) == {"sentence-transformers", "sentence-similarity", "layerdrop", "pruned", "bert"}
+    assert "from sentence_transformers import SentenceTransformer" in card.text
+    assert f'model = SentenceTransformer("{name}")' in card.text
+    assert "nothing but transformers" not in card.text
     save_pruned(source, small, keep_layers=KEPT, overwrite=True)  # what a save made may be replaced
+
+
+@pytest.mark.parametrize(("said", "task"), [("SparseEncoder", "feature-extraction"), ("CrossEncoder", "text-ranking")])
+def test_the_card_shows_the_class_of_other_models_of_sentence_transformers(said, task, source, tmp_path):
+    (source / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
+    (source / "config_sentence_transformers.json").write_text(json.dumps({"model_type": said}))
+    card = ModelCard.load(from_folder(source, tmp_path / "small", None) / "README.md")
+    assert card.data.pipeline_tag == task
+    assert f'model = {said}("small")' in card.text
+
+
+@pytest.mark.parametrize("modules", [None, "[]", "{"])
+def test_the_card_of_any_other_model_shows_transformers(modules, source, tmp_path):
+    if modules is not None:
+        (source / "modules.json").write_text(modules)
+    (source / "README.md").write_text("---\nlibrary_name: sentence-transformers\nlicense: mit\n---\n")
+    card = ModelCard.load(from_folder(source, tmp_path / "small", None) / "README.md")
+    assert (card.data.library_name, card.data.license) == ("transformers", "mit")
+    assert "nothing but transformers is needed" in card.text
 
 
 def test_a_pooling_that_weighs_each_layer_is_refused(source, tmp_path):
@@ -271,3 +298,44 @@ def test_what_lies_in_the_subfolder_of_a_hub_repository_comes_along(source, hub,
     hub.add_repo(REPO, {**files, "1_Dense/model.safetensors": b"of another"})
     small = save_pruned(REPO, tmp_path / "small", keep_layers=KEPT, subfolder="inner")
     assert (small / "1_Dense/model.safetensors").read_bytes() == (source / "1_Dense/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("target", ["store", "nowhere"])
+@pytest.mark.parametrize("door", [from_folder, in_memory, to_hub])
+def test_a_tokenizer_of_which_a_part_lies_elsewhere_is_refused(door, target, source, hub, tmp_path):
+    for path in source.glob("tokenizer*.json"):
+        path.rename(tmp_path / path.name)
+    (source / "vocab.txt").rename(tmp_path / "store")
+    (source / "vocab.txt").symlink_to(tmp_path / target)  # alone: it must not be said that there is none
+    words = r"vocab\.txt' is a link that leads out .*copy the file in its place.*tokenizer=\.\.\..*--no-tokenizer"
+    with pytest.raises(CheckpointError, match=words):
+        door(source, tmp_path / "small", hub)
+    (source / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=words):
+        door(source, tmp_path / "small", hub)
+    assert not (tmp_path / "small").exists()
+    assert "alice/small" not in hub.repos
+    assert not list(save_pruned(source, tmp_path / "small", keep_layers=KEPT, tokenizer=False).glob("vocab.txt"))
+
+
+def test_prune_names_the_link_in_one_sentence(source, tmp_path, capsys):
+    (source / "vocab.txt").unlink(missing_ok=True)
+    (source / "vocab.txt").symlink_to(tmp_path / "store")
+    (tmp_path / "store").write_text("\n".join(WORDS))
+    assert run(["prune", str(source), "--keep-layers", "2", "--output", str(tmp_path / "small")]) == 2
+    assert capsys.readouterr().err.count("leads out of the checkpoint") == 1
+    run(["prune", str(source), "--keep-layers", "2", "--output", str(tmp_path / "small"), "--no-tokenizer"])
+    assert not (tmp_path / "small/vocab.txt").exists()
+
+
+def test_the_hub_cache_may_have_its_files_on_another_disk(source, hub, tmp_path):
+    from_hub(source, tmp_path / "small", hub)
+    (blobs,) = tmp_path.glob("home/hub/models--alice--source/blobs")
+    blobs.rename(tmp_path / "disk")
+    blobs.symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "id_rsa").write_text("secret")
+    (snapshot,) = tmp_path.glob("home/hub/models--alice--source/snapshots/*")
+    (snapshot / "LICENSE").symlink_to(blobs / "id_rsa")
+    again = save_pruned(REPO, tmp_path / "again", keep_layers=KEPT)
+    assert len(AutoTokenizer.from_pretrained(again)) == len(WORDS)
+    assert not (again / "LICENSE").exists()

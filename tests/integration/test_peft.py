@@ -23,6 +23,7 @@ from hf_layerdrop import (
     sub_network,
 )
 from hf_layerdrop.errors import CheckpointError, KeepLayersError, UnsupportedModelError
+from hub_server import HubServer
 from integrations import ROWS, needed, training_arguments
 
 peft = needed("peft")
@@ -195,12 +196,19 @@ def test_keep_layers_cuts_an_adapter_folder_with_its_base(adapter_folder):
 
 
 @pytest.mark.parametrize("beside", ["base", "adapter"])
-def test_a_pipeline_takes_the_tokenizer_beside_the_adapter_or_its_base(beside, adapter_folder):
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_a_pipeline_takes_the_tokenizer_beside_the_adapter_or_its_base(
+    on_the_hub, beside, adapter_folder, tmp_path, monkeypatch
+):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film"]
     home = adapter_folder.parent / beside
     (home / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(vocab=str(home / "vocab.txt")).save_pretrained(home)
-    served = pipeline("text-classification", adapter_folder, keep_layers=KEPT)
+    with HubServer() as hub:
+        hub.use_in_process(monkeypatch, tmp_path / "home")
+        hub.add_folder("alice/adapter", adapter_folder)
+        name = "alice/adapter" if on_the_hub else adapter_folder
+        served = pipeline("text-classification", name, keep_layers=KEPT)
     assert served.tokenizer.get_vocab() == {word: number for number, word in enumerate(words)}
     assert served.model.config.num_hidden_layers == len(KEPT)
     assert served("a film")[0]["label"].startswith("LABEL_")

@@ -114,6 +114,24 @@ def test_its_class_is_loaded_where_that_is_asked_for(door, keep_layers, folder):
     assert torch.equal(model(**BATCH).logits, expected(**BATCH).logits)
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_its_class_is_loaded_where_the_config_names_the_native_one(door, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
+    model = door(folder, trust_remote_code=True, keep_layers=KEPT).eval()
+    assert type(model).__name__ == "OwnForSequenceClassification"
+    assert torch.equal(model(**BATCH).logits, plain(folder, KEPT).eval()(**BATCH).logits)
+
+
+@pytest.mark.parametrize("folder", ["native config"], indirect=True)
+def test_the_native_class_is_loaded_where_the_code_is_for_another_task(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    del config["auto_map"]["AutoModelForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert type(load_checkpoint(folder, trust_remote_code=True)).__name__ == "BertForSequenceClassification"
+
+
 def test_it_drops_layers(folder):
     model = AutoLayerDropModel.from_pretrained(folder, trust_remote_code=True, layerdrop=0.5)
     assert type(model).__name__ == "OwnModel"

@@ -487,8 +487,8 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, repo: str, revision: str, path: str) -> None:
         _, commit = self._commit(repo, revision)
         headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
-        if path not in commit.files:
-            raise Refusal(404, "Entry not found", "EntryNotFound")
+        if path not in commit.files:  # of which a client takes note, by the commit
+            raise Refusal(404, "Entry not found", "EntryNotFound", headers=headers)
         body = commit.files[path]
         entry = _entry(commit, path)
         headers["ETag"] = f'"{entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]}"'

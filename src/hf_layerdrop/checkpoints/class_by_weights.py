@@ -90,6 +90,17 @@ def _candidates(config: PreTrainedConfig, first: Sequence[str]) -> Iterator[type
             yield compat.CLASS_BY_CONFIG.value(config, mapping)
 
 
+def auto_classes_of(cls: type[PreTrainedModel]) -> list[str]:
+    """Return the names of the Auto classes that load a class of transformers."""
+    found = []
+    for name, auto in vars(modeling_auto).items():
+        mapping = getattr(auto, compat.CLASSES_BY_CONFIG.name, None) if isinstance(auto, type) else None
+        classes = mapping[cls.config_class] if mapping is not None and cls.config_class in mapping else ()
+        if cls in (classes if isinstance(classes, tuple) else (classes,)):
+            found.append(name)
+    return found
+
+
 def _is_complete(cls: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Any]) -> bool:
     """Tell a class that has all its weights among these; what there is more is kept beside them."""
     try:

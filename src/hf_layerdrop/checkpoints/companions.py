@@ -7,6 +7,7 @@ is copied and never run.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -22,10 +23,13 @@ COMPANIONS = (
     *("custom_generate/*.py", "LICENSE*", "LICENCE*", "License*", "license*", "NOTICE*", "COPYING*", "USE_POLICY*"),
 )
 CODE = "*.py"
+SENTENCES = "sentence-transformers"
 _OF_MODULES = ("*.json", "*.txt", "*.model", "*.py", "model.safetensors", "pytorch_model.bin")
 _MAPPING_CODE = ("config.json", "tokenizer_config.json", "*processor_config.json")
 _LIBRARY = "sentence_transformers."
 _WEIGHING = "WeightedLayerPooling"
+_TASKS = {"SparseEncoder": "feature-extraction", "CrossEncoder": "text-ranking"}
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def companion_files(folder: Path) -> list[Path]:
@@ -58,20 +62,40 @@ def check_modules(folder: Path) -> None:
         )
 
 
+def sentence_task(folder: Path) -> str | None:
+    """Return the Hub's name of what a model of Sentence Transformers does; None for any other."""
+    if not inside(folder, ["modules.json"]) or not _modules(folder):
+        return None
+    said = read_beside(folder / "config_sentence_transformers.json")
+    return _TASKS.get(str(said.get("model_type") if isinstance(said, dict) else None), "sentence-similarity")
+
+
 def inside(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """List the files of a folder by patterns: those that are in it, or in the Hub's cache for it.
 
     A link that leads elsewhere is left out with a warning: what is copied may be published, and a checkpoint is a
     stranger's.
     """
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    home = folder.resolve()
-    homes = [home, *(above.parent / "blobs" for above in home.parents if above.name == "snapshots")]
-    kept = [path for path in found if any(path.resolve().is_relative_to(home) for home in homes)]
-    for path in found:
-        if path not in kept:
-            logger.warning("%s is a link that leads out of the checkpoint, and is left out.", path)
+    kept, left_out = parted(folder, patterns)
+    for path in left_out:
+        logger.warning("%s is a link that leads out of the checkpoint, and is left out.", path)
     return kept
+
+
+def parted(folder: Path, patterns: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """Part the files of a folder by patterns: those that are in it, and links that lead elsewhere, or nowhere."""
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    found = [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
+    home = folder.resolve()
+    # the Hub's cache may have its files on another disk; whatever else is there has no such name
+    blobs = [(above.parent / "blobs").resolve() for above in home.parents if above.name == "snapshots"]
+    kept: list[Path] = []
+    left_out: list[Path] = []
+    for path in found:
+        file = path.resolve()
+        cached = file.parent in blobs and _BLOB.fullmatch(file.name) is not None
+        (kept if path.is_file() and (cached or file.is_relative_to(home)) else left_out).append(path)
+    return kept, left_out
 
 
 def read_beside(file: Path) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import resolve_revision
 
-from hf_layerdrop.checkpoints.adapter_files import adapted_base
+from hf_layerdrop.checkpoints.adapter_files import adapted_base, of_base
 from hf_layerdrop.checkpoints.class_by_weights import (
     architectures_of,
+    auto_classes_of,
     class_by_weights,
     class_that_generates,
     named_class,
@@ -28,6 +30,7 @@ WHERE = (
     *("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code"),
     *("code_revision", "gguf_file"),
 )
+_OF_REVISION = {"revision", "token", "local_files_only", "cache_dir"}
 _OF_HEADERS = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
 
 
@@ -47,7 +50,7 @@ def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfi
     if isinstance(config, PreTrainedConfig):
         return config
     if config is None and (base := adapted_base(name_or_path, kwargs)) is not None:
-        return find_config(base, {})
+        return find_config(base, of_base(kwargs))
     if config is None and is_there(name_or_path) and Path(name_or_path).is_dir() and not kwargs.get("gguf_file"):
         read_config(Path(name_or_path) / (kwargs.get("subfolder") or ""))
     found = config or name_or_path
@@ -55,7 +58,12 @@ def find_config(name_or_path: Any, kwargs: Mapping[str, Any]) -> PreTrainedConfi
     where["trust_remote_code"] = bool(where.get("trust_remote_code"))  # for None, transformers asks at the terminal
     with reading(name_or_path, alone=True):
         if config is None and not kwargs.get("gguf_file"):  # to read a GGUF takes long, and it holds what it says
-            check_declared(name_or_path, PreTrainedConfig.get_config_dict(found, **where)[0], kwargs)
+            where["revision"] = resolve_revision(found, **{name: where[name] for name in _OF_REVISION & set(where)})
+            fields, _ = PreTrainedConfig.get_config_dict(found, **where)
+            where["force_download"] = False  # from here on the file is there, at a revision that stays what it is
+            if not fields and (base := adapted_base(name_or_path, where)) is not None:
+                return find_config(base, of_base(kwargs))
+            check_declared(name_or_path, fields, kwargs)
         try:
             return AutoConfig.from_pretrained(found, **where)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -87,8 +95,9 @@ def find_class(
     config = find_config(name_or_path, kwargs)
     names = architectures_of(config)
     named, own = named_class(config), class_of_code(config, names, name_or_path, kwargs)
-    if own is None and named is None:
-        own = class_of_code(config, getattr(config, "auto_map", None) or (), name_or_path, kwargs)
+    if own is None and getattr(config, "auto_map", None):  # which names code by Auto classes
+        autos = config.auto_map if named is None else auto_classes_of(named)
+        own = class_of_code(config, autos, name_or_path, kwargs)
     if own is not None:
         return own
     if named is None and not names and kwargs.get("gguf_file"):  # what is in GGUF generates

@@ -44,7 +44,7 @@ def read_headers(
         CheckpointError: There is no such checkpoint, or it is broken; see `read_checkpoint`.
     """
     with reading(name_or_path, alone=True):
-        if (base := adapted_base(name_or_path, where)) is not None:
+        if (base := adapted_base(name_or_path, {**where, "revision": revision, "token": token})) is not None:
             return read_headers(base, token=token, **{**where, "subfolder": ""})
         if is_there(name_or_path) or not _HUB_ID.fullmatch(str(name_or_path)):
             return read_checkpoint(Path(name_or_path) / (where.get("subfolder") or ""))

@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_layerdrop.checkpoints.companions import inside, read_beside
+from hf_layerdrop.checkpoints.companions import parted, read_beside
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.strangers import reason_of
 from hf_layerdrop.checkpoints.unreadable import is_there
@@ -66,7 +66,27 @@ def load_tokenizer(model: str, **where: Any) -> PreTrainedTokenizerBase:
 
 def processor_files(folder: Path) -> list[Path]:
     """List the files of tokenizer and processors in a folder, also those that only its own kind of tokenizer has."""
-    return inside(folder, [*PROCESSOR_FILES, *map(escape, vocabulary_files(folder))])
+    return [path for part in _processor_files(folder) for path in part]
+
+
+def copied_processor_files(folder: Path) -> list[Path]:
+    """List the files of tokenizer and processors that are copied: all, since without its vocabulary one says nothing.
+
+    Raises:
+        CheckpointError: If one is a link that leads out of the checkpoint, or nowhere.
+    """
+    files, left_out = _processor_files(folder)
+    for link in left_out:
+        raise CheckpointError(
+            f"{str(link)!r} is a link that leads out of the checkpoint, and is not followed to a file that may be "
+            "published: copy the file in its place, give a tokenizer (tokenizer=...), or go on without "
+            "(tokenizer=False, --no-tokenizer)."
+        )
+    return files
+
+
+def _processor_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    return parted(folder, [*PROCESSOR_FILES, *map(escape, vocabulary_files(folder))])
 
 
 def vocabulary_files(folder: Path) -> list[str]:

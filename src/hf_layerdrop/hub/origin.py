@@ -14,11 +14,18 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop import compat
-from hf_layerdrop.checkpoints.companions import COMPANIONS, check_modules, companion_files, further_companions
+from hf_layerdrop.checkpoints.companions import (
+    COMPANIONS,
+    SENTENCES,
+    check_modules,
+    companion_files,
+    further_companions,
+    sentence_task,
+)
 from hf_layerdrop.checkpoints.headers import CONFIG_NAME
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
-from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, none_beside, processor_files, vocabulary_files
+from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, copied_processor_files, none_beside, vocabulary_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
 
@@ -73,15 +80,19 @@ class Source:
         return root
 
     def processor_files(self) -> list[Path]:
-        """List the files of tokenizer and processors."""
-        return [] if self.folder is None else processor_files(self.folder)
+        """List the files of tokenizer and processors; a link that leads out of the checkpoint is refused."""
+        return [] if self.folder is None else copied_processor_files(self.folder)
 
     def companion_files(self) -> list[Path]:
         """List what else lies beside the weights and belongs to the model."""
         return [] if self.folder is None else companion_files(self.folder)
 
     def card_metadata(self) -> dict[str, Any]:
-        """Read what the source's card says that goes for its sub-networks too."""
+        """Read what the source's card says that goes for its sub-networks too, and of which other library it is."""
+        task = sentence_task(self.folder) if self.folder else None
+        return {**self._said(), **({"library_name": SENTENCES, "pipeline_tag": task} if task else {})}
+
+    def _said(self) -> dict[str, Any]:
         card = self.root / "README.md" if self.root else None
         if card is None or not card.is_file():
             return {}
@@ -113,7 +124,8 @@ def check_processors(source: Source | None, model: Any, tokenizer: Any) -> None:
     A model in memory need not come from anywhere, so that it only gets a warning.
 
     Raises:
-        CheckpointError: None was given, and none lies beside the weights, or there is no such checkpoint.
+        CheckpointError: None was given, and none lies beside the weights, one of its files is a link that leads out of
+            the checkpoint, or there is no such checkpoint.
     """
     if tokenizer is not None or (source and source.processor_files()):
         return
@@ -143,7 +155,7 @@ def load_pruned(
     """Load the sub-network, or cut it out of a copy; return also what to save of it, if that is not its whole state.
 
     Raises:
-        CheckpointError: A kept layer lacks a weight, or one of its other kinds.
+        CheckpointError: A kept layer or the base model lacks a weight, or one of its other kinds.
     """
     from transformers import PreTrainedModel
 
@@ -175,7 +187,7 @@ def _load_named(name: str, keep_layers: Any, options: dict[str, Any]) -> tuple[P
     from hf_layerdrop.checkpoints.weight_names import WeightNames
     from hf_layerdrop.models.auto import load_fitting
     from hf_layerdrop.models.mixin import inject
-    from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
+    from hf_layerdrop.pruning.weight_checks import check_base_is_whole, check_layers_are_whole
 
     layerdrop, model_class = options.pop("layerdrop", None), options.pop("model_class", None)
     leftovers: dict[str, Any] = {}
@@ -184,6 +196,7 @@ def _load_named(name: str, keep_layers: Any, options: dict[str, Any]) -> tuple[P
         names, kept = WeightNames(loaded, find_stacks(loaded)), loaded.config.hf_layerdrop["keep_layers"]
         places = filter(None, map(names.layer_of, info["missing_keys"]))
         check_layers_are_whole((stack, kept[stack][layer], rest) for stack, layer, rest in places)
+    check_base_is_whole(loaded, info["missing_keys"])
     if layerdrop is not None:
         inject(loaded, layerdrop, options)
     given = any(options.get(dtype) not in (None, "auto") for dtype in ("dtype", "torch_dtype"))

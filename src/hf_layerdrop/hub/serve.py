@@ -108,10 +108,15 @@ def _load_for_task(
 
 def _home(name: str, loading: Mapping[str, Any]) -> str:
     """Return where tokenizer and processors lie: with an adapter that has none of its own, beside its base model."""
+    from transformers.utils.hub import has_file
+
     from hf_layerdrop.checkpoints.adapter_files import adapted_base
 
     base = adapted_base(name, loading)
-    return name if base is None or processor_files(Path(name)) else base
+    if base is None or processor_files(Path(name)):
+        return name
+    where = {key: loading[key] for key in ("revision", "token", "cache_dir", "local_files_only") if loading.get(key)}
+    return name if has_file(name, "tokenizer_config.json", **where) else base
 
 
 def _components(served: dict[str, Any], name: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_layerdrop.checkpoints.companions import SENTENCES
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.results.escaping import code, markdown, plain, quoted
 from hf_layerdrop.results.record import SubNetworkResult
@@ -21,6 +22,12 @@ from hf_layerdrop.results.table import format_kept, format_parameters, render_ma
 from hf_layerdrop.samplers.depth_list import as_depth_list, describe
 
 _TEMPLATE = Path(__file__).with_name("card.jinja")
+# The classes of Sentence Transformers, by the Hub's name of what they do.
+_OF_SENTENCES = {
+    "sentence-similarity": "SentenceTransformer",
+    "feature-extraction": "SparseEncoder",
+    "text-ranking": "CrossEncoder",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -70,7 +77,8 @@ class CardInfo:
         revision: Commit or branch of the source.
         pipeline_tag: The Hub's name of the task; decides how the ``model-index`` names it.
         served: Whether plain ``transformers.pipeline`` knows that task.
-        inherited: Metadata of the source's own card that goes for its sub-network too: licence, language, data.
+        inherited: Metadata of the source's own card that goes for its sub-network too: licence, language, data; the
+            library and the task of a model that is not for transformers alone.
         measured_on: The data behind the results.
     """
 
@@ -116,6 +124,7 @@ def render_card(
         revision=_linked_revision(base_model, info.revision),
         measured_on=markdown(str(info.measured_on)),
         model_class=_class_of(config),
+        sentences=_OF_SENTENCES[info.inherited["pipeline_tag"]] if _is_of_sentences(info) else None,
         kept=_describe_kept(provenance),
         root_kept=_describe_root(provenance),
         chosen_by=_escaped(_describe_choice(provenance)),
@@ -152,6 +161,10 @@ def _class_of(config: Mapping[str, Any]) -> str:
     return named if isinstance(named, str) and named.isidentifier() else "AutoModel"
 
 
+def _is_of_sentences(info: CardInfo) -> bool:
+    return info.inherited.get("library_name") == SENTENCES
+
+
 def _escaped(text: str | None) -> str | None:
     return None if text is None else markdown(text)
 
@@ -160,12 +173,12 @@ def _metadata(
     config: Mapping[str, Any], info: CardInfo, base_model: str | None, metrics: Mapping[str, float]
 ) -> ModelCardData:
     scores = {name: value for name, value in metrics.items() if math.isfinite(value)}  # YAML on the Hub has no NaN
+    known = {"library_name": "transformers", "pipeline_tag": info.pipeline_tag}
+    tags = [SENTENCES, info.inherited["pipeline_tag"]] if _is_of_sentences(info) else []
     return ModelCardData(
-        **{name: _plain(value) for name, value in info.inherited.items() if name != "base_model"},
-        library_name="transformers",
-        tags=[tag for tag in ("layerdrop", "pruned", config.get("model_type")) if tag],
+        **{**known, **{name: _plain(value) for name, value in info.inherited.items() if name != "base_model"}},
+        tags=[tag for tag in (*tags, "layerdrop", "pruned", config.get("model_type")) if tag],
         base_model=base_model,
-        pipeline_tag=info.pipeline_tag,
         model_name=plain(info.name.rpartition("/")[2]) if scores else None,
         eval_results=[_eval_result(name, value, info) for name, value in scores.items()] or None,
     )
