@@ -5,6 +5,10 @@ import json
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
+    EncoderDecoderModel,
     Gemma3TextConfig,
     Gemma3TextModel,
     ModernBertConfig,
@@ -207,6 +211,19 @@ def test_a_cut_that_plain_transformers_would_build_otherwise_is_refused_before_a
     assert not (tmp_path / "cut").exists()
     assert json.dumps(model.config.to_dict(), default=str) == before
     assert len(find_stacks(model)["layers"].layers(model)) == 4
+
+
+def test_an_encoder_decoder_of_two_models_of_one_type_is_cut_in_either(tmp_path):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+    config = BertConfig(num_hidden_layers=4, **sizes)
+    decoder = BertConfig(num_hidden_layers=4, is_decoder=True, add_cross_attention=True, **sizes)
+    model = EncoderDecoderModel(encoder=BertModel(config), decoder=BertLMHeadModel(decoder)).eval()
+    prune_layers(model, {"encoder": "all", "decoder": [0, 3]})
+    assert (model.config.encoder.num_hidden_layers, model.config.decoder.num_hidden_layers) == (4, 2)
+    model.save_pretrained(tmp_path)
+    batch = {"input_ids": torch.arange(1, 7)[None], "decoder_input_ids": torch.arange(1, 5)[None]}
+    with torch.no_grad():
+        assert torch.equal(EncoderDecoderModel.from_pretrained(tmp_path).eval()(**batch).logits, model(**batch).logits)
 
 
 KINDS_OF_ATTENTION = {  # each has frequencies of its own, which are not saved, and not made where no layer is of it
