@@ -4,6 +4,18 @@ import json
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
+    EncoderDecoderModel,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    ModernBertConfig,
+    ModernBertModel,
+    Olmo3Config,
+    Olmo3Model,
+)
 
 from architectures.checks import CHECKS, run_checks
 from architectures.tiny import Tiny, build_tiny
@@ -199,6 +211,48 @@ def test_a_cut_that_plain_transformers_would_build_otherwise_is_refused_before_a
     assert not (tmp_path / "cut").exists()
     assert json.dumps(model.config.to_dict(), default=str) == before
     assert len(find_stacks(model)["layers"].layers(model)) == 4
+
+
+def test_an_encoder_decoder_of_two_models_of_one_type_is_cut_in_either(tmp_path):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+    config = BertConfig(num_hidden_layers=4, **sizes)
+    decoder = BertConfig(num_hidden_layers=4, is_decoder=True, add_cross_attention=True, **sizes)
+    model = EncoderDecoderModel(encoder=BertModel(config), decoder=BertLMHeadModel(decoder)).eval()
+    prune_layers(model, {"encoder": "all", "decoder": [0, 3]})
+    assert (model.config.encoder.num_hidden_layers, model.config.decoder.num_hidden_layers) == (4, 2)
+    model.save_pretrained(tmp_path)
+    batch = {"input_ids": torch.arange(1, 7)[None], "decoder_input_ids": torch.arange(1, 5)[None]}
+    with torch.no_grad():
+        assert torch.equal(EncoderDecoderModel.from_pretrained(tmp_path).eval()(**batch).logits, model(**batch).logits)
+
+
+KINDS_OF_ATTENTION = {  # each has frequencies of its own, which are not saved, and not made where no layer is of it
+    "modernbert": (ModernBertModel, ModernBertConfig, 22, {"pad_token_id": 0}),
+    "gemma3": (Gemma3TextModel, Gemma3TextConfig, 6, {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4}),
+    "olmo3": (Olmo3Model, Olmo3Config, 8, {"num_key_value_heads": 1, "pad_token_id": 0, "sliding_window": 4}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("modernbert", "::3"), ("gemma3", "first:5"), ("gemma3", "5::6"), ("gemma3", "first:4"), ("olmo3", "3::4")],
+)
+def test_a_cut_may_lose_one_kind_of_attention(name, kept, tmp_path):
+    model_class, config_class, depth, settings = KINDS_OF_ATTENTION[name]
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = model_class(config_class(num_hidden_layers=depth, **sizes, **settings)).eval()
+    kinds, batch = set(model.config.layer_types), {"input_ids": torch.arange(1, 13)[None]}
+    with sub_network(model, kept), torch.no_grad():
+        inside = model(**batch).last_hidden_state
+    save_pruned(model, tmp_path / "saved", keep_layers=kept, tokenizer=False)
+    prune_layers(model, kept)
+    assert len(set(model.config.layer_types)) < len(kinds)
+    with torch.no_grad():
+        cut = model(**batch).last_hidden_state
+        again = model_class.from_pretrained(tmp_path / "saved").eval()(**batch).last_hidden_state
+    assert torch.equal(inside, cut)
+    assert torch.equal(again, cut)
 
 
 # --- What a dropped layer hands on ----------------------------------------------------------------

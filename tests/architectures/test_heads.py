@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import transformers
+from transformers import SiglipTextConfig, SiglipTextModel
 
 from architectures.heads import check_cuts, check_dice, require_same_settings
 from architectures.shrinking import tiny_config
@@ -121,6 +122,29 @@ def test_a_type_that_nobody_tried_is_warned_of_once(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         for model_type in ("bert", "reformer", "reformer"):
             prune_layers(build_tiny(model_type).model, [0, 2])
-    said = [record.getMessage() for record in caplog.records if "Nobody has tried" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "were not tried" in record.getMessage()]
     assert len(said) == 1
     assert "'reformer'" in said[0]
+
+
+def test_a_part_is_as_tried_as_its_composite(caplog) -> None:
+    expressible._warned.clear()
+    text = SiglipTextConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, vocab_size=50
+    )
+    assert text.model_type not in TRIED
+    with caplog.at_level(logging.WARNING):
+        prune_layers(SiglipTextModel(text), [0, 2])
+    assert "tried" not in caplog.text
+
+
+def test_a_cut_that_is_refused_is_not_warned_of(caplog, monkeypatch) -> None:
+    expressible._warned.clear()
+    monkeypatch.setattr(expressible, "TRIED", frozenset())
+    model = build_tiny("diffllama").model
+    with caplog.at_level(logging.WARNING):
+        with pytest.raises(UnsupportedModelError, match="would build layer"):
+            prune_layers(model, [0, 2])
+        assert "were not tried" not in caplog.text
+        prune_layers(model, [0, 1])
+    assert "were not tried" in caplog.text

@@ -214,6 +214,7 @@ def test_alignment_heads_follow_their_layers(tmp_path: Path, caplog: pytest.LogC
     model.save_pretrained(tmp_path / "whole")
     with sub_network(model, keep):
         assert model.generation_config.alignment_heads == expected
+    assert "alignment heads" not in caplog.text  # since they come back
     assert model.generation_config.alignment_heads == heads
     assert load_checkpoint(tmp_path / "whole", keep_layers=keep).generation_config.alignment_heads == expected
     save_pruned(tmp_path / "whole", tmp_path / "saved", keep_layers=keep, tokenizer=False)

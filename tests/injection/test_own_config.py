@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_model_that_shares_its_config_is_changed_alone(head: str, change: str,
 def test_a_model_without_twin_keeps_its_config_and_what_holds_it_sees_the_change() -> None:
     model = build("BertForSequenceClassification")
     config = model.config
-    inject_layerdrop(model, 0.5)
+    remove_layerdrop(inject_layerdrop(model, 0.5))
     prune_layers(model.bert, [0, 3])  # a part of a model is cut with the model's config
     assert model.config is config
     assert config.num_hidden_layers == 2
@@ -95,3 +96,28 @@ def test_threads_cut_models_of_one_config_at_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(work, place) for place in range(8)]:
             done.result()
+
+
+def test_a_twin_and_a_whole_that_are_frozen_are_seen() -> None:
+    changed, other = twins("BertForSequenceClassification")
+    whole = build("BertForSequenceClassification")
+    gc.freeze()
+    try:
+        prune_layers(changed, [0, 3])
+        prune_layers(whole.bert, [0, 3])
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+    assert (changed.config.num_hidden_layers, other.config.num_hidden_layers) == (2, 4)
+    assert whole.config.num_hidden_layers == 2
+
+
+def test_a_block_takes_no_longer_where_a_script_still_has_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise AssertionError("all objects were looked at")
+
+    model = build("BertModel")
+    monkeypatch.setitem(globals(), "CONFIG", model.config)  # as a variable of a script or a notebook
+    monkeypatch.setattr(gc, "get_referrers", fails)
+    with sub_network(model, [0, 3]):
+        assert model.config.num_hidden_layers == 2

@@ -158,3 +158,17 @@ def test_rates_are_learned_as_in_a_loop_and_a_resumed_run_goes_on_learning(accum
     assert [*first.runs, *second.runs] == whole.runs
     assert learned_rates(second) == learned_rates(whole)
     assert learned_rates(first) != learned_rates(whole)
+
+
+def test_checkpoints_of_older_versions_go_on_learning_and_those_of_other_modules_are_refused(tmp_path):
+    first, second = Classifier(LEARNED), Classifier(LEARNED)
+    fit(first, tmp_path, epochs=3).save_checkpoint(tmp_path / "new.ckpt")
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=False)
+    saved = checkpoint["hf_layerdrop"]
+    old, other = saved[""]["learned"], {"query": saved[""]}
+    for name, entry in (("old", old), ("other", other)):
+        torch.save({**checkpoint, "hf_layerdrop": entry}, tmp_path / f"{name}.ckpt")
+    fit(second, tmp_path, epochs=3, resume=str(tmp_path / "old.ckpt"))
+    assert learned_rates(second) == learned_rates(first)
+    with pytest.raises(LayerDropStateError, match=r"by the paths \['query'\], and none by ''"):
+        fit(Classifier(LEARNED), tmp_path, resume=str(tmp_path / "other.ckpt"))

@@ -1,6 +1,7 @@
 """Cut a model in memory: promises 8 to 11 and 13 of the design, as far as no checkpoint is read."""
 
 import copy
+import pickle
 import threading
 import time
 
@@ -22,7 +23,7 @@ from conftest import (
     layers_of,
     output_of,
 )
-from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, sub_network
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, layerdrop_state, prune_layers, remove_layerdrop, sub_network
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.pruning.prune import Cutter, count_parameters
@@ -283,6 +284,31 @@ def test_a_sub_network_is_put_back_after_an_error(head):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    "config", [0.5, LayerDropConfig(0.5, structure="head"), LayerDropConfig(0.5, execution="mask")]
+)
+def test_a_part_of_an_injected_model_is_not_cut_past_the_draws_of_the_whole(config):
+    model = inject_layerdrop(build("BertForSequenceClassification"), config)
+    for cut in (prune_layers, lambda part, kept: sub_network(part, kept).__enter__(), inject_layerdrop):
+        with pytest.raises(LayerDropStateError, match="BertModel is a part of a model in which LayerDrop is injected"):
+            cut(model.bert, [0, 2] if cut is not inject_layerdrop else 0.1)
+    assert len(model.bert.encoder.layer) == 4
+    prune_layers(remove_layerdrop(model).bert, [0, 2])
+    assert len(model.bert.encoder.layer) == 2
+
+
+def test_an_injected_model_is_copied_outside_of_its_blocks_alone():
+    model = inject_layerdrop(build("BertModel"), 0.5)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(LayerDropStateError, match="copy it outside of the block"), sub_network(model, [0, 2]):
+            copied(model)
+    assert not any(draw.paused for draw in layerdrop_state(copy.deepcopy(model)).draws.values())
+    remove_layerdrop(model)
+    with sub_network(model, [0, 2]):
+        student = copy.deepcopy(model)
+    assert depths_of(student) == {"encoder": 2}
 
 
 def test_sub_networks_nest_and_count_in_the_numbering_at_hand():

@@ -8,11 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback
+from transformers import (
+    DiffLlamaConfig,
+    DiffLlamaForSequenceClassification,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from conftest import DEPTH, build
-from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, TaskError
+from hf_layerdrop.errors import (
+    KeepLayersError,
+    LayerDropConfigError,
+    LayerDropStateError,
+    TaskError,
+    UnsupportedModelError,
+)
 from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state
 from hf_layerdrop.injection.step_callback import LayerDropStepCallback
 from hf_layerdrop.models.named import LayerDropBertForSequenceClassification
@@ -161,6 +174,15 @@ def test_the_table_of_a_notebook_gains_depths_and_no_times(tmp_path: Path, monke
     assert len(rows) == 2
     expected = {"Step", "Training Loss", "Validation Loss", "Accuracy", "Depth 2 Accuracy", "Depth 2 Loss"}
     assert all(set(row) == expected for row in rows)
+
+
+def test_a_depth_to_which_the_model_cannot_be_cut_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 40}
+    model = DiffLlamaForSequenceClassification(DiffLlamaConfig(num_hidden_layers=4, pad_token_id=0, **sizes))
+    spy = Spy()
+    with pytest.raises(UnsupportedModelError, match="would build layer 2 otherwise"):
+        trainer_for(model, tmp_path, DepthEvaluationCallback(["first:2", [0, 2]]), spy).train()
+    assert spy.rates == []
 
 
 def test_a_resumed_run_goes_on_with_the_schedule_and_ends_equal(tmp_path: Path) -> None:

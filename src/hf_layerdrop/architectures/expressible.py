@@ -137,10 +137,16 @@ def _use_attention_of(config: PreTrainedConfig, again: PreTrainedConfig) -> None
 
 @dataclass(frozen=True)
 class Look:
-    """What a model is that was built from a config: its layers by stack, and shapes and settings of all else."""
+    """What a model is that was built from a config: its layers by stack, and shapes and settings of all else.
+
+    Attributes:
+        computed: Shapes of what is not saved, such as frequencies: whether a kind of attention has some may depend on
+            whether any layer is of that kind.
+    """
 
     layers: Mapping[str, Sequence[Signature]]
     surroundings: Signature
+    computed: Signature
     settings: Mapping[str, Signature]
 
 
@@ -160,7 +166,6 @@ class Rebuilds:
         Raises:
             UnsupportedModelError: If it is, cannot be built, or a kept layer has lost one that it borrows from.
         """
-        _warn_of_untried(self.whole.config.model_type)
         check_lenders(self.whole, self._stacks, kept)
         check_taps(self.whole, self._stacks, kept)
         built = self._of(config)
@@ -168,6 +173,7 @@ class Rebuilds:
             raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
         _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
         self.check_numbers(kept, lambda: config)
+        _warn_of_untried(self.whole.config)
 
     def check_numbers(self, kept: Kept, config: Callable[[], PreTrainedConfig]) -> None:
         """Refuse a cut after which a layer would compute something else, because it has another number.
@@ -213,7 +219,7 @@ class Rebuilds:
     def _look(self, model: PreTrainedModel) -> Look:
         found = _look(model, self._stacks)
         layers = {name: [self._one_of(layer) for layer in signatures] for name, signatures in found.layers.items()}
-        return Look(layers, self._one_of(found.surroundings), found.settings)
+        return Look(layers, self._one_of(found.surroundings), self._one_of(found.computed), found.settings)
 
     def _one_of(self, signature: Signature) -> Signature:
         known = next((other for other in self._distinct if other == signature), None)
@@ -222,15 +228,22 @@ class Rebuilds:
         return known or signature
 
 
-def _warn_of_untried(model_type: str) -> None:
-    if model_type not in TRIED and model_type not in _warned:
-        _warned.add(model_type)
+def _warn_of_untried(config: PreTrainedConfig) -> None:
+    if config.model_type not in _warned and not _was_tried(config):
+        _warned.add(config.model_type)
         logger.warning(
-            "Nobody has tried yet whether a cut of models of type %r computes what the whole model does with its other "
-            "layers dropped (docs/architectures.md lists the types that do): compare a few outputs of the saved model "
-            "with those in sub_network.",
-            model_type,
+            "Models of type %r were not tried (docs/architectures.md says which were, and of which no tiny form could "
+            "be built): it is not known whether a cut of one computes what the whole model does with its other layers "
+            "dropped, so compare a few outputs of the saved model with those in sub_network.",
+            config.model_type,
         )
+
+
+def _was_tried(config: PreTrainedConfig) -> bool:
+    """Tell whether a type was tried, or the composite that it is a part of, which transformers has in one folder."""
+    library, _, folder = type(config).__module__.rpartition(".")[0].rpartition(".")
+    names = {config.model_type, *([folder, folder.replace("_", "-")] if library == "transformers.models" else [])}
+    return not TRIED.isdisjoint(names)
 
 
 def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
@@ -242,14 +255,16 @@ def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
 
 def _look(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> Look:
     inside = tuple(f"{stack.path}." for stack in stacks.values())
-    weights = (*model.named_buffers(), *model.state_dict().items())  # buffers that are not saved, too
-    shapes = {name: tuple(weight.shape) for name, weight in weights if not name.startswith(inside)}
+    shapes, computed = (
+        {name: tuple(weight.shape) for name, weight in weights if not name.startswith(inside)}
+        for weights in (model.state_dict().items(), model.named_buffers())
+    )
     layers = {name: [_signature(layer, stack) for layer in stack.layers(model)] for name, stack in stacks.items()}
     settings = {path: settings_of(part) for path, part in model.named_modules()}
     for path in settings:
         if f"{path}.".startswith(inside):  # what is no list says what a layer is, and is in its signature
             settings[path] = {name: value for name, value in settings[path].items() if isinstance(value, list | dict)}
-    return Look(layers, shapes, {path: values for path, values in settings.items() if values})
+    return Look(layers, shapes, computed, {path: values for path, values in settings.items() if values})
 
 
 def settings_of(part: nn.Module) -> Signature:
@@ -285,7 +300,9 @@ def _compare(model: str, whole: Look, cut: Look, stacks: Mapping[str, Stack], ke
                     f"would build layer {old} otherwise at place {new} ({difference}), and no field of its config "
                     "can say so; keep other layers, or all."
                 )
-    if difference := _difference(whole.surroundings, cut.surroundings):
+    both = whole.computed.keys() & cut.computed.keys()
+    computed = ({name: look.computed[name] for name in both} for look in (whole, cut))
+    if difference := _difference(whole.surroundings, cut.surroundings) or _difference(*computed):
         raise UnsupportedModelError(
             f"{model} cannot be cut to {_said(kept)}: other parts of it depend on the number of layers ({difference})."
         )

@@ -154,28 +154,32 @@ def _one_for_two(
     )
 
 
-def renumber_generation(generation: GenerationConfig | None, stacks: Mapping[str, Stack], kept: Kept) -> None:
+def renumber_generation(
+    generation: GenerationConfig | None, stacks: Mapping[str, Stack], kept: Kept, *, quiet: bool = False
+) -> None:
     """Change the fields of a generation config that speak of the layers of a decoder, in place."""
     name = next((name for name in ("decoder", "text", "layers") if name in stacks), None)
     if generation is None or name is None or len(kept[name]) == stacks[name].depth:
         return
     layers, depth = list(kept[name]), stacks[name].depth
     if heads := getattr(generation, "alignment_heads", None):
-        _renumber_alignment(generation, heads, layers)
+        _renumber_alignment(generation, heads, layers, quiet=quiet)
     if type(exit_at := getattr(generation, "assistant_early_exit", None)) is int:
         generation.assistant_early_exit = ran_of(layers, exit_at) or None
     if isinstance(chosen := getattr(generation, "dola_layers", None), list):
         generation.dola_layers = sorted({ran_of(layers, layer % (depth + 1)) for layer in chosen})
 
 
-def _renumber_alignment(generation: GenerationConfig, heads: Sequence[Sequence[int]], layers: Sequence[int]) -> None:
+def _renumber_alignment(
+    generation: GenerationConfig, heads: Sequence[Sequence[int]], layers: Sequence[int], *, quiet: bool
+) -> None:
     """Renumber the heads by which Whisper finds the times of words; without any it has to know that it has none."""
     left = [[layers.index(layer), head] for layer, head in heads if layer in layers]
     if left:
         generation.alignment_heads = left
     else:
         del generation.alignment_heads
-    if len(left) < len(heads):
+    if len(left) < len(heads) and not quiet:
         logger.warning(
             "%d of %d alignment heads, by which times of words are found, went with the layers that were cut%s.",
             len(heads) - len(left),

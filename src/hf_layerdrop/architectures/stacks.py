@@ -143,7 +143,7 @@ def _looked_up(model: PreTrainedModel) -> Iterator[Stack]:
         if not may_be_stack(path):
             continue
         for config in _configs_at(model, path):
-            config_path, main = _original_of(config, paths)
+            config_path, main = _original_of(config, paths, path)
             field = depth_field(_fields(main), stack_name(path), len(module), path)
             if field is not None and _are_blocks(module):
                 yield Stack(stack_name(path), path, len(module), field, config_path, main.model_type)
@@ -157,11 +157,14 @@ def _config_paths(config: PreTrainedConfig, path: str = "") -> list[tuple[str, P
     return [(path, config), *inner]
 
 
-def _original_of(config: PreTrainedConfig, paths: list[tuple[str, PreTrainedConfig]]) -> tuple[str, PreTrainedConfig]:
+def _original_of(
+    config: PreTrainedConfig, paths: list[tuple[str, PreTrainedConfig]], module: str
+) -> tuple[str, PreTrainedConfig]:
     """Return the part of the model's config that a module's config is, or must be a copy of, with its path."""
     same = [(path, found) for path, found in paths if found is config]
     alike = [(path, found) for path, found in paths if type(found) is type(config)]
-    return (same or alike or paths)[0]
+    of_its_name = [(path, found) for path, found in alike if module.startswith(f"{path}.")]
+    return (same or of_its_name or alike or paths)[0]
 
 
 def _configs_at(model: PreTrainedModel, path: str) -> list[PreTrainedConfig]:

@@ -93,7 +93,7 @@ def inject_layerdrop(model: M, config: LayerDrop) -> M:
 def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) -> None:
     """Do what `inject_layerdrop` does, also within a block; ``changes`` undoes it until the model is changed again."""
     stacks = find_stacks(inner)
-    _check_free(inner, stacks)
+    check_free(inner, stacks)
     depths = {name: stack.depth for name, stack in stacks.items()}
     lent = {name: _lent(vars(stack.config(inner.config)), stack.depth) for name, stack in stacks.items()}
     _check_lenders(lent, config, config.rates_for(depths))
@@ -129,16 +129,20 @@ def _replace_damaged(config: Any) -> None:
         delattr(config, CONFIG_KEY)
 
 
-def _check_free(model: nn.Module, stacks: Mapping[str, Stack]) -> None:
-    """Refuse a part of a model in which LayerDrop is injected: its layers would belong to two."""
+def check_free(model: nn.Module, stacks: Mapping[str, Stack]) -> None:
+    """Refuse a part of a model in which LayerDrop is injected, whose draws know nothing of what happens to the part.
+
+    Raises:
+        LayerDropStateError: If it is one.
+    """
     own = {id(vars(part)[STATE_ATTRIBUTE].agreement) for part in injected_models(model).values()}
     for stack in stacks.values():
-        place = next(iter(stack.layers(model))).__dict__.get("_layerdrop_place")
-        draw = place[0] if isinstance(place, tuple) else getattr(place, "draw", None)
-        if draw is not None and id(draw.agreement) not in own:
+        owner = vars(stack.owner(model))
+        draws = (*owner.get("_layerdrop_draws", ()), *owner.get("_layerdrop_parts", ()))
+        if any(id((draw.draw if isinstance(draw, MaskedStack) else draw).agreement) not in own for draw in draws):
             raise LayerDropStateError(
                 f"This {type(model).__name__} is a part of a model in which LayerDrop is injected; change the rates of "
-                "that model by set_rates, or call remove_layerdrop on it first."
+                "that model by set_rates, cut that model, or call remove_layerdrop on it first."
             )
 
 

@@ -6,30 +6,103 @@ in between would be set back in part, without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from threading import RLock
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
 
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """What a thread may change: models, and with them all others that hold one of their lists of layers."""
+
+    thread: int
+    lists: frozenset[nn.Module]
+
+
+_changed = Condition()  # by which threads wait for their turn, and change what follows
+_taken: list[_Turn] = []
+_waiting: dict[int, _Turn] = {}  # by thread
 # What keeps the blocks of each model open, the innermost last, changed by the thread whose turn it is. Models without
 # one are not there.
 _blocks: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
 
 
 @contextmanager
-def turn_of_thread(model: nn.Module) -> Iterator[None]:
-    """Wait until no other thread cuts this model, and keep the others waiting until the block ends.
+def turn_of_thread(*models: nn.Module) -> Iterator[None]:
+    """Wait until no other thread cuts these models, their parts or what they stand in; keep others waiting meanwhile.
 
     Forwards of other threads do not wait. To run several depths at once, give each a `shared_sub_network`.
+
+    Raises:
+        LayerDropStateError: If the threads that cut them wait for this one.
     """
-    with _locks.setdefault(model, RLock()):
-        yield
+    own = (turn.lists for turn in [*_taken] if turn.thread == get_ident() and turn.lists.issuperset(models))
+    turn = _Turn(get_ident(), next(own, None) or _lists_of(models))
+    try:
+        try:
+            _take(turn, models[0])
+            yield
+        finally:
+            _give_back(turn)
+    finally:
+        _give_back(turn)  # what an interrupt of that has left
+
+
+def _lists_of(models: Sequence[nn.Module]) -> frozenset[nn.Module]:
+    """Return models and the lists of modules inside of them, which another thread may be changing."""
+    seen, waiting = set(models), [*models]
+    while waiting:
+        children = [*getattr(waiting.pop(), compat.CHILDREN.name).values()]  # read at once
+        new = [child for child in children if child is not None and child not in seen]
+        seen.update(new)
+        waiting += new
+    return frozenset(models) | {part for part in seen if isinstance(part, nn.ModuleList)}
+
+
+def _take(turn: _Turn, model: nn.Module) -> None:
+    with _changed:
+        while others := _before(turn):
+            if _wait_for(turn.thread, others):
+                raise LayerDropStateError(
+                    f"This thread waits for another that cuts this {type(model).__name__} or a part of it, and that "
+                    "one waits for this; let threads open their blocks in one order, the whole before its parts."
+                )
+            _waiting[turn.thread] = turn
+            _changed.wait()
+        _taken.append(turn)
+        _waiting.pop(turn.thread, None)
+
+
+def _give_back(turn: _Turn) -> None:
+    with _changed:
+        if turn in _taken:
+            _taken.remove(turn)
+        if _waiting.get(turn.thread) is turn:
+            del _waiting[turn.thread]
+        _changed.notify_all()
+
+
+def _before(turn: _Turn) -> list[_Turn]:
+    """Return the turns of other threads that have to end before this one can begin."""
+    return [other for other in _taken if other.thread != turn.thread and not other.lists.isdisjoint(turn.lists)]
+
+
+def _wait_for(thread: int, turns: Sequence[_Turn]) -> bool:
+    """Tell whether one of some turns cannot end before a thread goes on."""
+    asked, left = set(), {turn.thread for turn in turns}
+    while left:
+        asked.add(other := left.pop())
+        if other in _waiting:
+            left |= {turn.thread for turn in _before(_waiting[other])} - asked
+    return thread in asked
 
 
 def open_block(model: nn.Module, changes: Any) -> None:
@@ -62,12 +135,10 @@ def for_good(name: str, *models: nn.Module) -> Iterator[None]:
     Raises:
         LayerDropStateError: If this thread has opened one; the message says that the function ``name`` has to wait.
     """
-    with ExitStack() as turns:
+    with turn_of_thread(*models):
         for model in models:
-            turns.enter_context(turn_of_thread(model))
             for other in _in_blocks(model):
-                with turn_of_thread(other):
-                    refuse_within_block(name, other)
+                refuse_within_block(name, other)
         yield
 
 

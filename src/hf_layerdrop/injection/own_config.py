@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop import compat
+from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.changes import all_or_nothing
 from hf_layerdrop.injection.open_blocks import is_in_block
 
@@ -30,6 +31,8 @@ def own_config(model: PreTrainedModel) -> None:
     within = is_in_block(model)  # at whose beginning it got one, and which has layers that hold it put aside
     if references == own or _found_alone.get(model) == state or within:
         return
+    if references == own + _in_globals(model.config):
+        return
     holders = _holders_of(model.config)
     family = _family_of(model, holders)
     if all(id(holder) in family for holder in holders):
@@ -45,10 +48,26 @@ def own_config(model: PreTrainedModel) -> None:
 
 def _holders_of(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Return the attributes of each module, of whatever model, that holds a config."""
-    found = (
-        holder if isinstance(holder, dict) else getattr(holder, "__dict__", {}) for holder in gc.get_referrers(config)
-    )
+    found = (holder if isinstance(holder, dict) else getattr(holder, "__dict__", {}) for holder in _referrers(config))
     return [attributes for attributes in found if compat.CHILDREN.name in attributes]
+
+
+def _referrers(config: PreTrainedConfig) -> list[Any]:
+    """Return what refers to a config, also of what `gc.freeze` has put aside, where it is not looked for."""
+    frozen = gc.get_freeze_count() > 0
+    if frozen:
+        gc.unfreeze()
+    try:
+        return gc.get_referrers(config)
+    finally:
+        if frozen:
+            gc.freeze()
+
+
+def _in_globals(config: PreTrainedConfig) -> int:
+    """Count the global variables of the callers that are a config, as in a script or a notebook."""
+    spaces = {id(frame.f_globals): frame.f_globals for frame in callers()}
+    return sum(value is config for space in spaces.values() for value in [*space.values()])
 
 
 def _family_of(model: nn.Module, holders: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -75,6 +75,20 @@ class LayerDropState:
         next_step = next(iter(self.draws.values())).step if self.draws else 0
         return f"LayerDropState({'; '.join(map(str, self.draws.values()))}; step {next_step})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied within a block: the copy would never hear of its end, and drop nothing for ever.
+
+        Raises:
+            LayerDropStateError: If the model is a sub-network for the length of a block.
+        """
+        if any(draw.paused for draw in self.draws.values()):
+            raise LayerDropStateError(
+                "A model in which LayerDrop is injected was copied, or pickled, while it is a sub-network for the "
+                "length of a with block, whose end the copy would not see; copy it outside of the block, and cut the "
+                "copy by prune_layers."
+            )
+        return self.__dict__
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be known to Trainer as a copy, and out of a pickle."""
         self.__dict__.update(state)

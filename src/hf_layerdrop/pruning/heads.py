@@ -22,7 +22,7 @@ from hf_layerdrop.architectures.structures import Heads, find_heads
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
 from hf_layerdrop.injection.changes import Changes, all_or_nothing
-from hf_layerdrop.injection.inject import take_out
+from hf_layerdrop.injection.inject import check_free, take_out
 from hf_layerdrop.injection.injected import injected_models
 from hf_layerdrop.injection.open_blocks import for_good
 from hf_layerdrop.injection.own_config import own_config
@@ -42,7 +42,7 @@ def prune_heads(model: PreTrainedModel, keep_heads: Mapping[int, Sequence[int]])
 
     Raises:
         KeepLayersError: If the heads do not exist, or are not equally many in all layers; nothing is changed then.
-        LayerDropStateError: If it is called within a block of `sub_network`.
+        LayerDropStateError: If it is called on a part of an injected model, or within a block of `sub_network`.
         UnsupportedModelError: If no config of the model's family can say what would be left.
     """
     with for_good("prune_heads", model):
@@ -52,7 +52,8 @@ def prune_heads(model: PreTrainedModel, keep_heads: Mapping[int, Sequence[int]])
 
 
 def _prune(model: PreTrainedModel, keep_heads: Mapping[int, Sequence[int]], changes: Changes) -> None:
-    (name, stack), *others = find_stacks(model).items()
+    (name, stack), *others = (stacks := find_stacks(model)).items()
+    check_free(model, stacks)
     heads = [find_heads(layer) for layer in stack.layers(model)]
     if others or any(len(found) > 1 for found in heads):
         raise UnsupportedModelError(

@@ -34,7 +34,7 @@ from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, root_layers, saved_p
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection.changes import Changes, all_or_nothing
 from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
-from hf_layerdrop.injection.inject import take_out
+from hf_layerdrop.injection.inject import check_free, take_out
 from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, injected_models
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.injection.open_blocks import close_block, for_good, open_block, opened_blocks, turn_of_thread
@@ -57,6 +57,7 @@ def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
 
     Raises:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist; nothing is changed then.
+        LayerDropStateError: If ``model`` is a part of an injected one, or is called within a block of `sub_network`.
         UnsupportedModelError: If the model has no stacks, or its layers cannot be taken out.
     """
     with for_good("prune_layers", transformers_model(model)):
@@ -99,6 +100,7 @@ def sub_network(model: nn.Module, keep_layers: KeepLayers) -> Iterator[dict[str,
 
     Raises:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist.
+        LayerDropStateError: If ``model`` is a part of one in which LayerDrop is injected.
     """
     with turn_of_thread(transformers_model(model)):
         cutter = Cutter(model)
@@ -124,6 +126,7 @@ class Cutter:
         if any(draw.paused for draw in self._draws):
             raise _within_block()
         self.stacks = find_stacks(model)
+        check_free(model, self.stacks)
         self.depths = {name: stack.depth for name, stack in self.stacks.items()}
         self.lists = {name: stack.layers(model) for name, stack in self.stacks.items()}
         self._layers = {name: list(layers) for name, layers in self.lists.items()}
@@ -267,7 +270,7 @@ class Cutter:
         self.cut(kept, changes)
         if (generation := getattr(self._model, "generation_config", None)) is not None:
             changes.keep(generation)
-            renumber_generation(generation, self.stacks, kept)
+            renumber_generation(generation, self.stacks, kept, quiet=True)
             settle_cache(self._model, self.stacks, quiet=True)
 
     def _leave(self, changes: Changes) -> None:

@@ -27,6 +27,7 @@ from hf_layerdrop.evaluation.trainer_source import Evaluation, arguments_of
 from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer
 from hf_layerdrop.injection.inject import injected_model, layerdrop_state, scale_rates
+from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.samplers.schedules import SCHEDULES, Schedule, make_schedule
 
@@ -90,12 +91,15 @@ class DepthEvaluationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the depths, and that their metrics are there when Trainer or early stopping looks for them."""
+        """Check that the model can be cut to the depths, and that Trainer and early stopping find their metrics."""
         trainer = calling_trainer()
         callbacks = trainer.callback_handler.callbacks
-        depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
+        cutter = Cutter(trainer.accelerator.unwrap_model(trainer.model))
         specs = [spec for callback in callbacks if isinstance(callback, type(self)) for spec in callback.depths]
-        _check_best(args.metric_for_best_model, [depth_name(parse_keep_layers(spec, depths), depths) for spec in specs])
+        kept = [parse_keep_layers(spec, cutter.depths) for spec in specs]
+        _check_best(args.metric_for_best_model, [depth_name(layers, cutter.depths) for layers in kept])
+        for layers in kept:
+            cutter.check(layers)
         if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks[: callbacks.index(self)]):
             raise LayerDropConfigError(
                 "EarlyStoppingCallback stands before DepthEvaluationCallback, so it would not see the metrics "

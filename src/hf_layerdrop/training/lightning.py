@@ -14,6 +14,7 @@ from hf_layerdrop.injection.inject import injected_model, set_step, write_down
 from hf_layerdrop.injection.injected import injected_models, states_of
 
 CHECKPOINT_KEY = "hf_layerdrop"
+_LEARNED = "scorers"  # what the state of a learner has
 
 
 class LightningStepCallback(Callback):
@@ -67,10 +68,18 @@ class LightningStepCallback(Callback):
         """Go on from it, if the checkpoint is of a run with LayerDrop.
 
         Raises:
-            LayerDropStateError: If it is of a model with other depths, or drew with a later version of the samplers.
+            LayerDropStateError: If it is of a model with other depths, or of other injected models, or drew with a
+                later version of the samplers.
         """
         models, saved = injected_models(pl_module), checkpoint.get(CHECKPOINT_KEY, {})
-        for path, state in states_of(pl_module).items():
-            if path in saved:
-                state.resume(saved[path])
-                write_down(models[path])
+        if _LEARNED in saved:  # of an older version, which kept what was learned alone
+            saved = {"": saved}
+        for path, state in states_of(pl_module).items() if saved else ():
+            if path not in saved:
+                raise LayerDropStateError(
+                    f"The checkpoint knows injected models by the paths {[*saved]}, and none by {path!r}, as the "
+                    "module has one; go on with the module that the run began with."
+                )
+            entry = saved[path]
+            state.resume({"learned": entry} if _LEARNED in entry else entry)
+            write_down(models[path])
