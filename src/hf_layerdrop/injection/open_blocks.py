@@ -44,8 +44,8 @@ def turn_of_thread(*models: nn.Module) -> Iterator[None]:
     Raises:
         LayerDropStateError: If the threads that cut them wait for this one.
     """
-    own = (turn.lists for turn in [*_taken] if turn.thread == get_ident() and turn.lists.issuperset(models))
-    turn = _Turn(get_ident(), next(own, None) or _lists_of(models))
+    own = [turn.lists for turn in [*_taken] if turn.thread == get_ident() and turn.lists.issuperset(models)]
+    turn = _Turn(get_ident(), own[0] if own else _lists_of(models))
     try:
         try:
             _take(turn, models[0])
