@@ -121,8 +121,8 @@ def test_wrong_input_is_one_line_and_writes_nothing(model, rows, tmp_path, argum
 
 
 def test_a_depth_that_one_of_two_stacks_lacks_names_it(bart, rows, tmp_path, capsys):
-    assert search(bart, rows, tmp_path / "s.json", "--depth", "3") == 2
-    assert "the stack 'decoder' has 2 layers" in capsys.readouterr().err
+    assert search(bart, rows, tmp_path / "s.json", "--depth", "4") == 2
+    assert "the stack 'decoder' has 3 layers" in capsys.readouterr().err
 
 
 def test_too_few_rows_for_a_batch(model, tmp_path, capsys):
