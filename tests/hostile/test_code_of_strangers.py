@@ -85,6 +85,9 @@ def test_inspect_says_that_it_is_not(own, capsys):
 
 @pytest.mark.parametrize("own", [True], indirect=True)
 def test_the_tokenizer_of_its_own_is_taken_where_it_was_asked_for(own, rows, tmp_path):
+    config = json.loads((own / "config.json").read_text())
+    config["auto_map"].pop("AutoModelForSequenceClassification")  # its model is one of transformers
+    (own / "config.json").write_text(json.dumps(config))
     data = ["--task", "sst2", "--validation-file", str(rows), "--depths", "2", "--output", str(tmp_path / "swept")]
     assert run(["sweep", str(own), *data, "--trust-remote-code"]) == 0
     assert (tmp_path / "ran").exists()

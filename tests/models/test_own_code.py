@@ -58,10 +58,12 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
 @pytest.fixture(scope="module", autouse=True)
 def modules(tmp_path_factory):
     """Have transformers copy code to a folder of the tests', which Python remembers as that of the package."""
+    before = transformers.dynamic_module_utils.HF_MODULES_CACHE  # which other tests may have made Python look into
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setattr(sys, "path", [*sys.path])
-        patch.delitem(sys.modules, "transformers_modules", raising=False)
+        patch.setattr(sys, "path", [place for place in sys.path if place != before])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            patch.delitem(sys.modules, name)
         yield
         sys.modules.pop("transformers_modules", None)
 

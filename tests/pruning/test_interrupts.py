@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -30,8 +31,10 @@ from hf_layerdrop import (
     structure_sub_network,
     sub_network,
 )
+from hf_layerdrop.architectures.expressible import BUILDING
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.open_blocks import turn_of_thread
 from hf_layerdrop.pruning.plan import forget
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
@@ -43,6 +46,22 @@ PACKAGE = str(Path(hf_layerdrop.__file__).parent)
 OURS = str(Path(PACKAGE, "pruning"))
 THAT_CHANGE = tuple(str(Path(PACKAGE, folder)) for folder in ("injection", "pruning"))  # and do not only look
 KEPT = {"BertModel": [0, 3], "BartModel": {"encoder": [0, 3], "decoder": [1, 2]}}
+
+
+@pytest.fixture(autouse=True)
+def others_go_on() -> Iterator[None]:
+    """After an interrupt at any line, other threads get their turn, and may build models."""
+    yield
+    done = []
+
+    def go_on() -> None:
+        with turn_of_thread(nn.Linear(1, 1)), BUILDING:
+            done.append(True)
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert done, "an interrupt has left a lock to its thread"
 
 
 def interrupted_at(line: int, work: Callable[[], Any], ours: str | tuple[str, ...] = OURS) -> bool:

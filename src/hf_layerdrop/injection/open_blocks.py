@@ -7,7 +7,7 @@ in between would be set back in part, without a word.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Condition, get_ident
 from typing import Any
@@ -53,7 +53,10 @@ def turn_of_thread(*models: nn.Module) -> Iterator[None]:
         finally:
             _give_back(turn)
     finally:
-        _give_back(turn)  # what an interrupt of that has left
+        try:
+            _give_back(turn)  # what an interrupt of that has left
+        finally:
+            _let_go()
 
 
 def _lists_of(models: Sequence[nn.Module]) -> frozenset[nn.Module]:
@@ -88,6 +91,13 @@ def _give_back(turn: _Turn) -> None:
         if _waiting.get(turn.thread) is turn:
             del _waiting[turn.thread]
         _changed.notify_all()
+
+
+def _let_go() -> None:
+    """Release what an interrupt between the end of a ``with`` and its release has left: others would wait for ever."""
+    with suppress(RuntimeError):  # it is not held, as nearly always
+        while True:
+            _changed.release()
 
 
 def _before(turn: _Turn) -> list[_Turn]:
