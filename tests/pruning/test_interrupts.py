@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -48,10 +49,8 @@ THAT_CHANGE = tuple(str(Path(PACKAGE, folder)) for folder in ("injection", "prun
 KEPT = {"BertModel": [0, 3], "BartModel": {"encoder": [0, 3], "decoder": [1, 2]}}
 
 
-@pytest.fixture(autouse=True)
-def others_go_on() -> Iterator[None]:
-    """After an interrupt at any line, other threads get their turn, and may build models."""
-    yield
+def others_go_on() -> bool:
+    """Tell whether another thread gets its turn, and may build models."""
     done = []
 
     def go_on() -> None:
@@ -61,7 +60,14 @@ def others_go_on() -> Iterator[None]:
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     thread.join(20)
-    assert done, "an interrupt has left a lock to its thread"
+    return bool(done)
+
+
+@pytest.fixture(autouse=True)
+def no_lock_is_left() -> Iterator[None]:
+    """After an interrupt at any line, others go on."""
+    yield
+    assert others_go_on()
 
 
 def interrupted_at(line: int, work: Callable[[], Any], ours: str | tuple[str, ...] = OURS) -> bool:
@@ -104,6 +110,20 @@ def spread_lines(work: Callable[[], Any], ours: str | tuple[str, ...], count: in
     finally:
         sys.settrace(None)
     return [1 + place * (seen - 1) // (count - 1) for place in range(count)]
+
+
+def test_no_interrupt_leaves_the_lock_of_turns_to_its_thread() -> None:
+    """Also between the end of a ``with`` and the release of what it holds: at each line, one after the other."""
+
+    def work() -> None:
+        with turn_of_thread(nn.Linear(1, 1)):
+            pass
+
+    for line in itertools.count(1):
+        if not interrupted_at(line, work, str(Path(PACKAGE, "injection", "open_blocks.py"))):
+            break
+        assert others_go_on(), f"after an interrupt at line {line} of those that ran"
+    assert line > 20
 
 
 @pytest.mark.parametrize("injected", [False, True], ids=["plain", "injected"])
