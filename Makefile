@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # Test files run in so many processes at once.
 WORKERS ?= 2
 # Where torch is not installed yet, this one: any build of it will do, `make TORCH=torch demo` takes the registry's newest.

@@ -83,7 +83,10 @@ def render_page(entries: Mapping[str, Entry]) -> str:
         total=len(entries),
         **_counted("heads", entries),
         **_counted("settings", entries),
-        untried=f"; {untried} types wait for their heads and settings to be tried" if untried else "",
+        untried=f"; {untried} types wait for their heads and settings to be tried, and meanwhile most verdicts on "
+        "main classes are those of the walk before, on older code"
+        if untried
+        else "",
         transformers=transformers.__version__,
         torch=torch.__version__.partition("+")[0],
         checks="\n".join(f"- **{name}**: {' '.join((check.__doc__ or '').split())}" for name, check in CHECKS.items()),

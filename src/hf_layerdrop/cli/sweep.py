@@ -59,7 +59,9 @@ def sweep_command(
     dataset_config: DatasetConfig = None,
     text_columns: TextColumns = None,
     label_column: LabelColumn = None,
-    depths: Annotated[str, typer.Option(metavar="LIST", help="Depths to measure, such as 6,3,1.")] = "all",
+    depths: Annotated[
+        str, typer.Option(metavar="LIST", help="Depths to measure, such as 6,3,1; of one stack: decoder=6,3.")
+    ] = "all",
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for table and plot.", show_default="runs/sweep-MODEL"),

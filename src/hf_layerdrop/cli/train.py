@@ -114,7 +114,12 @@ def train_command(
         str, typer.Option(metavar="NAME[,NAME]", help=f"What is dropped as one: {', '.join(STRUCTURES)}.")
     ] = "layer",
     never_drop: Annotated[
-        str | None, typer.Option(metavar="LAYERS", help="Layers that always run, such as 0,-1.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="Layers that always run, such as 0,-1; by stack: encoder=0;decoder=-1.",
+            show_default=False,
+        ),
     ] = None,
     schedule: Annotated[
         str,
@@ -128,7 +133,7 @@ def train_command(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Depths to measure at each evaluation and at the end, such as 6,3,1, or all.",
+            help="Depths to measure at each evaluation and at the end: 6,3,1, or all; of one stack: decoder=6,3.",
             show_default="the full depth, halved down to 1",
         ),
     ] = None,

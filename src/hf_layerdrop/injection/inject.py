@@ -200,7 +200,7 @@ def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, fl
     next step on, and they are what is saved. Stacks that a dict does not name keep their rates. Where ``model`` holds
     several injected models, all of them are reached, and a dict may name a stack of one by its path:
     ``{"query.encoder": 0.1}``. Where rates are learned, the mean of the given ones is the new target, and the learning
-    goes on.
+    goes on. Where a list of depths is trained, 0 switches it off, and its own rates switch it on again.
 
     Raises:
         LayerDropConfigError: If a rate is outside of [0, 1], their number does not fit a stack, or a layer would be

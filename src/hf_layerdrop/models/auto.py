@@ -161,6 +161,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or names no class that transformers has.
         LayerDropConfigError: If a rate is given twice.
+        UnsupportedModelError: If ``model_class`` is no class, or the model's layers cannot be taken out.
     """
     model, info = load_fitting(name_or_path, keep_layers, model_class, None, kwargs)
     if layerdrop is not None:

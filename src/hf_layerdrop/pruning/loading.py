@@ -155,7 +155,7 @@ def _reading(
     except Exception as error:
         if not out_of_memory(error) and name_or_path is not None and kwargs.get("config") is None:
             with reading(name_or_path, alone=True):
-                built_on_meta(cls, cls.config_class.from_pretrained(name_or_path, **where_of(kwargs)))
+                built_on_meta(cls, cls.config_class.from_pretrained(name_or_path, **_of_classes(where_of(kwargs))))
         raise
 
 
