@@ -84,15 +84,6 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert files_below(tmp_path) == {"new/folder/b": "two"}
 
 
-def test_merging_replaces_only_the_files_that_were_written(tmp_path):
-    with whole_folder(tmp_path / "folder", merge=True) as new:
-        (new / "a").write_text("one")
-    (tmp_path / "folder" / "mine").write_text("mine")
-    with whole_folder(tmp_path / "folder", merge=True) as new:
-        (new / "a").write_text("two")
-    assert files_below(tmp_path) == {"folder/a": "two", "folder/mine": "mine"}
-
-
 def test_a_folder_that_came_while_another_was_written_is_not_replaced(tmp_path):
     with pytest.raises(OutputExistsError):
         be_late(tmp_path / "folder")

@@ -21,7 +21,7 @@ from transformers import (
 from conftest import DEPTH, batch_for, build, keep_all_stacks, output_of
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.errors import KeepLayersError, LayerDropStateError, TaskError
-from hf_layerdrop.evaluation.evaluate import depth_name, evaluate_depths, every_sub_network
+from hf_layerdrop.evaluation.evaluate import Evaluator, depth_name, evaluate_depths, every_sub_network
 from hf_layerdrop.evaluation.metrics import load_metric
 from hf_layerdrop.evaluation.prefix_sharing import in_walking_order, shared_prefixes
 from hf_layerdrop.injection.inject import inject_layerdrop
@@ -88,6 +88,17 @@ def test_every_prefix_runs_once_a_batch() -> None:
     assert len(runs) == 2 * prefixes
     assert sum(result.layer_forwards for result in results) == prefixes
     assert sum(result.depth for result in results) == DEPTH * 2 ** (DEPTH - 1)  # what running each alone would take
+
+
+def test_records_that_are_handed_out_as_they_come_cost_no_further_layer_forward() -> None:
+    model, data = build("BertForSequenceClassification"), labelled("BertForSequenceClassification")
+    kept, seen = every_sub_network({"encoder": DEPTH}), []
+    at_once = Evaluator(model, data).measure(kept, progress=False)
+    in_turn = Evaluator(model, data).measure(kept, progress=False, done=seen.append)
+    assert [result.metrics for result in in_turn] == [result.metrics for result in at_once]
+    assert sum(result.layer_forwards for result in in_turn) == 2**DEPTH - 1
+    assert [len(results) for results in seen] == [1, 5, 9, 13, 15]
+    assert seen[-1] == in_turn
 
 
 def test_the_walk_shares_the_encoder_over_all_decoders() -> None:

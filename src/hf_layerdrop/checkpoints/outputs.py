@@ -178,15 +178,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(
-    output_dir: Path, check: Callable[[], object] = lambda: None, *, merge: bool = False
-) -> Iterator[Path]:
+def whole_folder(output_dir: Path, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """Give a new folder, and put it in the place of ``output_dir`` when the block ends without an error.
 
     Args:
         output_dir: The folder to make, or to replace.
         check: Raises an error where it must not be; asked again at the end, as writing takes a while.
-        merge: Of a folder that exists, replace only the files that were written anew, each whole.
     """
     output_dir = Path(os.path.abspath(output_dir))  # "." has no name to make another of
     check()
@@ -199,7 +196,7 @@ def whole_folder(
             yield new
             check()
             _sync(new)
-            _put(new, output_dir, merge)
+            _put(new, output_dir)
     finally:
         shutil.rmtree(new, ignore_errors=True)
         with suppress(OSError):  # one that is not empty: all went well, or someone else uses it by now
@@ -207,11 +204,7 @@ def whole_folder(
                 above.rmdir()
 
 
-def _put(new: Path, output_dir: Path, merge: bool) -> None:
-    if merge and output_dir.exists():
-        for file in new.iterdir():
-            file.replace(output_dir / file.name)
-        return
+def _put(new: Path, output_dir: Path) -> None:
     old = output_dir.with_name(new.name.replace(".new-", ".old-"))
     try:
         if output_dir.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import combinations
@@ -162,26 +162,38 @@ class Evaluator:
     ) -> list[SubNetworkResult]:
         """Measure sub-networks in one pass over the data; return one record each, in the given order.
 
-        With ``done`` it takes several passes, and is handed all records so far after each of them.
+        With ``done`` it takes several, as `measure_in_turn` does, and is handed all records so far after each of them.
         """
-        order = in_walking_order(kept)
-        by_place: dict[int, SubNetworkResult] = {}
-        few = SUB_NETWORKS_A_RECORD if self.source.shares_prefixes else 1
-        count = few if done is not None else len(order)
-        with self._runner() as (runner, encoder):
-            for places in (order[begin : begin + count] for begin in range(0, len(order), count)):
-                results = self._pass(runner, encoder, [kept[place] for place in places], None, progress)
-                by_place |= dict(zip(places, results, strict=True))
-                if done is not None:
-                    done([by_place[place] for place in sorted(by_place)])
-        return [by_place[place] for place in range(len(kept))]
+        measured: dict[Hashable, SubNetworkResult] = {}
+        keys = [_key_of(layers) for layers in kept]
 
-    def measure_in_turn(self, kept: Sequence[Layers], done: Callable[[list[SubNetworkResult]], None]) -> None:
+        def note(results: Sequence[SubNetworkResult]) -> None:
+            measured.update({_key_of(result.keep_layers): result for result in results})
+            if done is not None:
+                done([measured[key] for key in keys if key in measured])
+
+        few = SUB_NETWORKS_A_RECORD if self.source.shares_prefixes else 1
+        if done is not None:
+            self.measure_in_turn(kept, note, at_most=few, progress=progress)
+        else:
+            with self._runner() as (runner, encoder):
+                walk = [kept[place] for place in in_walking_order(kept)]
+                note(self._pass(runner, encoder, walk, None, progress))
+        return [measured[key] for key in keys]
+
+    def measure_in_turn(
+        self,
+        kept: Sequence[Layers],
+        done: Callable[[list[SubNetworkResult]], None],
+        *,
+        at_most: int = SUB_NETWORKS_A_PASS,
+        progress: bool = False,
+    ) -> None:
         """Measure sub-networks a few at a time, in walking order, and hand the records of each pass to ``done``.
 
         The prefix that one pass shares with the next is held over, batch by batch, as far as the memory limit allows,
         so passes cost no extra layer forwards. Predictions count against the limit as well: they decide how many
-        sub-networks go into a pass.
+        sub-networks go into a pass, ``at_most`` so many.
         """
         walk = [kept[place] for place in in_walking_order(kept)]
         with self._runner() as (runner, encoder):
@@ -189,8 +201,8 @@ class Evaluator:
             while begin < len(walk):
                 end = begin + count
                 following = walk[end] if end < len(walk) else None
-                done(self._pass(runner, encoder, walk[begin:end], following, progress=False))
-                begin, count = end, self._next_count(runner)
+                done(self._pass(runner, encoder, walk[begin:end], following, progress))
+                begin, count = end, min(at_most, self._next_count(runner))
 
     @contextmanager
     def _runner(self) -> Iterator[tuple[PrefixRunner, EncoderMemory | None]]:
@@ -285,6 +297,10 @@ class Evaluator:
             seconds_per_batch=median(run.seconds_alone for run in runs),
             layer_forwards=-(-sum(run.layer_forwards for run in runs) // len(runs)),
         )
+
+
+def _key_of(kept: Kept) -> Hashable:
+    return tuple(sorted((stack, tuple(layers)) for stack, layers in kept.items()))
 
 
 def parameters_of(cutter: Cutter, model: PreTrainedModel, kept: Kept) -> int:
