@@ -10,7 +10,8 @@ TORCH ?= torch==2.13.0
 # The virtual environment holds the newest transformers of the day when it was made. `make oldest` tries the oldest that
 # is allowed, for which these tests are enough: all that reads of transformers more than its public interface.
 OLDEST := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-CORE := $(addprefix tests/,test_compat.py architectures injection/test_inject.py injection/test_recomputation.py pruning models \
+CORE := $(addprefix tests/,test_compat.py architectures pruning models \
+	$(patsubst %,injection/test_%.py,inject native_bart per_layer_outputs masks rates generation trainer_steps recomputation) \
 	evaluation/test_evaluate.py training/test_train.py integration/test_peft.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1

@@ -33,6 +33,7 @@ settings.load_profile("any machine")
 # What a forward calls the cache that it is given and that it returns.
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 DEPTH = 4
+CUT = (0, 1, 0, 1)  # rates under which two of them always run, and two never
 VOCABULARY = 60
 BERT = {
     "vocab_size": VOCABULARY,
@@ -119,6 +120,13 @@ def build(head: str, seed: int = 0, **changes: object) -> PreTrainedModel:
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+def injected(head: str, rate: object = 0.5, **settings: object) -> PreTrainedModel:
+    """Build a tiny model with LayerDrop in it."""
+    from hf_layerdrop import LayerDropConfig, inject_layerdrop
+
+    return inject_layerdrop(build(head), LayerDropConfig(rate, **settings))
 
 
 def batch_for(head: str, seed: int = 0) -> dict[str, torch.Tensor]:
