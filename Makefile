@@ -69,8 +69,7 @@ claim: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/cli/test_demo.py -m alone $(PYTEST_ARGS)
 
 readme: $(VENV)/.installed-dev
-	$(BIN)/python tests/support/readme_blocks.py README.md
-	$(BIN)/python tests/support/readme_blocks.py docs/integrations.md
+	$(BIN)/python tests/support/readme_blocks.py README.md docs/integrations.md
 
 # A part of `unit` and `readme`: what other libraries are needed for.
 integrations: $(VENV)/.installed-dev

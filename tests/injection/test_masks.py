@@ -1,11 +1,7 @@
 """The mask is a pure function of the counter: promise 6 of the design."""
 
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +19,7 @@ from hf_layerdrop import (
     set_step,
 )
 from hf_layerdrop.errors import LayerDropConfigError
+from warm import run_python
 
 
 def test_equal_counters_draw_equal_masks_and_others_do_not(head):
@@ -77,10 +74,9 @@ def test_forwards_without_gradient_and_evaluations_do_not_advance_the_count(head
 
 
 OTHER_RANK = """
-import json, sys
+import json
 import numpy, random, torch
 torch.manual_seed(1); random.seed(1); numpy.random.seed(1)
-sys.path.insert(0, sys.argv[1])
 from conftest import batch_for, build, drawn
 from hf_layerdrop import LayerDropConfig, inject_layerdrop
 model = build("BartModel")
@@ -90,9 +86,8 @@ print(json.dumps(drawn(model, batch_for("BartModel", seed=1), 8)))
 
 
 def test_every_rank_draws_the_same():
-    command = [sys.executable, "-c", OTHER_RANK, str(Path(__file__).parents[1])]
-    environment = {**os.environ, "RANK": "1", "PYTHONHASHSEED": "2"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = run_python("-c", OTHER_RANK, environments=[{"RANK": "1"}])  # and another seed of hashes
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == drawn(injected("BartModel", seed=11), batch_for("BartModel"), 8)
 
 
