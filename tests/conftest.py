@@ -31,6 +31,16 @@ gc.set_threshold(50_000, 20, 100)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+# These take half a minute and more, each: they come first, so that no worker is left alone with one at the end.
+LONGEST = {
+    "test_types",
+    "test_compile",
+    "test_compiled_structures",
+    "test_crash",
+    "test_benchmarks",
+    "test_examples",
+    "test_train",
+}
 # What a forward calls the cache that it is given and that it returns.
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 DEPTH = 4
@@ -96,6 +106,11 @@ HEADS = {
 ALL_HEADS = [head for heads in HEADS.values() for head in heads]
 # One head a family, and the decoder alone, for properties that do not depend on the head.
 ONE_EACH = ["BertForSequenceClassification", "RobertaForMaskedLM", "BartForConditionalGeneration", "BartForCausalLM"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_collection_finish() -> None:
