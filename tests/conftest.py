@@ -6,8 +6,9 @@ import copy
 import gc
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models are no faster with two threads, and where other tests hold the cores, the two wait for each other. Before
@@ -30,9 +31,20 @@ gc.set_threshold(50_000, 20, 100)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+# These take half a minute and more, each: they come first, so that no worker is left alone with one at the end.
+LONGEST = {
+    "test_types",
+    "test_compile",
+    "test_compiled_structures",
+    "test_crash",
+    "test_benchmarks",
+    "test_examples",
+    "test_train",
+}
 # What a forward calls the cache that it is given and that it returns.
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 DEPTH = 4
+CUT = (0, 1, 0, 1)  # rates under which two of them always run, and two never
 VOCABULARY = 60
 BERT = {
     "vocab_size": VOCABULARY,
@@ -96,6 +108,11 @@ ALL_HEADS = [head for heads in HEADS.values() for head in heads]
 ONE_EACH = ["BertForSequenceClassification", "RobertaForMaskedLM", "BartForConditionalGeneration", "BartForCausalLM"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_collection_finish() -> None:
     """Take what was imported out of all searches for garbage."""
     gc.freeze()
@@ -111,14 +128,34 @@ def tiny_config(head: str, **changes: object) -> PreTrainedConfig:
 
 
 def build(head: str, seed: int = 0, **changes: object) -> PreTrainedModel:
-    """Build a tiny model of the transformers class of that name; the seed decides its weights."""
+    """Build a tiny model of the transformers class of that name; the seed decides its weights.
+
+    The first of each kind is kept, and copied, which takes half as long; torch's generator ends where building ends.
+    """
+    built = _built if all(isinstance(value, Hashable) for value in changes.values()) else _built.__wrapped__
+    model, generator = built(head, seed, torch.get_default_device(), torch.get_default_dtype(), **changes)
+    torch.set_rng_state(generator)
+    return copy.deepcopy(model)
+
+
+@lru_cache(typed=True)
+def _built(
+    head: str, seed: int, device: torch.device, dtype: torch.dtype, **changes: object
+) -> tuple[PreTrainedModel, torch.Tensor]:
     torch.manual_seed(seed)
     model = getattr(transformers, head)._from_config(tiny_config(head, **changes), attn_implementation="eager")
     with torch.no_grad():  # biases and norms start at 0 and 1, where a mistake in copying them would not show
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.eval()
+    return model.eval(), torch.get_rng_state()
+
+
+def injected(head: str, rate: object = 0.5, **settings: object) -> PreTrainedModel:
+    """Build a tiny model with LayerDrop in it."""
+    from hf_layerdrop import LayerDropConfig, inject_layerdrop
+
+    return inject_layerdrop(build(head), LayerDropConfig(rate, **settings))
 
 
 def batch_for(head: str, seed: int = 0) -> dict[str, torch.Tensor]:

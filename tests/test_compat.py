@@ -20,6 +20,7 @@ from torch import nn
 import hf_layerdrop
 from hf_layerdrop import compat
 from hf_layerdrop.errors import IncompatibleVersionError
+from warm import run_python
 
 ROOT = Path(hf_layerdrop.__file__).parent
 ELSEWHERE = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "compat.py"]
@@ -214,6 +215,11 @@ function.__code__ = renamed(function.__code__)
 """
 
 
+FORGET = """
+import sys
+for name in [name for name in sys.modules if name.startswith("hf_layerdrop")]:
+    del sys.modules[name]
+"""
 INJECT = """
 import hf_layerdrop
 from transformers import BertConfig, BertModel
@@ -246,7 +252,7 @@ hf_layerdrop.inject_layerdrop(model, 0.5)
 )
 def test_a_model_is_not_injected_where_it_would_be_wrong_without_a_word(change: str, told: str) -> None:
     """A renamed hook gave 3 or 5 hidden states in place of 7; a renamed ``generate`` dropped layers inside of it."""
-    done = subprocess.run([sys.executable, "-c", change + INJECT], capture_output=True, text=True, check=False)
+    done = run_python("-c", FORGET + change + INJECT)  # what is imported has looked for its names already
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("hf_layerdrop.errors.IncompatibleVersionError: ")
     assert told in last

@@ -8,7 +8,6 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from hf_layerdrop import demo_checkpoint, embedded_sst2
 from hf_layerdrop.cli.training_flags import parse_training_arguments
 from hf_layerdrop.injection.inject import inject_layerdrop
 from hf_layerdrop.tasks.registry import TASKS
-from ranks import TORCHRUN, launch_two_ranks
+from ranks import launch_two_ranks, run_on_two_ranks
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES, LAUNCH = ROOT / "examples", ROOT / "examples" / "launch"
@@ -81,20 +80,18 @@ def test_the_accelerate_loop_goes_on_after_a_stop(run_here, tmp_path: Path) -> N
     assert [folder.name for folder in sorted((tmp_path / "run").iterdir())] == ["epoch-2", "model"]
 
 
-def on_two_ranks(output: Path, name: str, launcher: Sequence[str] = TORCHRUN) -> str:
-    words = ["--output", str(output), *SHORT[name]]
-    # Without the variable, and without a GPU, accelerate would run each process for itself.
-    return launch_two_ranks(EXAMPLES / name, *words, launcher=launcher, ACCELERATE_USE_CPU="true")
-
-
 def test_the_pytorch_loop_runs_on_two_ranks(tmp_path: Path) -> None:
-    assert on_two_ranks(tmp_path, "pytorch_loop.py").count("trained from step 0 to 4") == 1
+    words = ["--output", str(tmp_path), *SHORT["pytorch_loop.py"]]
+    assert run_on_two_ranks(EXAMPLES / "pytorch_loop.py", *words).count("trained from step 0 to 4") == 1
 
 
 def test_the_accelerate_loop_runs_on_two_ranks_by_the_launch_file_for_ddp(tmp_path: Path) -> None:
     settings = ["--config_file", str(LAUNCH / "ddp.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
     launcher = ["accelerate.commands.launch", *settings, "--main_process_port", "0"]
-    assert "trained 4 steps" in on_two_ranks(tmp_path, "accelerate_loop.py", launcher)  # half as many as one process
+    words = ["--output", str(tmp_path), *SHORT["accelerate_loop.py"]]
+    # Without the variable, and without a GPU, accelerate would run each process for itself.
+    printed = launch_two_ranks(EXAMPLES / "accelerate_loop.py", *words, launcher=launcher, ACCELERATE_USE_CPU="true")
+    assert "trained 4 steps" in printed  # half as many as one process
 
 
 def test_run_glue_trains_measures_depths_and_saves_a_cut(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
+import warm
 from conftest import assert_same_tensors, build, cut_by_hand
 from hf_layerdrop import save_pruned
 from hf_layerdrop.models.auto import load_checkpoint
@@ -105,19 +105,15 @@ def test_pruning_takes_little_memory_of_its_own(tmp_path):
 
 def own_memory(source: Path, target: Path) -> int:
     """Prune in a process of its own; return the most bytes that it had beside mapped files."""
-    code = (
-        "import sys\n"
-        "from hf_layerdrop import save_pruned\n"
-        "save_pruned(sys.argv[1], sys.argv[2], keep_layers=[0, 1, 3], tokenizer=False)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(source), str(target)], stderr=subprocess.DEVNULL)
+    process = warm.start(prune, source, target, [0, 1, 3])
     most = 0
-    while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-        parts = [line.split()[1] for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem"))]
-        most = max(most, 1024 * sum(map(int, parts)))
+    while process.is_alive():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+            parts = [line.split()[1] for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem"))]
+            most = max(most, 1024 * sum(map(int, parts)))
         time.sleep(0.005)
-    assert process.returncode == 0
+    assert process.exitcode == 0
     return most
 
 

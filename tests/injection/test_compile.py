@@ -120,7 +120,7 @@ def test_regional_compilation_makes_a_graph_for_each_shape_of_block_whatever_is_
     patterns = set()
     assert_trains_alike(found, model, expected, head, steps=3)
     after_three = graphs.frame_count
-    for step in range(64):
+    for step in range(32):
         set_step(model, step)
         loss_of(found, batch_for(head)).backward()
         patterns.add(layerdrop_state(model).draws["encoder"].draw())
@@ -223,7 +223,7 @@ def test_a_masked_model_draws_anew_wherever_the_compiled_region_begins(how):
         def forward(self, **batch):
             return self.inner(**batch)
 
-    graphs = CompileCounterWithBackend("aot_eager")
+    graphs = CompileCounterWithBackend("eager")  # where a region begins is seen before any backend has it
     model, expected = masked(BERT), injected(BERT)
     if how == "model.compile":
         model.compile(backend=graphs, fullgraph=True)

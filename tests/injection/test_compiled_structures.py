@@ -57,8 +57,14 @@ def patterns_alike(found: Callable[..., Any], model: Any, expected: Any, steps: 
     return len(patterns)
 
 
-@BY_STRUCTURE
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [
+        *((BERT, structure) for structure in STRUCTURES),
+        *((name, ("head", "attention", "ffn", "layer")) for name in MODELS[1:]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
 def test_regional_compilation_makes_no_graph_for_another_set_of_parts(name: str, structure: tuple[str, ...]) -> None:
     graphs = CompileCounterWithBackend("eager")
     model, expected = injected(name, structure), injected(name, structure)

@@ -24,7 +24,6 @@ from warm import run_python
 
 SUPPORT = Path(__file__).parent  # where the scripts of ranks lie
 SECONDS = 300  # all cases of the longest script take a tenth of it on a quiet machine
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 Case = Callable[[int, int], Mapping[str, object]]  # from rank and world size to what the rank found
 
 
@@ -54,7 +53,7 @@ def free_port() -> int:
 
 
 def launch_two_ranks(
-    script: Path, *words: str, launcher: Sequence[str] = TORCHRUN, seconds: float = SECONDS, **environment: str
+    script: Path, *words: str, launcher: Sequence[str], seconds: float = SECONDS, **environment: str
 ) -> str:
     """Do the same by a launcher, which takes longer."""
     path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parent), os.environ.get("PYTHONPATH", "")])

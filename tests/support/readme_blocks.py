@@ -1,6 +1,7 @@
-"""Run the code blocks of a Markdown file, in order, as a reader would: ``python readme_blocks.py README.md``.
+"""Run the code blocks of Markdown files, in order, as a reader would: ``python readme_blocks.py README.md``.
 
-Python blocks share one namespace, bash blocks stop at the first error, and both run in a fresh folder without network.
+The Python blocks of a file share one namespace, bash blocks stop at the first error, and both run in a fresh folder
+without network. Where a bash block is commands of ours alone, they run in processes that have torch imported already.
 What they would fetch from the Hub is there in small: checkpoints as folders of the same name, and GLUE's SST-2 in the
 cache of `datasets`. A block that cannot run has ``<!-- not run: reason -->`` above it; all others do.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -66,10 +68,25 @@ def run_blocks(blocks: list[Block], name: str) -> None:
         if not block.runs:
             continue
         if block.language == "bash":
-            subprocess.run(["bash", "-euo", "pipefail", "-c", block.code], check=True)
+            run_bash(block.code)
         else:
             exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)
         say(f"--- {name}:{block.line} took {time.perf_counter() - start:.1f} s")
+
+
+def run_bash(code: str) -> None:
+    """Run a bash block; to import torch takes most of the time of a command, so that ours share one import."""
+    commands = [words for line in code.splitlines() if (words := shlex.split(line, comments=True))]
+    if not all(words[0] == "hf-layerdrop" for words in commands):
+        subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True)
+        return
+    from warm import run_python
+
+    for words in commands:
+        done = run_python("-m", "hf_layerdrop", *words[1:], cwd=Path.cwd())
+        say(f"{done.stdout}{done.stderr}")
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, words)
 
 
 def prepare(folder: Path, datasets_cache: Path) -> None:
@@ -114,29 +131,36 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(markdown: Path) -> None:
-    """Run all blocks of a file."""
-    blocks = find_blocks(markdown.read_text(encoding="utf-8"))
-    if not any(block.runs for block in blocks):
-        raise SystemExit(f"{markdown} has no block of code that runs.")
+def main(*files: Path) -> None:
+    """Run all blocks of some files, each in a folder of its own."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder, cache = Path(temporary, "work"), Path(temporary, "prepared", "datasets")
-        folder.mkdir()
+        cache = Path(temporary, "prepared", "datasets")
         cache.mkdir(parents=True)
         # before transformers and datasets are imported, which read these once; and hf-layerdrop is beside this Python
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         os.environ.update({**OFFLINE, "HF_DATASETS_CACHE": str(cache), "PATH": path})
         before = Path.cwd()
-        os.chdir(folder)
         try:
-            prepare(folder, cache)
-            run_blocks(blocks, markdown.name)
+            for file in files:
+                folder = Path(temporary, file.stem)
+                folder.mkdir()
+                os.chdir(folder)
+                run_file(file, folder, cache)
         finally:
             os.chdir(before)
-    say(f"{sum(block.runs for block in blocks)} of {len(blocks)} blocks of {markdown.name} ran.")
+
+
+def run_file(file: Path, folder: Path, datasets_cache: Path) -> None:
+    """Run all blocks of a file in the current folder."""
+    blocks = find_blocks(file.read_text(encoding="utf-8"))
+    if not any(block.runs for block in blocks):
+        raise SystemExit(f"{file} has no block of code that runs.")
+    prepare(folder, datasets_cache)
+    run_blocks(blocks, file.name)
+    say(f"{sum(block.runs for block in blocks)} of {len(blocks)} blocks of {file.name} ran.")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python tests/support/readme_blocks.py FILE.md")
-    main(Path(sys.argv[1]).resolve())
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python tests/support/readme_blocks.py FILE.md ...")
+    main(*(Path(name).resolve() for name in sys.argv[1:]))

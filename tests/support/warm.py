@@ -43,7 +43,7 @@ def run_python(
     cwd: Path | None = None,
     seconds: float = SECONDS,
 ) -> Done:
-    """Do what ``python`` does with these words, ``-m module ...`` or ``script ...``, once for each environment.
+    """Do what ``python`` does with these words, ``-m module``, ``-c code`` or ``script``, once for each environment.
 
     The processes run side by side; the first that fails ends the others, as torchrun does. The code that is returned is
     the first that is not 0, and what they print is joined.
@@ -66,6 +66,7 @@ def start(target: Any, *arguments: Any, streams: Sequence[Path] = ()) -> BasePro
     process = SERVER.Process(target=_call, args=(target, arguments, streams))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)  # where the server finds its imports; other processes shall not
+        patch.setenv("PYTHONHASHSEED", "2")  # another order of sets than here, as any other process has
         process.start()
     return process
 
@@ -108,7 +109,10 @@ def _be_python(words: Sequence[str], changes: Mapping[str, str], cwd: Path | Non
     os.environ.update(changes)
     if cwd:
         os.chdir(cwd)
-    if words[0] == "-m":
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[0] == "-m":
         sys.argv = list(words[1:])
         sys.path.insert(0, os.getcwd())
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -3,6 +3,7 @@
 import gc
 
 import evaluate  # noqa: F401
+import sklearn.metrics  # noqa: F401 - which the metrics of evaluate import
 import torch
 from accelerate import Accelerator  # noqa: F401
 from torch.distributed import fsdp  # noqa: F401

@@ -76,9 +76,13 @@ class Unfilled(TorchFunctionMode):
 
 
 def built_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig, most: int | None = None) -> PreTrainedModel:
-    """Build a model from a copy of its config, without memory for its weights; for ``most`` see `Unfilled`."""
+    """Build a model from a copy of its config, without memory for its weights; for ``most`` see `Unfilled`.
+
+    Of a class of ours, it is built as the transformers class that it is made from: nothing of it will be dropped.
+    """
+    plain = next(base for base in cls.__mro__ if not base.__module__.startswith("hf_layerdrop."))
     with BUILDING, torch.device("meta"), Unfilled(most):
-        return build_from_config(cls, copy.deepcopy(config))
+        return build_from_config(plain, copy.deepcopy(config))
 
 
 def may_differ(model: nn.Module, stacks: Mapping[str, Stack]) -> bool:
