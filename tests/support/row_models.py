@@ -23,6 +23,10 @@ def family(model_type: str, rows: int = 5) -> tuple[PreTrainedModel, Batch]:
     tiny = build_tiny(model_type)
     generator = torch.Generator().manual_seed(2)
     batch = {name: _rows(name, value, rows, generator) for name, value in tiny.batch.items()}
+    if "pixel_values" in batch:
+        batch.pop("attention_mask", None)  # which is of patches there
+    if model_type == "mixtral":
+        tiny.model.set_experts_implementation("eager")  # the grouped product is not of doubles
     if "decoder_input_ids" in batch:
         batch["decoder_attention_mask"] = _mask(rows)
     return tiny.model.double().train(), batch
