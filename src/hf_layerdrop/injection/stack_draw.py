@@ -50,7 +50,7 @@ class StackDraw:
         mask: The mask of the forward that is running; None where nothing is dropped.
         forwards: Training forwards that were counted.
         layers_run: Layers that ran in them, recomputations not counted; by the share of rows where rows drop their own.
-        layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped.
+        layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped; likewise.
         list_name: How the module that loops over the layers calls their list.
         running: Whether a forward of that module is under way.
         learner: What learns the rates from the draws, where they are learned.
@@ -87,9 +87,8 @@ class StackDraw:
         self.mask: Mask | None = None
         self.seed = 0
         self.step = self.micro_step = self.forward = 0
-        self.forwards = 0
-        self.layers_run: float = 0
-        self.layer_forwards: float = 0
+        self.forwards = self.layers_run = 0
+        self.layer_forwards = 0
         self.paused = False  # while the model is a sub-network, which drops nothing
         self.learner: RateLearner | None = None
         self._measured = False

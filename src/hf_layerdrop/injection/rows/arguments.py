@@ -57,7 +57,7 @@ class Call:
     @classmethod
     def of(cls, layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Give the arguments of a layer their names."""
-        names = _parameters(type(layer))
+        names = _parameters(type(layer))  # type: ignore[arg-type] # classes are hashable
         by_position = {(names[place] if place < len(names) else f"*{place}"): value for place, value in enumerate(args)}
         return cls({**by_position, **kwargs}, len(args), names[0])
 
