@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from architectures.tiny import build_tiny
 from conftest import batch_for, build, layers_of
-from hf_layerdrop import LayerDropConfig, inject_layerdrop
+from hf_layerdrop import LayerDropConfig, inject_layerdrop, set_rates
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.injection.rows.arguments import Batched, Call
 from hf_layerdrop.injection.rows.refusal import check_rows
@@ -150,6 +150,15 @@ def test_layers_that_normalise_over_the_batch_are_refused_before_anything_is_cha
     with pytest.raises(UnsupportedModelError, match="normalises over the rows of a batch"):
         by_row(model)
     assert [type(part) for part in model.modules()] == kinds
+
+
+def test_such_layers_are_refused_too_when_their_rate_is_raised_from_0() -> None:
+    tiny = build_tiny("wav2vec2-conformer")
+    model = inject_layerdrop(tiny.model, LayerDropConfig(0.0, granularity="row")).train()
+    model(**tiny.batch)
+    set_rates(model, 0.5)
+    with pytest.raises(UnsupportedModelError, match="normalises over the rows of a batch"):
+        model(**tiny.batch)
 
 
 def test_layers_that_borrow_from_others_are_refused() -> None:

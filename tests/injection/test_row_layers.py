@@ -171,6 +171,13 @@ def test_a_cache_that_a_training_forward_would_fill_changes_nothing(model_type):
     assert torch.equal(with_cache, without)
 
 
+def test_a_cache_is_filled_by_layers_that_run_on_all_rows_alone():
+    model, batch = family("llama")
+    by_row(model, (0.0, 0.5, 0.5, 1.0))
+    cache = model(**batch, use_cache=True)[CACHE]
+    assert [cache.get_seq_length(layer) for layer in range(DEPTH)] == [batch["input_ids"].shape[1], 0, 0, 0]
+
+
 def test_a_forward_that_continues_a_cache_and_generation_drop_nothing():
     model, batch = by_row(build(BART_DECODER), 0.9), batch_for(BART_DECODER)
     plain = build(BART_DECODER).train()

@@ -99,9 +99,10 @@ def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) ->
     check_free(inner, stacks)
     depths = {name: stack.depth for name, stack in stacks.items()}
     lent = {name: _lent(vars(stack.config(inner.config)), stack.depth) for name, stack in stacks.items()}
-    _check_lenders(lent, config, config.rates_for(depths))
+    rates = config.rates_for(depths)
+    _check_lenders(lent, config, rates)
     for name, stack in stacks.items() if config.granularity == "row" else ():
-        check_rows(stack.layers(inner), lent[name])
+        check_rows(stack.layers(inner) if any(rates[name]) else (), lent[name])
     parts = {name: StructureDrop(stack.layers(inner), config.structures) for name, stack in stacks.items()}
     groups = {name: found.groups for name, found in parts.items()}
     state = LayerDropState(config, depths, groups)
@@ -119,7 +120,8 @@ def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) ->
         if name in state.draws:
             adopt_stack(inner, stack, state.draws[name])
             if config.granularity == "row":
-                adopt_rows(stack.layers(inner), state.draws[name], returned_arguments(stack.model_type))
+                handed_on = returned_arguments(stack.model_type)
+                adopt_rows(stack.layers(inner), state.draws[name], handed_on, lent[name])
         parts[name].adopt_parts()
     if state.drops:
         write_down(inner, trained_with=config.to_dict())

@@ -8,7 +8,7 @@ of it, and a compiled layer sees one size of batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from hf_layerdrop.injection.compiling import direct, in_compiled_region, outside
 from hf_layerdrop.injection.passthrough import hidden_states_of_call
 from hf_layerdrop.injection.rows.arguments import Batched, Call
 from hf_layerdrop.injection.rows.outputs import Part
-from hf_layerdrop.injection.rows.refusal import cannot
+from hf_layerdrop.injection.rows.refusal import cannot, check_rows
 from hf_layerdrop.injection.rows.trial import try_arguments
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.samplers.rows import RowMask
@@ -35,21 +35,25 @@ class RowPlace:
         draw: The draw of its stack.
         index: Its place in the stack.
         handed_on: Arguments that it returns, where reading it cannot tell.
+        lent: Layers of the stack from which later ones borrow.
+        checked: Whether it was found to treat rows apart, as far as looking tells: its rate may be raised from 0.
         batched: Which arguments of the layers of the stack have rows.
     """
 
     draw: StackDraw
     index: int
     handed_on: Sequence[str]
-    batched: Batched = field(default_factory=Batched)
+    lent: Sequence[int]
+    batched: Batched
+    checked: bool = False
 
 
-def adopt_rows(layers: Iterable[nn.Module], draw: StackDraw, handed_on: Sequence[str]) -> None:
+def adopt_rows(layers: Iterable[nn.Module], draw: StackDraw, handed_on: Sequence[str], lent: Sequence[int]) -> None:
     """Let the layers of a stack, which can be skipped as a whole, run on some rows, in place."""
     batched = Batched()
     for index, layer in enumerate(layers):
         adopt(layer, RowLayer)
-        layer.__dict__["_layerdrop_rows"] = RowPlace(draw, index, handed_on, batched)
+        layer.__dict__["_layerdrop_rows"] = RowPlace(draw, index, handed_on, lent, batched)
 
 
 def release_rows(layers: Iterable[nn.Module]) -> None:
@@ -89,6 +93,9 @@ def _part_that_runs(layer: Any, run: Callable[..., Any], args: Sequence[Any], kw
     mask = place.draw.in_force()
     if not isinstance(mask, RowMask) or not mask[place.index]:
         return None
+    if not place.checked:
+        check_rows([layer], place.lent)
+        place.checked = True
     states = hidden_states_of_call(layer, args, kwargs)
     if not isinstance(states, torch.Tensor) or states.dim() < 3:
         raise cannot(layer, f"its hidden states are of shape {tuple(states.shape)}, in which rows are not apart")
