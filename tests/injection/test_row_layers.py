@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -62,8 +63,14 @@ def rows_that_run(model, batch):
 # --- what a row gets ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [ROWS, 7], ids=["", "as many rows as tokens"])
-@pytest.mark.parametrize("model_type", [*FAMILIES, "bloom", "mpt", "wavlm"])
+TOKENS, HEADS = 7, 4  # of the tiny models: a batch may have as many rows
+OTHERS = ("bloom", "mpt", "wavlm")  # whose biases of heads are for all rows, or for each
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rows"),
+    [*product((*FAMILIES, *OTHERS), (ROWS, TOKENS)), *product(OTHERS, [HEADS])],
+)
 def test_each_row_gets_the_output_and_the_gradient_of_the_model_cut_to_its_layers(model_type, rows):
     model, batch = family(model_type, rows)
     whole = output_of(model, batch)
