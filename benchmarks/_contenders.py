@@ -130,6 +130,23 @@ def layerdrop_step(
     return Step(model, batch, lambda step: set_step(model, step)), mask_of
 
 
+class Pass(Step):
+    """Forward and backward alone: where every layer runs in every step, the optimizer steps all of them."""
+
+    def run(self) -> torch.Tensor:
+        """Compute gradients, and return the loss."""
+        loss = self.model(**self.batch).loss
+        loss.backward()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def row_pass(model: BertForSequenceClassification, batch: Batch, rate: float) -> Pass:
+    """Let each row drop its own layers."""
+    inject_layerdrop(model, LayerDropConfig(rate, seed=0, granularity="row"))
+    return Pass(model, batch, lambda step: set_step(model, step))
+
+
 def with_and_without(model: nn.Module, batch: Batch, rate: float) -> dict[str, Step]:
     """Return a step with LayerDrop and one without, of the very same model.
 

@@ -7,7 +7,7 @@ contenders that do the same work must have the same loss, to the bit, in every r
 
 ``parts`` names what to measure, separated by commas: ``bounds`` (what has a bound), ``rates`` (other rates beside the
 ideal), ``designs`` (other designs), ``depth``, ``batch`` and ``length`` (what a step costs as these grow), ``memory``
-(at its peak, by rate), ``overhead`` (of a forward, in microseconds).
+(at its peak, by rate), ``overhead`` (of a forward, in microseconds), ``rows`` (rows that drop their own layers).
 """
 
 from __future__ import annotations
@@ -107,6 +107,21 @@ def _by_length(report: Report, size: Size, steps: int, short: bool) -> None:
     _grow(report, {f"{one.rows} x {one.length} tokens": one for one in sizes}, steps)
 
 
+def _rows(report: Report, size: Size, steps: int, _short: bool) -> None:
+    """Time forward and backward of rows that drop their own layers beside rate 0, and beside a cut of that share."""
+    from benchmarks._contenders import Pass, batch_of, bert, row_pass
+
+    for rate in (0.25, 0.5):
+        batch, kept = batch_of(size), round(size.layers * (1 - rate))
+        contenders = {
+            "LayerDrop": row_pass(bert(size), batch, rate),
+            "rate 0": Pass(bert(size), batch),
+            f"{kept} layers": Pass(bert(replace(size, layers=kept)), batch),
+        }
+        others = [name for name in contenders if name != "LayerDrop"]
+        report.compare(f"passes by row, rate {rate}", contenders, max(steps // 4, 5), other_work=others)
+
+
 def _grow(report: Report, sizes: Mapping[str, Size], steps: int) -> None:
     """Time a step at rate 0.5 beside the ideal and the untouched model."""
     from benchmarks._contenders import Step, batch_of, bert
@@ -125,6 +140,7 @@ PARTS: dict[str, Callable[[Report, Size, int, bool], None]] = {
     "length": _by_length,
     "memory": _memory,
     "overhead": _overheads,
+    "rows": _rows,
 }
 
 

@@ -34,7 +34,7 @@ from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.results.table import render_table
-from hf_layerdrop.samplers.config import SAMPLERS, STRUCTURES, LayerDropConfig
+from hf_layerdrop.samplers.config import GRANULARITIES, SAMPLERS, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
 from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
 from hf_layerdrop.tasks.data import load_task_data
@@ -113,6 +113,10 @@ def train_command(
     structure: Annotated[
         str, typer.Option(metavar="NAME[,NAME]", help=f"What is dropped as one: {', '.join(STRUCTURES)}.")
     ] = "layer",
+    granularity: Annotated[
+        str,
+        typer.Option(metavar="NAME", help=f"What drops its own layers: {' or '.join(GRANULARITIES)}."),
+    ] = "batch",
     never_drop: Annotated[
         str | None,
         typer.Option(
@@ -174,7 +178,7 @@ def train_command(
     columns = listed(text_columns)
     chosen = load_task(task) if task else custom_task(columns, label_column=label_column or "label")
     chosen = with_dataset(chosen, dataset, dataset_config)
-    drop = _layerdrop(layerdrop, shape, sampler, never_drop, structure)
+    drop = _layerdrop(layerdrop, shape, sampler, never_drop, structure, granularity)
     factor = _schedule(schedule)
     start = _start(model, config, chosen, max(max_length or 0, max_target_length or 0), vocab_size, tokenizer)
     depths = _checked_model(start, drop, eval_depths)
@@ -243,17 +247,23 @@ def _name(start: str | ModelFromConfig) -> str:
 
 
 def _layerdrop(
-    rate: str | None, shape: str, sampler: str, never_drop: str | None, structure: str
+    rate: str | None, shape: str, sampler: str, never_drop: str | None, structure: str, granularity: str
 ) -> LayerDropConfig | None:
     if rate is None:
-        if (shape, sampler, never_drop, structure) != ("uniform", "bernoulli", None, "layer"):
+        if (shape, sampler, never_drop, structure, granularity) != ("uniform", "bernoulli", None, "layer", "batch"):
             raise LayerDropConfigError(
-                "--shape, --sampler, --structure and --never-drop need a rate; give --layerdrop too, such as 0.2."
+                "--shape, --sampler, --structure, --granularity and --never-drop need a rate; give --layerdrop too, "
+                "such as 0.2."
             )
         return None
     structures = [name.strip() for name in structure.split(",")]
     return LayerDropConfig(
-        _rate(rate), shape=shape, sampler=sampler, never_drop=_layers(never_drop), structure=structures
+        _rate(rate),
+        shape=shape,
+        sampler=sampler,
+        never_drop=_layers(never_drop),
+        structure=structures,
+        granularity=granularity,
     )
 
 

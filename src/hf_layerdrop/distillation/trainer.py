@@ -93,7 +93,7 @@ class DistillationMixin:
     @property
     def layer_forwards(self) -> LayerForwards:
         """What the training took so far, also before it was resumed."""
-        return LayerForwards(self._counter.teacher, self._counter.student)
+        return LayerForwards(self._counter.teacher, round(self._counter.student))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does; the teacher fills no caches meanwhile."""

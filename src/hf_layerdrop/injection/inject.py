@@ -51,6 +51,8 @@ from hf_layerdrop.injection.recorded_outputs import (
     recorded_key,
     recorded_keys,
 )
+from hf_layerdrop.injection.rows.layer import adopt_rows, release_rows
+from hf_layerdrop.injection.rows.refusal import check_rows
 from hf_layerdrop.injection.stack_draw import StackDraw, masks_of, shown_with
 from hf_layerdrop.injection.state import LayerDropState, forget, note_living
 from hf_layerdrop.injection.states import LayerDropStates
@@ -77,7 +79,8 @@ def inject_layerdrop(model: M, config: LayerDrop) -> M:
     Raises:
         LayerDropConfigError: If the config does not fit the model's stacks.
         LayerDropStateError: If the model is a part of an injected one, or is called within a block of `sub_network`.
-        UnsupportedModelError: If no stack of layers is found, or the structure is not found in its layers.
+        UnsupportedModelError: If no stack of layers is found, the structure is not found in its layers, or these cannot
+            run on some rows of a batch, which ``granularity="row"`` asks for.
     """
     config = LayerDropConfig.of(config)
     check_module(model)
@@ -96,7 +99,10 @@ def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) ->
     check_free(inner, stacks)
     depths = {name: stack.depth for name, stack in stacks.items()}
     lent = {name: _lent(vars(stack.config(inner.config)), stack.depth) for name, stack in stacks.items()}
-    _check_lenders(lent, config, config.rates_for(depths))
+    rates = config.rates_for(depths)
+    _check_lenders(lent, config, rates)
+    for name, stack in stacks.items() if config.granularity == "row" else ():
+        check_rows(stack.layers(inner) if any(rates[name]) else (), lent[name])
     parts = {name: StructureDrop(stack.layers(inner), config.structures) for name, stack in stacks.items()}
     groups = {name: found.groups for name, found in parts.items()}
     state = LayerDropState(config, depths, groups)
@@ -113,6 +119,9 @@ def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) ->
         parts[name].adopt_owner(stack.owner(inner), state.draws_of(name))
         if name in state.draws:
             adopt_stack(inner, stack, state.draws[name])
+            if config.granularity == "row":
+                handed_on = returned_arguments(stack.model_type)
+                adopt_rows(stack.layers(inner), state.draws[name], handed_on, lent[name])
         parts[name].adopt_parts()
     if state.drops:
         write_down(inner, trained_with=config.to_dict())
@@ -185,6 +194,7 @@ def take_out(root: nn.Module, changes: Changes) -> None:
     changes.note(partial(note_living, state))
     for name, stack in find_stacks(root).items():
         release_parts(stack.layers(root))
+        release_rows(stack.layers(root))
         if name in state.draws:
             _release_stack(root, stack)
         release_owner(stack.owner(root))

@@ -30,12 +30,20 @@ def handed_on(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
         names: Which arguments it returns after the hidden states, if reading the layer cannot tell.
     """
     hidden_states = hidden_states_of_call(layer, args, kwargs)
-    parts = tuple(names) or returned_names(_plain_class(layer))
+    parts = names_handed_on(layer, names)
     if parts is None:
         return hidden_states
     given = inspect.signature(layer.forward).bind_partial(*args, **kwargs)
     given.apply_defaults()
     return (hidden_states, *(given.arguments.get(name) for name in parts))
+
+
+def names_handed_on(layer: nn.Module, names: Sequence[str] = ()) -> tuple[str, ...] | None:
+    """Return the names of what a layer returns after its hidden states, empty for no argument; None if those alone.
+
+    If any ``names`` are given, they are known to be those.
+    """
+    return tuple(names) or returned_names(_plain_class(layer))
 
 
 def own_weights(layer: nn.Module) -> Iterator[nn.Parameter]:

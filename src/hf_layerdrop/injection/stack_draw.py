@@ -35,6 +35,7 @@ from hf_layerdrop.samplers.draws import (
     weighted,
 )
 from hf_layerdrop.samplers.learned.learner import RateLearner
+from hf_layerdrop.samplers.rows import RowMask
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class StackDraw:
         fixed: A mask that holds in every forward in place of draws, if there is one.
         mask: The mask of the forward that is running; None where nothing is dropped.
         forwards: Training forwards that were counted.
-        layers_run: Layers that ran in them, recomputations not counted.
-        layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped.
+        layers_run: Layers that ran in them, recomputations not counted; by the share of rows where rows drop their own.
+        layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped; likewise.
         list_name: How the module that loops over the layers calls their list.
         running: Whether a forward of that module is under way.
         learner: What learns the rates from the draws, where they are learned.
@@ -104,6 +105,7 @@ class StackDraw:
         self._sampler = config.sampler
         self._version = SAMPLER_VERSION
         self._execution = config.execution
+        self._by_row = config.granularity == "row"
         self._always_kept = config.always_kept(name, depth)
         self._listed = None if config.depths is None else draws_of(config.depths, name, depth, self._always_kept)
         self.set_rates(rates)
@@ -154,7 +156,7 @@ class StackDraw:
     def fingerprint(self) -> str:
         """What decides the next draw, in words; the place of a forward counts for nothing where nothing is drawn."""
         place = f"{self.step}.{self.micro_step}" + (f".{self.next_forward}" if self._active else "")
-        how = f"{self._execution}, {self._sampler}, rates {list(self.rates)}"
+        how = f"{self._execution}{', by row' * self._by_row}, {self._sampler}, rates {list(self.rates)}"
         if self._sampler == "depth":  # several lists have the same rates
             drawn = repr((self._version, self._masks, self._weights)).encode()
             how += f", depths {shake_128(drawn).hexdigest(8)}"
@@ -186,6 +188,8 @@ class StackDraw:
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if counts:
             self.layer_forwards += self._count_layers()
+            if isinstance(self.mask, RowMask):
+                self.mask.counted_in.append("layer_forwards")
         if counts and self.mask is None and not self.paused:  # the others are counted where they are drawn
             self.forwards += 1
             self.layers_run += self.depth
@@ -213,7 +217,8 @@ class StackDraw:
         Raises:
             LayerDropStateError: If no layer has asked whether it runs.
         """
-        if self.mask is not None and not self._heeded and not all(self.mask):
+        drops = self.mask is not None and (isinstance(self.mask, RowMask) or not all(self.mask))
+        if drops and not self._heeded:
             raise LayerDropStateError(
                 f"The {self.name} drew layers to drop, and none of them was called: the model runs them in a way of "
                 "its own (their forward directly, or a fused kernel), where LayerDrop has no effect; remove it."
@@ -223,6 +228,15 @@ class StackDraw:
         """Show what a layer that ran did to the hidden states, if the rates are learned from it."""
         if self._measured and self.mask is not None and self.learner is not None:
             self.learner.note_activation(self.name, layer, before, after)
+
+    def note_rows(self, mask: RowMask, layer: int, rows: int) -> None:
+        """Count a layer by the share of the rows on which it runs; warn of a batch too small to leave one out."""
+        if mask.rows is None and mask.counted_in and all(len(kept) == rows for kept in mask.kept(rows)):
+            self._warn(f"of {rows} rows a batch it would drop less than half a row a layer (granularity='row')")
+        if not recomputation.in_backward():
+            dropped = 1 - len(mask.kept(rows)[layer]) / rows
+            for count in mask.counted_in:
+                setattr(self, count, getattr(self, count) - dropped)
 
     def begin_step(self, step: int, micro_step: int = 0) -> None:
         """Set the counter to the first forward of a step, or of a micro-step whose gradients the step accumulates."""
@@ -247,6 +261,8 @@ class StackDraw:
             number = uniforms(*(counter if self._listed is None else (*counter[:-1], self.place)), 1)[0]
             alike = self._version == 1 and self._listed is None
             return one_of(self._masks, number) if alike else weighted(self._masks, self._cumulated, number)
+        if self._by_row:
+            return RowMask(self.rates, counter)
         mask = bernoulli(self._thresholds, integers(*counter, self.depth))
         layers = self._within.mask if self._within is not None else None
         return mask if layers is None else tuple(map(all, zip(mask, self._by_group(layers), strict=True)))
@@ -262,7 +278,8 @@ class StackDraw:
             return mask
         within = self._within.mask if self._within is not None else None
         allowed = self._by_group(within) if within is not None else None
-        return with_one_to_train(self, owner, mask, allowed, self._margins)
+        running = with_one_to_train(self, owner, mask, allowed, self._margins)
+        return mask.running(running) if isinstance(mask, RowMask) else running
 
     def _margins(self) -> list[int]:
         """Return for each group by how much its number lies above that below which it is dropped."""
@@ -330,6 +347,8 @@ class StackDraw:
             self._measured = True
         self.forwards += 1
         self.layers_run += mask.count(True)
+        if isinstance(mask, RowMask):
+            mask.counted_in.append("layers_run")
 
     def _remember_drop(self, layer: int) -> None:
         """Note on a reentrant checkpoint around a layer that it was dropped: the backward pass calls it again."""

@@ -296,7 +296,8 @@ class LayerDropState:
     @property
     def _drawn_from(self) -> str:
         depths = self.config.depths
-        return self.config.sampler if depths is None else f"{self.config.sampler} of {describe(depths)}"
+        by = " by row" if self.config.granularity == "row" else ""
+        return self.config.sampler + by if depths is None else f"{self.config.sampler} of {describe(depths)}"
 
     def _check_drawn_from(self, saved: Mapping[str, Any]) -> None:
         if (other := saved.get("drawn_from", self._drawn_from)) != self._drawn_from:

@@ -32,6 +32,7 @@ Rate: TypeAlias = float | tuple[float, ...]
 SAMPLERS = ("bernoulli", "depth", "learned")
 STRUCTURES = ("layer", "attention", "ffn", "head")
 EXECUTIONS = ("skip", "mask")
+GRANULARITIES = ("batch", "row")
 
 # What people call the structures, so that an error can name the one that was meant.
 _OTHER_NAMES = {name: name for name in STRUCTURES} | {
@@ -52,6 +53,7 @@ class _BesideRate(TypedDict, total=False):
     structure: str | Sequence[str]
     sampler: str
     execution: str
+    granularity: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class LayerDropConfig:
             one place are drawn together. Each keeps its evenly spread set. See `for_depths`.
         execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
             one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
+        granularity: ``batch`` drops a layer for all rows of a batch (the paper). ``row`` lets each row drop its own
+            layers: of B rows a layer runs on round(B (1 - rate)), at least on one below rate 1, and computes those
+            alone (DINOv2). Every layer then runs in every step; see `samplers/rows.py` and `injection/rows/`.
 
     A forward in train mode draws once, and drops nothing if it is given a cache that holds tokens or is a part of a
     generation. What is drawn never leaves a step without anything to train: if a draw drops every layer of a stack that
@@ -100,6 +105,7 @@ class LayerDropConfig:
     sampler: str = "bernoulli"
     execution: str = "skip"
     depths: DepthList | None = None
+    granularity: str = "batch"
 
     def __init__(
         self,
@@ -112,12 +118,14 @@ class LayerDropConfig:
         sampler: str = "bernoulli",
         execution: str = "skip",
         depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]] | None = None,
+        granularity: str = "batch",
     ) -> None:
         """Convert every value once, so that inside the package each has one type."""
         _one_of("shape", shape, tuple(SHAPES))
         structure = _structure(structure)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("execution", execution, EXECUTIONS)
+        _one_of("granularity", granularity, GRANULARITIES)
         seed = _as_python(seed)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
@@ -161,6 +169,16 @@ class LayerDropConfig:
                     f"structure is {structure!r}, which {setting}={value!r} cannot drop; give {setting}={only!r}, or "
                     "structure='layer'."
                 )
+        for setting, given, only in (
+            ("structure", structure, "layer"),
+            ("sampler", sampler, "bernoulli"),
+            ("execution", execution, "skip"),
+        ):
+            if granularity == "row" and given != only:
+                raise LayerDropConfigError(
+                    f"granularity='row' drops layers, each on its own, and skips them, which {setting}={given!r} does "
+                    f"not; give {setting}={only!r}, or granularity='batch'."
+                )
         for name, value in {
             "rate": checked,
             "shape": shape,
@@ -170,6 +188,7 @@ class LayerDropConfig:
             "sampler": sampler,
             "execution": execution,
             "depths": depths,
+            "granularity": granularity,
         }.items():
             object.__setattr__(self, name, value)
 

@@ -215,7 +215,7 @@ class LayerForwardsCallback(TrainerCallback, ExportableState):
 
     def _run(self, model: nn.Module) -> int:
         state = layerdrop_state(model)
-        return sum(max(draw.layer_forwards for draw in state.draws_of(name)) for name in state.depths)
+        return round(sum(max(draw.layer_forwards for draw in state.draws_of(name)) for name in state.depths))
 
 
 def _check_best(metric: str | None, names: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Layers that run on some of the rows of a batch: ``granularity="row"``."""
