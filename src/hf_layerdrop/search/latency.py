@@ -31,7 +31,8 @@ def measure_latency(
 ) -> float:
     """Return the median time of a forward in milliseconds, after a warm-up, on this machine with its present threads.
 
-    A decoder is timed on one forward over all its tokens, not on generation.
+    A decoder is timed on one forward over all its tokens, not on generation. On a device it is the time between two
+    marks in its queue of work, in which one forward follows the other.
 
     Args:
         model: The model; it is cut in place for the time of the measurement.
