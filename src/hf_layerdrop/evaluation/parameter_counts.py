@@ -31,12 +31,12 @@ class _Counts:
 
     def __init__(self, cutter: Cutter, model: nn.Module) -> None:
         sizes = {id(weight): weight.numel() for weight in model.parameters()}
-        stays = {id(weight) for weight in (*_outside(model, list(cutter.lists.values())), *_moved(cutter))}
+        stays = {id(each) for each in (*_outside(model, list(cutter.lists.values())), *_moved(cutter))}
         holders: dict[int, set[Layer]] = {}
         for stack, layers in cutter.lists.items():
             for number, layer in enumerate(layers):
-                for weight in layer.parameters():
-                    holders.setdefault(id(weight), set()).add((stack, number))
+                for part in layer.parameters():
+                    holders.setdefault(id(part), set()).add((stack, number))
         self._always = sum(size for weight, size in sizes.items() if weight in stays or weight not in holders)
         self._by_holders: dict[frozenset[Layer], int] = {}
         for weight, layers_with_it in holders.items():

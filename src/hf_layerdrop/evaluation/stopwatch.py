@@ -13,8 +13,6 @@ _OF_THE_HOST = ("cpu", "meta")  # devices whose work is done when its call retur
 class Stopwatch:
     """Started when it is made, for work on a device; to ask for its seconds waits until the work is done."""
 
-    __slots__ = ("_begin", "_device", "_end")
-
     def __init__(self, device: torch.device) -> None:
         self._device = None if device.type in _OF_THE_HOST else device
         self._begin = self._end = self._mark()

@@ -51,10 +51,11 @@ def look_at_layers(problem: Problem, look: Look) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output if torch.is_tensor(output) else output[0]
         mask = masks.get(stack)
-        fits = mask is not None and mask.shape == before.shape[:-1]
-        chosen = mask.to(before.device) if fits else before.new_ones(before.shape[:-1], dtype=torch.bool)
+        if mask is None or mask.shape != before.shape[:-1]:
+            mask = before.new_ones(before.shape[:-1], dtype=torch.bool)
+        chosen = mask.to(before.device).flatten()
         tokens[stack].append(chosen.sum())
-        look(stack, layer, *(states.flatten(0, -2).float() for states in (before, after)), chosen.flatten())
+        look(stack, layer, before.flatten(0, -2).float(), after.flatten(0, -2).float(), chosen)
 
     for stack, layers in problem.cutter.lists.items():
         for number, layer in enumerate(layers):
