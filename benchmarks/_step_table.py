@@ -65,13 +65,6 @@ class Report:
             "steps_long_enough": min(numbers["ms"], numbers["beside_ms"]) >= LONG_STEP_MS,
         }
 
-    def overheads(self, found: Mapping[int, Mapping[str, float]]) -> None:
-        """Print what a forward costs more."""
-        self.numbers["overhead"] = dict(found)
-        print("\n| layers | added to a forward, us | of it the draw, us |\n| ---: | ---: | ---: |")
-        for depth, values in found.items():
-            print(f"| {depth} | {values['forward_us']:.1f} | {values['draw_us']:.1f} |", flush=True)
-
     def memory(self, found: Mapping[float, Mapping[str, float]]) -> None:
         """Print what steps take at their peaks, beside weights and the optimizer's moments."""
         self.numbers["memory"] = dict(found)

@@ -7,19 +7,17 @@ contenders that do the same work must have the same loss, to the bit, in every r
 
 ``parts`` names what to measure, separated by commas: ``bounds`` (what has a bound), ``rates`` (other rates beside the
 ideal), ``designs`` (other designs), ``depth``, ``batch`` and ``length`` (what a step costs as these grow), ``memory``
-(at its peak, by rate), ``overhead`` (of a forward, in microseconds), ``rows`` (rows that drop their own layers).
+(at its peak, by rate), ``rows`` (rows that drop their own layers).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks._rounds import Contender, time_rounds
+from benchmarks._rounds import Contender
 from benchmarks._step_table import Report
 
 if TYPE_CHECKING:
@@ -87,11 +85,6 @@ def _memory(report: Report, size: Size, _steps: int, short: bool) -> None:
     report.memory(memory_by_rate(size, (0.0, *RATES), 3 if short else 16))
 
 
-def _overheads(report: Report, _size: Size, _steps: int, short: bool) -> None:
-    depths = DEPTHS[: 2 if short else None]
-    report.overheads({depth: _overhead(depth, 5 if short else 2400 // depth, report.clock) for depth in depths})
-
-
 def _by_depth(report: Report, size: Size, steps: int, short: bool) -> None:
     sizes = [replace(size, layers=depth, hidden=min(size.hidden, NARROW)) for depth in DEPTHS[: 2 if short else None]]
     _grow(report, {f"{one.layers} layers of width {one.hidden}": one for one in sizes}, steps)
@@ -139,7 +132,6 @@ PARTS: dict[str, Callable[[Report, Size, int, bool], None]] = {
     "batch": _by_batch,
     "length": _by_length,
     "memory": _memory,
-    "overhead": _overheads,
     "rows": _rows,
 }
 
@@ -164,51 +156,6 @@ def _bart(size: Size, rate: float) -> dict[str, Contender]:
     batch = batch_of(size, tokens_as_labels=True)
     own = seeded_step(bart(size, rate), batch)
     return {"LayerDrop": fixed_layerdrop_step(bart(size, 0.0), batch, rate), "transformers' own": own}
-
-
-def _overhead(depth: int, forwards: int, clock: str) -> dict[str, float]:
-    """Return what LayerDrop adds to a training forward of tiny layers that all run, and its draw, in microseconds.
-
-    Both sides are the same model: two models that are built alike differ by more than this, by where their memory lies.
-    """
-    from benchmarks._contenders import Size, batch_of, bert
-    from hf_layerdrop import inject_layerdrop, layerdrop_state
-
-    size = Size(depth, 8, 1, 4)
-    model, batch = bert(size), batch_of(size)
-    contenders = {"with": _Forward(model, batch, 1e-9), "without": _Forward(model, batch, None)}
-    times = time_rounds(contenders, forwards, clock=clock)
-    added = median(one - other for one, other in zip(times["with"], times["without"], strict=True))
-    inject_layerdrop(model, 1e-9)
-    draw, seconds = layerdrop_state(model).draws["encoder"], []
-    for _ in range(forwards):
-        start = time.perf_counter()
-        draw.begin(model.bert.encoder, ())
-        seconds.append(time.perf_counter() - start)
-    return {"forward_us": 1000 * added, "draw_us": 1e6 * median(seconds)}
-
-
-class _Forward:
-    """A training forward alone, of a model with LayerDrop at a rate, or (None) without."""
-
-    def __init__(self, model: Any, batch: Any, rate: float | None) -> None:
-        self.model, self.batch, self.rate = model, batch, rate
-
-    def prepare(self, step: int) -> None:
-        """Inject or remove, and let the interpreter get used to it."""
-        from hf_layerdrop import inject_layerdrop, remove_layerdrop
-        from hf_layerdrop.injection.injected import find_injected
-
-        if find_injected(self.model) is not None:
-            remove_layerdrop(self.model)
-        if self.rate is not None:
-            inject_layerdrop(self.model, self.rate)
-        for _ in range(3):
-            self.run()
-
-    def run(self) -> Any:
-        """Run it."""
-        return self.model(**self.batch).loss.detach()
 
 
 def _cpu() -> str:

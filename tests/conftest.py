@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import re
+import tempfile
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models are no faster with two threads, and where other tests hold the cores, the two wait for each other. Before
 # torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_ASSETS_CACHE", tempfile.mkdtemp(prefix="hf_layerdrop-"))  # no answers of the user's own
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network; those that need a Hub start their own
 
 import pytest

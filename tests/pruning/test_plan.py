@@ -8,14 +8,16 @@ from transformers import BertConfig, BertForMaskedLM, Gemma2Config, Gemma2ForCau
 from hf_layerdrop.architectures import expressible as rebuilding
 from hf_layerdrop.errors import KeepLayersError, UnsupportedModelError
 from hf_layerdrop.pruning import plan as cuts
+from hf_layerdrop.pruning import remembered_cuts
 from hf_layerdrop.pruning.plan import plan_cut
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 @pytest.fixture(autouse=True)
-def built(monkeypatch):
-    """Depths of the models that were built to look at them, from a memory that is empty at first."""
+def built(monkeypatch, tmp_path):
+    """Depths of the models that were built to look at them, from memories that are empty at first."""
+    monkeypatch.setattr(remembered_cuts, "_folder", lambda: tmp_path)
     cuts.forget()
     depths, build = [], rebuilding.built_on_meta
 

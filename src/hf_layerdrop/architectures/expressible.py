@@ -164,8 +164,11 @@ class Rebuilds:
         self._look_of_whole = self._look(whole)
         self._built: dict[str, Look | Exception] = {}
 
-    def check(self, kept: Kept, config: PreTrainedConfig) -> None:
+    def check(self, kept: Kept, config: PreTrainedConfig) -> bool:
         """Refuse a cut, which has this config, if the model that the config builds is another.
+
+        Returns:
+            Whether all of it could be tried.
 
         Raises:
             UnsupportedModelError: If it is, cannot be built, or a kept layer has lost one that it borrows from.
@@ -176,16 +179,22 @@ class Rebuilds:
         if isinstance(built, Exception):
             raise UnsupportedModelError(_refused(self.whole, kept, built)) from built
         _compare(type(self.whole).__name__, self._look_of_whole, built, self._stacks, kept)
-        self.check_numbers(kept, lambda: config)
-        _warn_of_untried(self.whole.config)
+        was_tried = self.check_numbers(kept, lambda: config)
+        warn_of_untried(self.whole.config)
+        return was_tried
 
-    def check_numbers(self, kept: Kept, config: Callable[[], PreTrainedConfig]) -> None:
+    def check_numbers(self, kept: Kept, config: Callable[[], PreTrainedConfig]) -> bool:
         """Refuse a cut after which a layer would compute something else, because it has another number.
+
+        Returns:
+            Whether this could be tried, where it needs to be.
 
         Raises:
             UnsupportedModelError: If one would.
         """
-        check_numbers(self.whole, self._counting, kept, lambda: built_on_meta(type(self.whole), _read_again(config())))
+        return check_numbers(
+            self.whole, self._counting, kept, lambda: built_on_meta(type(self.whole), _read_again(config()))
+        )
 
     @cached_property
     def _counting(self) -> dict[str, Stack]:
@@ -232,7 +241,8 @@ class Rebuilds:
         return known or signature
 
 
-def _warn_of_untried(config: PreTrainedConfig) -> None:
+def warn_of_untried(config: PreTrainedConfig) -> None:
+    """Warn of a type of model that nobody has tried; once."""
     if config.model_type not in _warned and not _was_tried(config):
         _warned.add(config.model_type)
         logger.warning(

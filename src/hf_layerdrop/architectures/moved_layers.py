@@ -52,7 +52,7 @@ def counting_stacks(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict
 
 def check_numbers(
     whole: PreTrainedModel, stacks: Mapping[str, Stack], kept: Kept, rebuild: Callable[[], PreTrainedModel]
-) -> None:
+) -> bool:
     """Refuse a cut after which a layer would compute something else, because it computes with its number.
 
     Args:
@@ -61,12 +61,15 @@ def check_numbers(
         kept: The layers that are kept.
         rebuild: Builds the cut model on the meta device.
 
+    Returns:
+        Whether that could be tried, where it needs to be.
+
     Raises:
         UnsupportedModelError: If one would. Where that cannot be tried, a warning says so, once a model type.
     """
     moves = [(name, old, new) for name in stacks for new, old in enumerate(kept[name]) if old != new]
     if not moves:
-        return
+        return True
     if len(_known) > MODELS:
         _known.clear()
     known = _known.setdefault((type(whole), repr(whole.config.to_dict())), {})
@@ -75,7 +78,7 @@ def check_numbers(
             known |= _tried(whole, rebuild(), stacks, new)
         except Exception as error:
             _warn(whole.config.model_type, error)
-            return
+            return False
     for name, old, place in moves:
         if difference := known[name, old, place]:
             raise UnsupportedModelError(
@@ -83,6 +86,7 @@ def check_numbers(
                 f"its own number, and would compute something else at place {place} ({difference}); keep the layers "
                 "before it too, or all."
             )
+    return True
 
 
 def _may_compute(layers: Sequence[nn.Module]) -> bool:

@@ -78,7 +78,7 @@ class KeptBatches(DataLoaderStateMixin):
             return False
         device = next((tensor.device for tensor in tensors_of(batch)), torch.device("cpu"))
         # An accelerator's memory is for the model.
-        kept = fresh(batch) if device.type == "cpu" else send_to_device(batch, "cpu")
+        kept = fresh(batch) if device.type == "cpu" else send_to_device(batch, "cpu", non_blocking=True)
         self._kept.append((kept, device, self.gradient_state.end_of_dataloader, self.gradient_state.remainder))
         return True
 

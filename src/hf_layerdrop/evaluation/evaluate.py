@@ -28,10 +28,13 @@ from hf_layerdrop.evaluation.model_or_trainer import (
     as_batches,
     numbers_of,
 )
+from hf_layerdrop.evaluation.parameter_counts import parameters_of
 from hf_layerdrop.evaluation.prefix_sharing import Kept, PrefixRunner, Run, in_walking_order, shared_prefixes
 from hf_layerdrop.evaluation.random_streams import RandomStreams, seeded_streams
+from hf_layerdrop.evaluation.stopwatch import Stopwatch
 from hf_layerdrop.evaluation.trainer_source import Evaluation, TrainerSource
-from hf_layerdrop.pruning.prune import Cutter, count_parameters
+from hf_layerdrop.evaluation.unchanged import Comparison, Doubts, Held, tensors_of
+from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.collection import SubNetworkResults
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
@@ -235,7 +238,7 @@ class Evaluator:
             tallies[reading.name] = [reading.tally() for _ in walk]
             for number, batch in enumerate(_shown(reading.loader, len(walk), progress)):
                 # Held outputs are those of an earlier pass, and a loader may give other inputs than it gave then.
-                content = fingerprint(batch) if following or runner.holds_over else None
+                content = _content_of(batch) if following or runner.holds_over else None
                 prepared = reading.prepare(batch)
                 runner.turn_to((reading.name, number), content)
                 if encoder:
@@ -246,8 +249,12 @@ class Evaluator:
                     runs[place].append(run)
                 if following and self.source.shares_prefixes:
                     runner.hold_over((reading.name, number), content, following)
+                for run in (run for of_place in runs for run in of_place[-2:-1]):
+                    run.settle()  # of the batch before, which a device has done by now
 
         self.source.read(visit)
+        if runner.shared_wrongly():
+            return self._pass(runner, encoder, walk, None, progress)
         self._prediction_size = max((tally.size for tally in next(iter(tallies.values()), [])), default=0)
         return [
             self._result(layers, runs[place], {name: tally[place].metrics for name, tally in tallies.items()})
@@ -257,13 +264,13 @@ class Evaluator:
     def _alone(
         self, source: TrainerSource, runner: PrefixRunner, encoder: EncoderMemory | None, layers: Layers
     ) -> SubNetworkResult:
-        seconds: list[float] = []
+        watches: list[Stopwatch] = []
         if encoder and self._memory_limit is None:  # within a limit, what an encoder gave serves many decoders
             encoder.forget()
-        metrics, run = runner.run(layers, lambda: source.evaluate_alone(seconds.append))
+        metrics, run = runner.run(layers, lambda: source.evaluate_alone(watches.append))
         self._prediction_size = 0
-        batches = max(1, len(seconds))
-        runs = [Run(time, time, -(-run.layer_forwards // batches)) for time in seconds]
+        batches = max(1, len(watches))
+        runs = [Run(watch, [], -(-run.layer_forwards // batches)) for watch in watches]
         return self._result(layers, runs or [run], {"": lambda: metrics})
 
     def _next_count(self, runner: PrefixRunner) -> int:
@@ -299,14 +306,13 @@ class Evaluator:
         )
 
 
+def _content_of(batch: Any) -> str | Held:
+    on_a_device = any(tensor.device.type != "cpu" for tensor in tensors_of(batch))
+    return Held(Comparison(Doubts()).snapshot(batch)) if on_a_device else fingerprint(batch)
+
+
 def _key_of(kept: Kept) -> Hashable:
     return tuple(sorted((stack, tuple(layers)) for stack, layers in kept.items()))
-
-
-def parameters_of(cutter: Cutter, model: PreTrainedModel, kept: Kept) -> int:
-    """Count the parameters of a sub-network, tied weights once."""
-    with cutter.sub_network(kept):
-        return count_parameters(model)
 
 
 def _shown(parts: Iterable[Any], sub_networks: int, progress: bool, *, unit: str = "batch") -> Iterable[Any]:

@@ -119,7 +119,7 @@ class ModelSource:
         visit(Reading("", self.batches, self._prepare, self._predict, self._tally))
 
     def _prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        batch = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        batch = on_device(batch, self.device)
         if self._shift is not None:
             self._shift.of(batch)
         return batch
@@ -263,6 +263,13 @@ def as_dict(value: Mapping[str, Any] | SupportsFloat) -> Mapping[str, Any]:
 def examples_in(batch: Mapping[str, Any]) -> int:
     """Return how many examples a batch has."""
     return next((len(value) for value in batch.values() if torch.is_tensor(value)), 1)
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its tensors on a device, for which nothing waits."""
+    return {
+        name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()
+    }
 
 
 def _is_name(metric: Any, names: tuple[str, ...]) -> bool:

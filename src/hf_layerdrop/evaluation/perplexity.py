@@ -28,12 +28,8 @@ class LabelShift:
         """Tell by a batch, unless it is known."""
         labels = batch.get("labels")
         if self._answer is None and torch.is_tensor(labels) and labels.dim() > 1 and "shift_labels" not in batch:
-            first = labels[..., 0]
-            if bool((first == IGNORED).all()):
-                return False  # for this batch it makes no difference
-            others = labels.clone()
-            others[..., 0] = torch.where(first == IGNORED, first, (first == 0).to(labels.dtype))
-            self._answer = bool(self._loss_of(batch).equal(self._loss_of({**batch, "labels": others})))
+            one, other = (self._loss_of({**batch, "labels": _with_first(labels, value)}) for value in (0, 1))
+            self._answer = one.nan_to_num().equal(other.nan_to_num())  # no number where nothing else has a label
         return bool(self._answer)
 
 
@@ -56,25 +52,33 @@ class TokenLosses:
         self._shift = shift
         self._gather = gather
         self._divisor_of = divisor_of
-        self._loss = self._tokens = 0.0
+        self._totals: torch.Tensor | None = None  # of losses and tokens, on the device, for which no batch waits
 
     def add(self, batch: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Take the mean loss of a batch."""
         if not torch.is_tensor(batch.get("labels")):
             return
-        counts = _labels_by_row(batch, shifts=self._shift.of(batch)).to(loss.device).double()
+        counts = _labels_by_row(batch, shifts=self._shift.of(batch))
+        counts = counts.to(loss.device, non_blocking=True).double()
         divisor = self._divisor_of(batch)
-        scale = 1.0 if divisor is None else divisor.to(loss.device) / counts.sum().clamp(min=1)
+        scale = 1.0 if divisor is None else divisor.to(loss.device, non_blocking=True) / counts.sum().clamp(min=1)
         sums = torch.where(counts > 0, loss.detach().double().mean() * counts * scale, 0.0)
-        self._loss += float(self._gather(sums).sum())
-        self._tokens += float(self._gather(counts).sum())
+        totals = torch.stack([self._gather(sums).sum(), self._gather(counts).sum()])
+        self._totals = totals if self._totals is None else self._totals + totals
 
     def metrics(self) -> dict[str, float]:
         """Return the perplexity; nothing if no token had a loss."""
-        if not self._tokens:
+        loss, tokens = (0.0, 0.0) if self._totals is None else self._totals.tolist()
+        if not tokens:
             return {}
-        mean = self._loss / self._tokens
+        mean = loss / tokens
         return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+
+
+def _with_first(labels: torch.Tensor, value: int) -> torch.Tensor:
+    changed = labels.clone()
+    changed[..., 0] = value
+    return changed
 
 
 def _labels_by_row(batch: Mapping[str, Any], *, shifts: bool) -> torch.Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from hf_layerdrop.evaluation.batches import KeptBatches, SteadyLoader
 from hf_layerdrop.evaluation.model_or_trainer import LOSS_ALONE, Batches, Reading, as_dict, as_metric, eval_mode
 from hf_layerdrop.evaluation.perplexity import LabelShift, TokenLosses
 from hf_layerdrop.evaluation.random_streams import RandomStreams, unmoved_streams
+from hf_layerdrop.evaluation.stopwatch import Stopwatch
 from hf_layerdrop.evaluation.trainer_loop import TrainerTally, prepared_step, replaced, types_kept
 
 # What an evaluation says of itself, and not of the model.
@@ -124,8 +124,8 @@ class TrainerSource:
         with replaced(self._trainer, evaluation_loop=loop):
             self._evaluate()
 
-    def evaluate_alone(self, note: Callable[[float], None]) -> dict[str, Any]:
-        """Call ``evaluate`` as it is, and return its metrics; ``note`` is told the seconds of each prediction step.
+    def evaluate_alone(self, note: Callable[[Stopwatch], None]) -> dict[str, Any]:
+        """Call ``evaluate`` as it is, and return its metrics; ``note`` is told the time of each prediction step.
 
         All calls see the batches of the first.
         """
@@ -133,9 +133,9 @@ class TrainerSource:
         step, load = trainer.prediction_step, trainer.get_eval_dataloader
 
         def noted_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            start = self._now()
+            watch = Stopwatch(self.device)
             outputs = step(model, inputs, *args, **kwargs)
-            note(self._now() - start)
+            note(watch.stop())
             if tokens is not None and outputs[0] is not None:
                 self._step_of_shift = lambda batch: step(model, batch, True)
                 tokens.add(inputs, outputs[0])
@@ -190,11 +190,6 @@ class TrainerSource:
         if shift is None or not shift.of(batch) or not self._trainer.model_accepts_loss_kwargs:
             return None
         return None if getattr(self._trainer, compat.SHIFTED_LABELS.name, True) else batch["labels"].ne(-100).sum()
-
-    def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
 
 
 def evaluates_as_trainer(method: Method) -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 
 from torch import nn
 
@@ -16,6 +16,16 @@ def callers() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def is_running(code: CodeType) -> bool:
+    """Tell whether a function is among the callers, by its code; asked in each forward, and so without a generator."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def running_module(otherwise: nn.Module) -> nn.Module:

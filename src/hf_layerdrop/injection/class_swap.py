@@ -31,7 +31,12 @@ def adopted_class(base: type, mixin: type) -> type:
             "_adopted_from": base,
             "_adopted_with": mixin,
         }
-        _ADOPTED[base, mixin] = type(base.__name__, (mixin, base), namespace)
+        adopted = type(base.__name__, (mixin, base), namespace)
+        # Transformers wraps the forward of every subclass of a layer that can be checkpointed. That of the base is
+        # wrapped already, and each call would go through both.
+        if "forward" in vars(adopted):
+            del adopted.forward  # type: ignore[attr-defined]
+        _ADOPTED[base, mixin] = adopted
     return _ADOPTED[base, mixin]
 
 

@@ -21,7 +21,8 @@ ADVICE = (
     "TorchDynamoPlugin(use_regional_compilation=True)), or inject LayerDropConfig(..., execution='mask')."
 )
 
-# What decides is neither traced nor guarded on, so that no other draw makes a new graph; what it calls is compiled.
+# What decides is neither traced nor guarded on, so that no other draw makes a new graph; what it calls is compiled. The
+# wrapper takes as long as a short layer: where nothing is compiled, functions are called without it.
 outside_of_graphs = torch.compiler.disable(recursive=False, reason=ADVICE)
 
 # Returns None outside of compiled regions. A function in Python would be compiled itself.

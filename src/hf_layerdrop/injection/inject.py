@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from transformers import PreTrainedModel
 
 from hf_layerdrop import compat
@@ -376,14 +377,15 @@ class _StackOwner:
         return shown_with(super().extra_repr(), self._layerdrop_draws)  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not self._may_draw():
+        if not (is_compiling() or in_compiled_region()):
+            return self._draw_and_run(*args, **kwargs)
+        if is_compiling() and not self._may_draw():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._draw_and_run(*args, **kwargs)
+        return self._draw_outside_and_run(*args, **kwargs)
 
     def _may_draw(self) -> bool:
         return any(draw.may_drop(self.training) for draw in self._layerdrop_draws)
 
-    @outside_of_graphs
     def _draw_and_run(self, *args: Any, **kwargs: Any) -> Any:
         draws = self._layerdrop_draws
         call = untraced if in_compiled_region() else direct
@@ -399,8 +401,10 @@ class _StackOwner:
                 call(draw.check_heeded)
             return output
         finally:
-            for draw, (mask, running) in zip(draws, outer, strict=True):
-                draw.mask, draw.running = mask, running
+            for draw, before in zip(draws, outer, strict=True):
+                draw.go_on(*before)
+
+    _draw_outside_and_run = outside_of_graphs(_draw_and_run)
 
 
 class _DroppableLayer:
@@ -411,11 +415,17 @@ class _DroppableLayer:
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not self._layerdrop_place[0].may_drop(self.training):
+        if not is_compiling():
+            draw, index = self._layerdrop_place
+            if draw.known[index]:
+                draw.heeded = True
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            if not in_compiled_region():
+                return self._run_or_drop(*args, **kwargs)
+        elif not self._layerdrop_place[0].may_drop(self.training):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._run_or_drop(*args, **kwargs)
+        return self._run_or_drop_outside(*args, **kwargs)
 
-    @outside_of_graphs
     def _run_or_drop(self, *args: Any, **kwargs: Any) -> Any:
         draw, index = self._layerdrop_place
         call = untraced if in_compiled_region() else direct
@@ -425,6 +435,8 @@ class _DroppableLayer:
                 call(self._note_activation, args, kwargs, output)
             return output
         return call(self._drop, args, kwargs)
+
+    _run_or_drop_outside = outside_of_graphs(_run_or_drop)
 
     def _note_activation(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         draw, index = self._layerdrop_place

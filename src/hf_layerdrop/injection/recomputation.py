@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_layerdrop import compat
-from hf_layerdrop.injection.call_stack import callers
+from hf_layerdrop.injection.call_stack import callers, is_running
 
 _REENTRANT_FORWARD, _REENTRANT_BACKWARD = compat.REENTRANT_FORWARD.code, compat.REENTRANT_BACKWARD.code
 _RECORD = compat.CHECKPOINT_RECORD.value
@@ -34,7 +34,7 @@ def in_backward() -> bool:
 
 def inside_generate() -> bool:
     """Tell whether ``generate`` is among the callers."""
-    return any(frame.f_code is _GENERATE for frame in callers())
+    return is_running(_GENERATE)
 
 
 def inside_own_generate() -> bool:
@@ -51,7 +51,7 @@ def inside_trainer() -> bool:
     """Tell whether a Trainer's training loop is among the callers."""
     if "transformers.trainer" not in sys.modules:  # what was not imported is not running
         return False
-    return any(frame.f_code is compat.TRAINING_STEP.code for frame in callers())
+    return is_running(compat.TRAINING_STEP.code)
 
 
 def cache_of_caller() -> Any | None:

@@ -51,6 +51,8 @@ class StackDraw:
         forwards: Training forwards that were counted.
         layers_run: Layers that ran in them, recomputations not counted; by the share of rows where rows drop their own.
         layer_forwards: Layers that ran in all training forwards, also in those where nothing can be dropped; likewise.
+        known: For each layer, whether it is known to run in the forward that is under way, and need not ask.
+        heeded: Whether a layer has looked at its place in the mask of this forward.
         list_name: How the module that loops over the layers calls their list.
         running: Whether a forward of that module is under way.
         learner: What learns the rates from the draws, where they are learned.
@@ -89,10 +91,12 @@ class StackDraw:
         self.step = self.micro_step = self.forward = 0
         self.forwards = self.layers_run = 0
         self.layer_forwards = 0
+        self._nothing_known, self._all_run = (False,) * self.depth, (True,) * self.depth
+        self.known: Mask = self._nothing_known
+        self.heeded = False
         self.paused = False  # while the model is a sub-network, which drops nothing
         self.learner: RateLearner | None = None
         self._measured = False
-        self._heeded = False  # whether a layer has asked for its place in the mask of this forward
         self._told_steps = False
         self.agreement = agreement or Agreement()  # with the other ranks
         self.agreement.join(self)
@@ -179,8 +183,11 @@ class StackDraw:
         return 1 - self.mean_kept / self.depth if self.depth else 0.0
 
     def begin(self, owner: nn.Module, inputs: Sequence[Any]) -> None:
-        """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache."""
-        self._measured = self._heeded = False
+        """Choose the mask of the forward that ``owner`` starts; among its ``inputs`` may be a cache.
+
+        What layers ask is answered here as far as it can be: a question a layer takes longer than a short layer.
+        """
+        self._measured = self.heeded = False
         self.running = True
         counts = owner.training and torch.is_grad_enabled() and not recomputation.in_backward()
         if counts and not self.agreement.reached and not self.paused:  # at rate 0, too: the others may wait for it
@@ -193,6 +200,16 @@ class StackDraw:
         if counts and self.mask is None and not self.paused:  # the others are counted where they are drawn
             self.forwards += 1
             self.layers_run += self.depth
+        self.known = self._what_is_known()
+
+    def go_on(self, mask: Mask | None, running: bool) -> None:
+        """Go on with what a forward had, after one inside of it has ended; outside of all, nothing is known."""
+        self.mask, self.running, self.known = mask, running, self._nothing_known
+
+    def _what_is_known(self) -> Mask:
+        if self._measured or (self.mask is None and self._active and self._reentrant_drops):
+            return self._nothing_known
+        return self._all_run if self.mask is None else self.mask
 
     def _count_layers(self) -> int:
         """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
@@ -206,7 +223,7 @@ class StackDraw:
             if training and self._active and not self.running:
                 self.warn_if_passed_by()
             return not (self._active and self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
-        self._heeded = True
+        self.heeded = True
         if not self.mask[layer] and not torch.is_grad_enabled():
             self._remember_drop(layer)
         return self.mask[layer]
@@ -218,7 +235,7 @@ class StackDraw:
             LayerDropStateError: If no layer has asked whether it runs.
         """
         drops = self.mask is not None and (isinstance(self.mask, RowMask) or not all(self.mask))
-        if drops and not self._heeded:
+        if drops and not self.heeded:
             raise LayerDropStateError(
                 f"The {self.name} drew layers to drop, and none of them was called: the model runs them in a way of "
                 "its own (their forward directly, or a fused kernel), where LayerDrop has no effect; remove it."
@@ -312,14 +329,16 @@ class StackDraw:
             self._warn("the model generates, in a loop of its own")
             return None
         given = (*inputs, recomputation.cache_of_caller()) if self._has_sibling else inputs
-        if any(holds_tokens(value) for value in given):
+        if any(map(holds_tokens, [value for value in given if type(value) not in _NO_CACHE])):
             if counts:
                 self._warn("a forward was given a cache that holds tokens (prefix tuning, chunks of a long text)")
             return None
         mask = self._mask_for(owner)
         recorded = self._record(mask)
         if counts or recorded:
-            self._note(owner, mask)
+            if not counts:  # else they have been asked
+                self.agreement.seek(owner)
+            self._note(mask)
             self.forward += 1
             self._counted = True
         else:
@@ -333,14 +352,13 @@ class StackDraw:
             _masks_on(record).setdefault(id(self), []).append(mask)
         return record is not None
 
-    def _note(self, owner: nn.Module, mask: Mask) -> None:
+    def _note(self, mask: Mask) -> None:
         """Let all know of a forward whose gradient counts."""
         if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
             raise LayerDropStateError(
                 "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
                 "injected; build it afterwards, or add hf_layerdrop.LayerDropStepCallback() to its callbacks."
             )
-        self.agreement.seek(owner)
         ddp.note_forward(self, mask)
         if self.learner is not None and not self._repeats:
             self.learner.note_draw(self.name, self.rates, mask)
@@ -383,7 +401,8 @@ class StackDraw:
             )
         mask = self._mask_for(owner)
         self._record(mask)
-        self._note(owner, mask)
+        self.agreement.seek(owner)
+        self._note(mask)
         self._repeats = True
         return mask
 
@@ -435,6 +454,10 @@ def shown_with(extra: str, draws: Sequence[StackDraw]) -> str:
 def masks_of(draws: Sequence[StackDraw]) -> list[tuple[Mask | None, bool]]:
     """Return what the forward that is under way goes on with when one inside of it has ended."""
     return [(draw.mask, draw.running) for draw in draws]
+
+
+# What most inputs are; to ask each for the attributes of a cache takes longer than to draw.
+_NO_CACHE = frozenset({torch.Tensor, type(None), bool, int, float, str, tuple, list})
 
 
 def holds_tokens(value: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from hf_layerdrop.architectures.structures import (
     ATTEND,
@@ -127,11 +128,12 @@ class _PartsOwner:
         return shown_with(super().extra_repr(), self._layerdrop_parts)  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not any(draw.may_drop(self.training) for draw in self._layerdrop_parts):
+        if not (is_compiling() or in_compiled_region()):
+            return self._draw_parts_and_run(*args, **kwargs)
+        if is_compiling() and not any(draw.may_drop(self.training) for draw in self._layerdrop_parts):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._draw_parts_and_run(*args, **kwargs)
+        return self._draw_parts_outside_and_run(*args, **kwargs)
 
-    @outside_of_graphs
     def _draw_parts_and_run(self, *args: Any, **kwargs: Any) -> Any:
         draws = self._layerdrop_parts
         call = untraced if in_compiled_region() else direct
@@ -144,8 +146,10 @@ class _PartsOwner:
                 call(draw.begin, self, (*args, *kwargs.values()))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
-            for draw, (mask, running) in zip(draws, outer, strict=True):
-                draw.mask, draw.running = mask, running
+            for draw, before in zip(draws, outer, strict=True):
+                draw.go_on(*before)
+
+    _draw_parts_outside_and_run = outside_of_graphs(_draw_parts_and_run)
 
 
 class _PartedLayer:
@@ -158,15 +162,18 @@ class _PartedLayer:
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not any(d.may_drop(self.training) for d, *_ in self._layerdrop_sub_layers):
+        if not (is_compiling() or in_compiled_region()):
+            return self._touch_and_run(*args, **kwargs)
+        if is_compiling() and not any(draw.may_drop(self.training) for draw, *_ in self._layerdrop_sub_layers):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._touch_and_run(*args, **kwargs)
+        return self._touch_outside_and_run(*args, **kwargs)
 
-    @outside_of_graphs
     def _touch_and_run(self, *args: Any, **kwargs: Any) -> Any:
         call = untraced if in_compiled_region() else direct
         args, kwargs = call(_touched, self._layerdrop_sub_layers, args, kwargs)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    _touch_outside_and_run = outside_of_graphs(_touch_and_run)
 
 
 def _touched(
@@ -190,16 +197,19 @@ class _Part:
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not self._layerdrop_part[0].may_drop(self.training):
+        if not (is_compiling() or in_compiled_region()):
+            return self._run_or_replace(*args, **kwargs)
+        if is_compiling() and not self._layerdrop_part[0].may_drop(self.training):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._run_or_replace(*args, **kwargs)
+        return self._run_or_replace_outside(*args, **kwargs)
 
-    @outside_of_graphs
     def _run_or_replace(self, *args: Any, **kwargs: Any) -> Any:
         call = untraced if in_compiled_region() else direct
         if call(_runs, *self._layerdrop_part[:2], self.training):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         return call(self._dropped, *args, **kwargs)
+
+    _run_or_replace_outside = outside_of_graphs(_run_or_replace)
 
     def _dropped(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -253,14 +263,17 @@ class _JoinedHeads:
     training: bool
 
     def __call__(self, joined: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not self._layerdrop_part[0].may_drop(self.training):
+        if not (is_compiling() or in_compiled_region()):
+            return self._mask_and_run(joined, *args, **kwargs)
+        if is_compiling() and not self._layerdrop_part[0].may_drop(self.training):
             return super().__call__(joined, *args, **kwargs)  # type: ignore[misc]
-        return self._mask_and_run(joined, *args, **kwargs)
+        return self._mask_outside_and_run(joined, *args, **kwargs)
 
-    @outside_of_graphs
     def _mask_and_run(self, joined: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         call = untraced if in_compiled_region() else direct
         return super().__call__(call(_without_dropped, joined, *self._layerdrop_part[:3]), *args, **kwargs)  # type: ignore[misc]
+
+    _mask_outside_and_run = outside_of_graphs(_mask_and_run)
 
 
 def _without_dropped(joined: torch.Tensor, draw: StackDraw, first: int, count: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What ``keep_layers`` means for one checkpoint, found out before any weight is read.
 
 The model is built twice on the meta device for it, whole and cut. That takes tens of milliseconds, a good part of what
-it takes to load a small checkpoint that is in memory already, so that the latest models are remembered.
+it takes to load a small checkpoint that is in memory already: the latest models are remembered, and which cuts pass is
+remembered on disk.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta
+from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, warn_of_untried
 from hf_layerdrop.architectures.stacks import find_stacks
 from hf_layerdrop.checkpoints.weight_names import WeightNames, keep_weights
 from hf_layerdrop.pruning.prune import cut_config
+from hf_layerdrop.pruning.remembered_cuts import digest_of, is_known, note
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, parse_keep_layers
 
 _REMEMBERED = 4  # models; without weights each takes a few megabytes
@@ -90,9 +93,8 @@ class _Whole:
 
     def __init__(self, cls: type[PreTrainedModel], config: PreTrainedConfig) -> None:
         model = built_on_meta(cls, config)
-        self._config = model.config
+        self._model, self._config = model, model.config
         self.names = WeightNames(model, find_stacks(model))
-        self._rebuilds = Rebuilds(model, self.names.stacks)
         self._checked: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
 
     def check(self, kept: Mapping[str, tuple[int, ...]]) -> None:
@@ -100,8 +102,16 @@ class _Whole:
         key = tuple(kept.items())
         if key in self._checked:
             return
-        self._rebuilds.check(kept, cut_config(self._config, self.names.stacks, kept))
+        digest = digest_of(type(self._model), self._config, kept)
+        if digest is not None and is_known(digest):
+            warn_of_untried(self._config)
+        elif self._rebuilds.check(kept, cut_config(self._config, self.names.stacks, kept)) and digest is not None:
+            note(digest)
         self._checked.add(key)
+
+    @cached_property
+    def _rebuilds(self) -> Rebuilds:
+        return Rebuilds(self._model, self.names.stacks)
 
 
 _looked_at: dict[tuple[type[PreTrainedModel], bytes], _Whole] = {}  # the latest last

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.evaluation.evaluate import parameters_of
+from hf_layerdrop.evaluation.parameter_counts import parameters_of
 from hf_layerdrop.pruning.prune import Cutter, count_parameters
 from hf_layerdrop.search.latency import LatencyMeter
 from hf_layerdrop.search.space import Layers, Space

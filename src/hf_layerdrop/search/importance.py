@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from hf_layerdrop.errors import TaskError
-from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
+from hf_layerdrop.evaluation.model_or_trainer import on_device, quiet_eval
 from hf_layerdrop.search.scoring import Problem
 from hf_layerdrop.search.space import Space
 from hf_layerdrop.search.strategies import Proposal
 from hf_layerdrop.tasks.task import ROW_NUMBERS
 
 Importances = Mapping[str, Sequence[float]]
-# Called with the stack, the layer, and what went into and came out of it: one row a token that is not padding.
-Look = Callable[[str, int, torch.Tensor, torch.Tensor], None]
+# Called with the stack, the layer, what went into and came out of it, a row a token, and which rows are no padding: on
+# the device, which is not waited for.
+Look = Callable[[str, int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+Sums = dict[str, list[torch.Tensor]]
 
 
 def keep_most_important(importances: Importances, space: Space) -> Proposal:
@@ -42,16 +44,18 @@ def look_at_layers(problem: Problem, look: Look) -> None:
         TaskError: If a stack was given padding alone.
     """
     hooks = []
-    tokens = dict.fromkeys(problem.cutter.lists, 0)
+    tokens: Sums = {stack: [] for stack in problem.cutter.lists}
     masks: dict[str, torch.Tensor | None] = {}
 
     def show(stack: str, layer: int, _: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output if torch.is_tensor(output) else output[0]
         mask = masks.get(stack)
-        chosen = mask if mask is not None and mask.shape == before.shape[:-1] else torch.ones(before.shape[:-1]).bool()
-        tokens[stack] += int(chosen.sum())
-        look(stack, layer, before[chosen].float(), after[chosen].float())
+        if mask is None or mask.shape != before.shape[:-1]:
+            mask = before.new_ones(before.shape[:-1], dtype=torch.bool)
+        chosen = mask.to(before.device).flatten()
+        tokens[stack].append(chosen.sum())
+        look(stack, layer, before.flatten(0, -2).float(), after.flatten(0, -2).float(), chosen)
 
     for stack, layers in problem.cutter.lists.items():
         for number, layer in enumerate(layers):
@@ -66,7 +70,7 @@ def look_at_layers(problem: Problem, look: Look) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    if empty_stacks := [stack for stack, count in tokens.items() if not count]:
+    if empty_stacks := [stack for stack, counts in tokens.items() if not sum(read(counts))]:
         raise TaskError(
             f"This strategy looks at what layers do to tokens, but the {empty_stacks[0]} was given padding alone (its "
             "attention_mask is 0 everywhere): give data with tokens."
@@ -76,17 +80,27 @@ def look_at_layers(problem: Problem, look: Look) -> None:
 
 def mean_over_tokens(problem: Problem, measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Importances:
     """Return what a function of a layer's input and output gives on average: it gets and returns a row a token."""
-    sums, tokens = empty(problem), empty(problem)
+    sums: dict[str, dict[int, torch.Tensor]] = {stack: {} for stack in problem.space.depths}
 
-    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        sums[stack][layer] += float(measure(before, after).double().sum())
-        tokens[stack][layer] += len(before)
+    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor, chosen: torch.Tensor) -> None:
+        found = torch.stack([sum_over(chosen, measure(before, after)), chosen.sum()])
+        sums[stack][layer] = sums[stack][layer] + found if layer in sums[stack] else found
 
     look_at_layers(problem, look)
     return {
-        stack: [total / count for total, count in zip(totals, tokens[stack], strict=True)]
-        for stack, totals in sums.items()
+        stack: [total / count for total, count in read([of_stack[layer] for layer in range(len(of_stack))])]
+        for stack, of_stack in sums.items()
     }
+
+
+def sum_over(chosen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Add up the chosen ones of the values; what the others are, infinite or no number, does not count."""
+    return torch.where(chosen, values, 0.0).double().sum()
+
+
+def read(values: Sequence[torch.Tensor]) -> Any:
+    """Return tensors of one shape, which may lie on several devices, as a list of plain numbers; this waits, once."""
+    return torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
 
 
 def inputs_of(problem: Problem) -> list[dict[str, Any]]:
@@ -103,7 +117,7 @@ def inputs_of(problem: Problem) -> list[dict[str, Any]]:
 
 def without_labels(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Return a batch on the model's device, with the decoder's inputs in place of the labels that they come from."""
-    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    inputs = on_device(batch, model.device)
     labels = inputs.pop("labels", inputs.pop("label", None))
     inputs.pop(ROW_NUMBERS, None)
     if labels is not None and labels.dim() > 1 and hasattr(model, "prepare_decoder_input_ids_from_labels"):

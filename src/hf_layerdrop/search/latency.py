@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -12,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
+from hf_layerdrop.evaluation.stopwatch import Stopwatch
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.search.importance import without_labels
@@ -31,7 +31,8 @@ def measure_latency(
 ) -> float:
     """Return the median time of a forward in milliseconds, after a warm-up, on this machine with its present threads.
 
-    A decoder is timed on one forward over all its tokens, not on generation.
+    A decoder is timed on one forward over all its tokens, not on generation. On a device it is the time between two
+    marks in its queue of work, in which one forward follows the other.
 
     Args:
         model: The model; it is cut in place for the time of the measurement.
@@ -63,17 +64,12 @@ class LatencyMeter:
             self._inputs = without_labels(sized(self.batch, self.batch_size, self.length), self.model)
         with torch.no_grad(), quiet_eval(self.model), self.cutter.sub_network(kept):
             times = [self._time(self._inputs) for _ in range(WARM_UP + REPEATS)]
-        return 1000 * median(times[WARM_UP:])
+        return 1000 * median(watch.seconds for watch in times[WARM_UP:])
 
-    def _time(self, inputs: dict[str, Any]) -> float:
-        start = self._now()
+    def _time(self, inputs: dict[str, Any]) -> Stopwatch:
+        watch = Stopwatch(self.model.device)
         self.model(**inputs)
-        return self._now() - start
-
-    def _now(self) -> float:
-        if self.model.device.type != "cpu":
-            torch.accelerator.synchronize(self.model.device)
-        return time.perf_counter()
+        return watch.stop()
 
 
 def sized(batch: Mapping[str, Any], rows: int, length: int | None) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.encoder_sharing import encoder_memory, shared_encoder
-from hf_layerdrop.evaluation.evaluate import parameters_of
 from hf_layerdrop.evaluation.model_or_trainer import eval_mode
+from hf_layerdrop.evaluation.parameter_counts import parameters_of
 from hf_layerdrop.evaluation.prefix_sharing import in_walking_order
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.record import SubNetworkResult

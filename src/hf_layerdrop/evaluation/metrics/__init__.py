@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,9 +86,18 @@ def named_metric(*names: str, beside: Sequence[str] = ()) -> Callable[[EvalPredi
     if any((name in OF_NUMBERS) != regression for name in names):
         raise TaskError(f"Metrics {', '.join(names)} cannot be mixed: some compare classes, others numbers.")
 
+    import numpy as np
+
+    functions = sys.modules[type(metric).__module__].METRICS
+
     def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
-        predictions = predicted(evaluated.predictions, regression=regression)
-        return metric.compute(predictions=predictions, references=evaluated.label_ids)
+        predictions, labels = predicted(evaluated.predictions, regression=regression), evaluated.label_ids
+        kinds = "iuf" if regression else "iu"
+        if np.shape(labels) != (len(predictions),) or np.asarray(labels).dtype.kind not in kinds:
+            return metric.compute(predictions=predictions, references=labels)  # which says what does not fit
+        # The metric itself would write all of it into a table and hash that, which takes longer than a short forward.
+        sides = [np.asarray(side, "float64" if regression else "int64") for side in (predictions, labels)]
+        return {name: float(functions[name](*sides)) for name in names}
 
     return compute_metrics
 

@@ -80,7 +80,7 @@ def refuse_replica(stack_owner: nn.Module) -> None:
     Raises:
         LayerDropStateError: If ``stack_owner`` is in such a copy, and trains.
     """
-    if getattr(stack_owner, _IS_REPLICA, False) and stack_owner.training:
+    if vars(stack_owner).get(_IS_REPLICA) and stack_owner.training:
         raise LayerDropStateError(
             "DataParallel runs copies of the model in threads, which cannot draw the same layers; "
             "start the training with accelerate launch or torchrun instead (DistributedDataParallel)."

@@ -12,7 +12,7 @@ from math import pi
 
 import torch
 
-from hf_layerdrop.search.importance import empty, look_at_layers, rounded
+from hf_layerdrop.search.importance import empty, look_at_layers, read, rounded, sum_over
 from hf_layerdrop.search.scoring import Problem
 from hf_layerdrop.search.space import Layers, whole
 from hf_layerdrop.search.strategies import Proposal
@@ -44,21 +44,27 @@ def _without_a_run(kept: Layers, stack: str, length: int, numbers: Sequence[floa
 
 def window_distances(problem: Problem, lengths: Mapping[str, int]) -> dict[str, list[float]]:
     """Return the mean angular distance across each run of so many layers, by stack and first layer of the run."""
-    sums = {stack: [0.0] * (problem.space.depths[stack] - length + 1) for stack, length in lengths.items()}
-    tokens = dict.fromkeys(lengths, 0)
+    found: dict[str, dict[int, list[torch.Tensor]]] = {
+        stack: {begin: [] for begin in range(problem.space.depths[stack] - length + 1)}
+        for stack, length in lengths.items()
+    }
     states: dict[str, list[torch.Tensor]] = {}
 
-    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
+    def look(stack: str, layer: int, before: torch.Tensor, after: torch.Tensor, chosen: torch.Tensor) -> None:
         if stack not in lengths:
             return
         if layer == 0:
             states[stack] = [before.double()]
-            tokens[stack] += len(before)
         states[stack].append(after.double())
         begin = layer + 1 - lengths[stack]
         if begin >= 0:
             cosine = torch.cosine_similarity(states[stack][begin], states[stack][-1], dim=-1).clamp(-1, 1)
-            sums[stack][begin] += float((cosine.arccos() / pi).sum())
+            found[stack][begin].append(torch.stack([sum_over(chosen, cosine.arccos() / pi), chosen.sum()]))
 
     look_at_layers(problem, look)
-    return {stack: [total / tokens[stack] for total in totals] for stack, totals in sums.items()}
+    return {stack: [_mean(read(parts)) for parts in runs.values()] for stack, runs in found.items()}
+
+
+def _mean(parts: Sequence[Sequence[float]]) -> float:
+    totals, counts = zip(*parts, strict=True)
+    return sum(totals) / sum(counts)
