@@ -168,7 +168,7 @@ def test_only_json_and_csv(tmp_path):
 
 def test_evenly_spread_sets_are_found_by_stack():
     assert [found.keep_layers["encoder"] for found in find_evenly_spread(ALL_OF_FOUR)] == [
-        (0,),
+        (3,),
         (0, 3),
         (0, 1, 3),
         (0, 1, 2, 3),
