@@ -279,7 +279,7 @@ def test_a_sampler_of_a_later_version_is_refused() -> None:
     model = injected(LayerDropConfig(0.3, sampler="depth"))
     with pytest.raises(LayerDropStateError, match="update it"):
         layerdrop_state(model).use_sampler_version(99)
-    assert model.config.hf_layerdrop["sampler_version"] == 2
+    assert model.config.hf_layerdrop["sampler_version"] == 3
 
 
 # --- Trainer's callbacks ---------------------------------------------------------------------------
