@@ -144,10 +144,11 @@ def of_transformers(reentrant: bool, model: nn.Module) -> nn.Module:
     return model
 
 
-def around_layers(model: nn.Module) -> nn.Module:
+def around_layers(kind: CheckpointImpl, model: nn.Module) -> nn.Module:
+    model.enable_input_require_grads()
     layers = model.model.layers
     for place, layer in enumerate(layers):
-        layers[place] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
+        layers[place] = checkpoint_wrapper(layer, kind)
     return model
 
 
@@ -163,7 +164,8 @@ class AroundAll(nn.Module):
 CHECKPOINTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "reentrant": partial(of_transformers, True),
     "not reentrant": partial(of_transformers, False),
-    "around each layer": around_layers,
+    "around each layer": partial(around_layers, CheckpointImpl.NO_REENTRANT),
+    "around each layer, reentrant": partial(around_layers, CheckpointImpl.REENTRANT),  # whose second run is derived
     "around the model": AroundAll,
 }
 
