@@ -257,7 +257,7 @@ def test_sweep_measures_each_depth_and_writes_table_and_plot(model, rows, tmp_pa
     arguments = ["sweep", str(model), "--validation-file", str(rows), "--text-columns", "sentence"]
     assert run([*arguments, "--depths", "4,2,1", "--output", str(output)]) == 0
     results = read_results(output / "depth_results.json")
-    assert [result.keep_layers["encoder"] for result in results] == [(0, 1, 2, 3), (0, 3), (0,)]
+    assert [result.keep_layers["encoder"] for result in results] == [(0, 1, 2, 3), (0, 3), (3,)]
     assert len({result.metrics["loss"] for result in results}) == 3
     assert all(0 <= result.metrics["accuracy"] <= 1 for result in results)
     assert sorted(path.name for path in output.iterdir()) == ["depth.png", "depth.svg", "depth_results.json"]
@@ -298,17 +298,17 @@ TWO_STACKS = {"encoder": 4, "decoder": 2}
 @pytest.mark.parametrize(
     ("text", "stacks", "kept"),
     [
-        ("3,1", {"layers": 4}, [(0, 1, 3), (0,)]),
-        ("all", {"layers": 3}, [(0, 1, 2), (0, 2), (0,)]),
+        ("3,1", {"layers": 4}, [(0, 1, 3), (3,)]),
+        ("all", {"layers": 3}, [(0, 1, 2), (0, 2), (2,)]),
         ("all, first:2 ,every_other", {"layers": 3}, [(0, 1, 2), (0, 1), (0, 2)]),
-        ("layers=2,1", {"layers": 3}, [(0, 2), (0,)]),
-        ("2,1", TWO_STACKS, [((0, 3), (0, 1)), ((0,), (0,))]),
-        ("all", TWO_STACKS, [((0, 1, 2, 3), (0, 1)), ((0, 3), (0, 1)), ((0,), (0,))]),
-        ("all", {"encoder": 2, "decoder": 2}, [((0, 1), (0, 1)), ((0,), (0,))]),
-        ("decoder=all", TWO_STACKS, [((0, 1, 2, 3), (0, 1)), ((0, 1, 2, 3), (0,))]),
-        ("encoder=2; decoder=2,1", TWO_STACKS, [((0, 3), (0, 1)), ((0, 3), (0,))]),
-        ("encoder=3,1;decoder=2,1", TWO_STACKS, [((0, 1, 3), (0, 1)), ((0,), (0,))]),
-        ("text=1", {"text": 2, "vision": 2}, [((0,), (0, 1))]),
+        ("layers=2,1", {"layers": 3}, [(0, 2), (2,)]),
+        ("2,1", TWO_STACKS, [((0, 3), (0, 1)), ((3,), (1,))]),
+        ("all", TWO_STACKS, [((0, 1, 2, 3), (0, 1)), ((0, 3), (0, 1)), ((3,), (1,))]),
+        ("all", {"encoder": 2, "decoder": 2}, [((0, 1), (0, 1)), ((1,), (1,))]),
+        ("decoder=all", TWO_STACKS, [((0, 1, 2, 3), (0, 1)), ((0, 1, 2, 3), (1,))]),
+        ("encoder=2; decoder=2,1", TWO_STACKS, [((0, 3), (0, 1)), ((0, 3), (1,))]),
+        ("encoder=3,1;decoder=2,1", TWO_STACKS, [((0, 1, 3), (0, 1)), ((3,), (1,))]),
+        ("text=1", {"text": 2, "vision": 2}, [((1,), (0, 1))]),
     ],
 )
 def test_what_a_list_of_depths_means(text, stacks, kept):

@@ -241,7 +241,7 @@ def test_the_depth_sampler_holds_its_rate_over_the_layers_that_are_not_protected
 
 def test_a_rate_that_the_depth_sampler_cannot_reach_is_refused() -> None:
     with pytest.raises(LayerDropConfigError, match="can drop at most 0 layers"):
-        inject_layerdrop(build(HEAD), LayerDropConfig(0.5, sampler="depth", never_drop=(1, 2, 3)))
+        inject_layerdrop(build(HEAD), LayerDropConfig(0.5, sampler="depth", never_drop=(0, 1, 2)))
 
 
 def begun_by_version_1(folder: Path, **settings: Any) -> PreTrainedModel:
@@ -279,7 +279,7 @@ def test_a_sampler_of_a_later_version_is_refused() -> None:
     model = injected(LayerDropConfig(0.3, sampler="depth"))
     with pytest.raises(LayerDropStateError, match="update it"):
         layerdrop_state(model).use_sampler_version(99)
-    assert model.config.hf_layerdrop["sampler_version"] == 2
+    assert model.config.hf_layerdrop["sampler_version"] == 3
 
 
 # --- Trainer's callbacks ---------------------------------------------------------------------------

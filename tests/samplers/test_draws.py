@@ -130,7 +130,8 @@ def test_the_first_version_of_the_depth_sampler_draws_as_it_did(rate):
     depth = 8
     state = LayerDropState(LayerDropConfig(rate, sampler="depth"), {"encoder": depth})
     state.use_sampler_version(1)
-    allowed = [evenly_spread(count, depth) for count in range(shallowest_depth(rate, depth, version=1), depth + 1)]
+    shallowest = shallowest_depth(rate, depth, version=1)
+    allowed = [evenly_spread(count, depth, alone=0) for count in range(shallowest, depth + 1)]
     for step in range(50):
         state.begin_step(step)
         number = uniforms(0, step, 0, 0, "encoder", 1)[0]

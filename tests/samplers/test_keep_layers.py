@@ -23,7 +23,7 @@ TWO_STACKS = {"encoder": 6, "decoder": 4}
         (6, (0, 2, 4, 6, 8, 11)),
         ("6", (0, 2, 4, 6, 8, 11)),
         (np.int64(6), (0, 2, 4, 6, 8, 11)),
-        (1, (0,)),
+        (1, (11,)),
         (12, tuple(range(12))),
         ([6], (6,)),
         ("6,", (6,)),
@@ -186,8 +186,8 @@ def test_evenly_spread_holds_both_ends(of, data):
     kept = evenly_spread(depth, of)
     assert len(set(kept)) == depth
     assert list(kept) == sorted(kept)
-    assert kept[0] == 0
-    assert depth == 1 or kept[-1] == of - 1
+    assert kept[-1] == of - 1
+    assert depth == 1 or kept[0] == 0
     gaps = {after - before for before, after in itertools.pairwise(kept)}
     assert max(gaps, default=0) - min(gaps, default=0) <= 1
 
@@ -262,7 +262,7 @@ def test_the_choice_behind_a_selection_file_is_what_the_search_wrote(tmp_path):
 
 def test_the_only_stack_may_be_named_as_older_weight_files_name_it():
     assert parse_keep_layers("encoder=0,2", {"layers": 4}) == {"layers": (0, 2)}
-    assert parse_keep_layers({"layers": 1}, {"encoder": 4}) == {"encoder": (0,)}
+    assert parse_keep_layers({"layers": 1}, {"encoder": 4}) == {"encoder": (3,)}
     for named, depths in (("decoder", {"layers": 4}), ("layers", {"encoder": 4, "decoder": 4})):
         with pytest.raises(KeepLayersError, match="use these names"):
             parse_keep_layers({named: 1}, depths)

@@ -79,7 +79,7 @@ def test_greedy_searches_take_the_best_single_step_each_time() -> None:
         ("every_other", 6, (0, 2, 4, 6, 8, 10)),
         ("every_other", 9, (0, 1, 2, 4, 5, 6, 8, 9, 10)),
         ("spread", 6, (0, 2, 4, 6, 8, 11)),
-        ("spread", 1, (0,)),
+        ("spread", 1, (11,)),
         ("first", 4, (0, 1, 2, 3)),
         ("last", 4, (8, 9, 10, 11)),
     ],

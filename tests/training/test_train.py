@@ -241,7 +241,7 @@ def test_default_depths_halve_every_stack():
         {"encoder": tuple(range(12)), "decoder": tuple(range(6))},
         {"encoder": (0, 2, 4, 6, 8, 11), "decoder": (0, 2, 5)},
         {"encoder": (0, 5, 11), "decoder": (0, 5)},
-        {"encoder": (0,), "decoder": (0,)},
+        {"encoder": (11,), "decoder": (5,)},
     ]
 
 

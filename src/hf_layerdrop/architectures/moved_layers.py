@@ -128,11 +128,11 @@ def _tried(
     found: dict[Move, str] = {}
     for model in (whole, cut):
         model.to("meta").eval()  # a few weights are made past the device that was asked for
-    with _streams_untouched(), torch.no_grad():
+    with streams_untouched(), torch.no_grad():
         for name in dict.fromkeys(name for name, _, _ in moves):
             before, after = stacks[name].layers(whole), stacks[name].layers(cut)
             wanted = [(old, new) for stack, old, new in moves if stack == name]
-            calls = _calls_of(whole, stacks[name], max(old for old, _ in wanted))
+            calls = calls_of(whole, stacks[name], max(old for old, _ in wanted))
             for old, new in wanted:
                 found[name, old, new] = _difference(*(_steps(at, calls[old]) for at in (before[old], after[new])))
     return found
@@ -142,7 +142,7 @@ class _SeenEnoughError(Exception):
     """The last layer that matters has its inputs."""
 
 
-def _calls_of(model: PreTrainedModel, stack: Stack, last: int) -> list[Call]:
+def calls_of(model: PreTrainedModel, stack: Stack, last: int) -> list[Call]:
     """Return what the layers of a stack are called with, up to one, in the model around them that runs."""
     above = [stack.owner_path.rsplit(".", cut)[0] for cut in range(stack.owner_path.count(".") + 1)]
     holders = [model.get_submodule(path) for path in above] + [model]
@@ -260,7 +260,7 @@ def _said(step: Step) -> str:
 
 
 @contextmanager
-def _streams_untouched() -> Iterator[None]:
+def streams_untouched() -> Iterator[None]:
     """Leave the global streams of random numbers as they are, whatever a forward does."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -36,6 +36,9 @@ class _Training(BaseModel):
     shape: str = ""
     sampler: str = ""
     structure: str | list[str] = ""
+    nested: StrictBool = False
+    scale: str = "none"
+    schedule: str | None = None
 
 
 class _Measured(BaseModel):

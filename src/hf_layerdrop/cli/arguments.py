@@ -30,8 +30,8 @@ KeepLayersSpec = Annotated[
     typer.Option(
         "--keep-layers",
         metavar="SPEC",
-        help="A depth (6), indices (0,2,4), a slice (::2), every_other, every_other:p, first:n, last:n, all, a "
-        "selection file; by stack: 'encoder=6;decoder=::2'.",
+        help="A depth (6), indices (0,2,4), a slice (::2), every_other, every_other:p, nested:n, first:n, last:n, all, "
+        "a selection file; by stack: 'encoder=6;decoder=::2'.",
     ),
 ]
 Revision = Annotated[

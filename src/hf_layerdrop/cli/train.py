@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,9 +34,9 @@ from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.results.table import render_table
-from hf_layerdrop.samplers.config import GRANULARITIES, SAMPLERS, STRUCTURES, LayerDropConfig
+from hf_layerdrop.samplers.config import GRANULARITIES, SAMPLERS, SCALES, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
-from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, make_schedule
+from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, read_schedule
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 # TrainingArguments where all weights begin at random.
 FROM_SCRATCH = {"learning_rate": 5e-4, "warmup_steps": 0.05}
 
+PRESETS: Mapping[str, Callable[..., LayerDropConfig]] = {"pretraining": LayerDropConfig.for_pretraining}
+_USUAL = {"sampler": "bernoulli", "granularity": "batch"}
 _SAMPLES = 1000  # points at which a schedule is averaged for the table of rates
 _CONFIG = "hf_layerdrop.config_words"  # key of the context's notes, for what --config says of TrainingArguments
 
@@ -108,8 +110,32 @@ def train_command(
             show_default=False,
         ),
     ] = None,
-    shape: Annotated[str, typer.Option(metavar="NAME", help=f"Rates over depth: {', '.join(SHAPES)}.")] = "uniform",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What else is said of LayerDrop: pretraining (arXiv 2609.05275; --layerdrop is its largest rate). "
+            "Options beside it win.",
+            show_default=False,
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Rates over depth: {', '.join(SHAPES)}.", show_default="uniform"),
+    ] = None,
     sampler: Annotated[str, typer.Option(metavar="NAME", help=f"Draws: {', '.join(SAMPLERS)}.")] = "bernoulli",
+    nested: Annotated[
+        bool,
+        typer.Option("--nested", help="With --sampler depth: sets that lie in each other, --keep-layers nested:6."),
+    ] = False,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"What a layer that runs adds: {', '.join(SCALES)} (divided by its chance to run; pre-norm models).",
+            show_default="none",
+        ),
+    ] = None,
     structure: Annotated[
         str, typer.Option(metavar="NAME[,NAME]", help=f"What is dropped as one: {', '.join(STRUCTURES)}.")
     ] = "layer",
@@ -126,13 +152,14 @@ def train_command(
         ),
     ] = None,
     schedule: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME[:NUMBERS]",
             help=f"Rates over training: {', '.join(SCHEDULES)}; with numbers: linear:start=0,end=0.5, step:at=0.3, "
             "pld:theta=0.5,gamma=10 (which scales rates of 1).",
+            show_default="constant",
         ),
-    ] = "constant",
+    ] = None,
     eval_depths: Annotated[
         str | None,
         typer.Option(
@@ -178,8 +205,18 @@ def train_command(
     columns = listed(text_columns)
     chosen = load_task(task) if task else custom_task(columns, label_column=label_column or "label")
     chosen = with_dataset(chosen, dataset, dataset_config)
-    drop = _layerdrop(layerdrop, shape, sampler, never_drop, structure, granularity)
-    factor = _schedule(schedule)
+    drop = _layerdrop(
+        layerdrop,
+        preset,
+        never_drop,
+        structure,
+        shape=shape,
+        sampler=sampler,
+        nested=nested,
+        scale=scale,
+        granularity=granularity,
+    )
+    factor = None if schedule is None else read_schedule(schedule)
     start = _start(model, config, chosen, max(max_length or 0, max_target_length or 0), vocab_size, tokenizer)
     depths = _checked_model(start, drop, eval_depths)
     name = _name(start)
@@ -216,7 +253,7 @@ def train_command(
         strict=strict,
         freeze_embeddings=freeze_embeddings,
         overwrite=overwrite,
-        on_start=lambda trainer, encoded: _print_start(console, trainer, encoded, factor, schedule),
+        on_start=lambda trainer, encoded: _print_start(console, trainer, encoded, schedule),
     )
     if run.trainer.is_world_process_zero():
         console.print(render_table(run.results, title=f"{name} on {data.task.name}, cut without finetuning"))
@@ -247,24 +284,21 @@ def _name(start: str | ModelFromConfig) -> str:
 
 
 def _layerdrop(
-    rate: str | None, shape: str, sampler: str, never_drop: str | None, structure: str, granularity: str
+    rate: str | None, preset: str | None, never_drop: str | None, structure: str, **settings: Any
 ) -> LayerDropConfig | None:
+    if preset is not None and preset not in PRESETS:
+        raise LayerDropConfigError(f"--preset is {preset!r}; it must be {' or '.join(PRESETS)}.")
+    given = {name: value for name, value in settings.items() if value not in (None, False, _USUAL.get(name))}
     if rate is None:
-        if (shape, sampler, never_drop, structure, granularity) != ("uniform", "bernoulli", None, "layer", "batch"):
+        if given or preset or never_drop or structure != "layer":
             raise LayerDropConfigError(
-                "--shape, --sampler, --structure, --granularity and --never-drop need a rate; give --layerdrop too, "
-                "such as 0.2."
+                "--preset, --shape, --sampler, --nested, --scale, --structure, --granularity and --never-drop need a "
+                "rate; give --layerdrop too, such as 0.2."
             )
         return None
     structures = [name.strip() for name in structure.split(",")]
-    return LayerDropConfig(
-        _rate(rate),
-        shape=shape,
-        sampler=sampler,
-        never_drop=_layers(never_drop),
-        structure=structures,
-        granularity=granularity,
-    )
+    make = PRESETS[preset] if preset else LayerDropConfig
+    return make(_rate(rate), never_drop=_layers(never_drop), structure=structures, **given)
 
 
 def _rate(text: str, whole: str | None = None) -> Any:
@@ -305,17 +339,6 @@ def _layers(text: str | None) -> list[int] | dict[str, list[int]]:
             "'encoder=0;decoder=0,-1'."
         ) from None
     return layers
-
-
-def _schedule(text: str) -> Schedule:
-    name, _, numbers = text.partition(":")
-    pairs = [part.partition("=") for part in numbers.split(",") if part.strip()]
-    try:
-        return make_schedule(name.strip(), **{number.strip(): float(value) for number, _, value in pairs})
-    except ValueError as error:
-        if isinstance(error, LayerDropConfigError):
-            raise
-        raise LayerDropConfigError(f"--schedule is {text!r}; write its numbers like linear:start=0,end=0.5.") from None
 
 
 def _checked_model(start: str | ModelFromConfig, layerdrop: LayerDropConfig | None, eval_depths: str | None) -> Any:
@@ -361,10 +384,13 @@ def _option_value(value: Any, *, multiple: bool) -> Any:
     return value if value is None or isinstance(value, bool) else str(value)
 
 
-def _print_start(console: Console, trainer: Trainer, data: TaskData, schedule: Schedule, name: str) -> None:
+def _print_start(console: Console, trainer: Trainer, data: TaskData, schedule: str | None) -> None:
+    from hf_layerdrop.injection.inject import layerdrop_state
+
     if not trainer.is_world_process_zero():
         return
-    console.print(_rates_table(trainer.model, schedule, title=f"LayerDrop, schedule {name}"))
+    name = schedule or getattr(layerdrop_state(trainer.model), "config", LayerDropConfig()).schedule or "constant"
+    console.print(_rates_table(trainer.model, read_schedule(name), title=f"LayerDrop, schedule {name}"))
     for cut in data.cuts:
         console.print(f"{cut}, and were cut.")
 

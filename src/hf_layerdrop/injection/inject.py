@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_layerdrop import compat
 from hf_layerdrop.architectures.families import bias_in_first_block, returned_arguments
+from hf_layerdrop.architectures.residuals import check_residuals
 from hf_layerdrop.architectures.shared_kv import lenders
 from hf_layerdrop.architectures.stacks import Stack, find_stacks
 from hf_layerdrop.architectures.wrappers import check_module, transformers_model
@@ -47,6 +48,7 @@ from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
 from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
 from hf_layerdrop.injection.recorded_outputs import (
     collected_outputs,
+    correct_record,
     forward_hooks,
     gives_weights,
     recorded_key,
@@ -78,7 +80,8 @@ def inject_layerdrop(model: M, config: LayerDrop) -> M:
     model as it was.
 
     Raises:
-        LayerDropConfigError: If the config does not fit the model's stacks.
+        LayerDropConfigError: If the config does not fit the model's stacks, or scales what the layers of a post-norm
+            model add.
         LayerDropStateError: If the model is a part of an injected one, or is called within a block of `sub_network`.
         UnsupportedModelError: If no stack of layers is found, the structure is not found in its layers, or these cannot
             run on some rows of a batch, which ``granularity="row"`` asks for.
@@ -104,6 +107,8 @@ def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) ->
     _check_lenders(lent, config, rates)
     for name, stack in stacks.items() if config.granularity == "row" else ():
         check_rows(stack.layers(inner) if any(rates[name]) else (), lent[name])
+    if config.scale == "kept":
+        check_residuals(inner, {name: stack for name, stack in stacks.items() if any(rates[name])})
     parts = {name: StructureDrop(stack.layers(inner), config.structures) for name, stack in stacks.items()}
     groups = {name: found.groups for name, found in parts.items()}
     state = LayerDropState(config, depths, groups)
@@ -222,6 +227,10 @@ def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, fl
     states, roots = states_of(model), injected_models(model).values()
     _check_named(rates, states)
     changed = {path: _changed_rates(state, _rates_for(rates, path, state)) for path, state in states.items()}
+    for (path, state), root in zip(states.items(), roots, strict=True):
+        if state.config.scale == "kept":
+            newly = [name for name, new in changed[path].items() if any(new) and not any(state.rates[name])]
+            check_residuals(root, {name: stack for name, stack in find_stacks(root).items() if name in newly})
     held = [part for state in states.values() for part in state.parts]
     with for_good("set_rates", *roots), all_or_nothing(*(root.config for root in roots), *held):
         for (path, state), root in zip(states.items(), roots, strict=True):
@@ -433,10 +442,21 @@ class _DroppableLayer:
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             if draw.learner is not None:
                 call(self._note_activation, args, kwargs, output)
-            return output
+            return call(self._scaled, args, kwargs, output) if draw.scales and self.training else output
         return call(self._drop, args, kwargs)
 
     _run_or_drop_outside = outside_of_graphs(_run_or_drop)
+
+    def _scaled(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Divide what the layer adds to its input by the chance that it runs (arXiv 2609.05275)."""
+        draw, index = self._layerdrop_place
+        if (factor := draw.factor_of(index)) == 1:
+            return output
+        after = _hidden_states_of(output)
+        before = hidden_states_of_call(self, args, kwargs)  # type: ignore[arg-type]
+        scaled = torch.lerp(before.to(after), after, factor)
+        correct_record([(after, scaled)])
+        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
     def _note_activation(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         draw, index = self._layerdrop_place

@@ -22,13 +22,12 @@ from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import recomputation
 from hf_layerdrop.injection.passthrough import name_of_hidden_states
 from hf_layerdrop.injection.ranks.ddp import refuse_replica
-from hf_layerdrop.injection.recorded_outputs import collected_outputs
+from hf_layerdrop.injection.recorded_outputs import correct_record
 from hf_layerdrop.injection.stack_draw import StackDraw, holds_tokens, shown_with
-from hf_layerdrop.samplers.draws import Mask
 
 
 class Place:
-    """A layer's place in the mask: ``keep`` is a tensor of one boolean in a forward that may drop layers, else None."""
+    """A layer's place in the mask: ``keep`` is a tensor of one entry in a forward that may drop layers, else None."""
 
     def __init__(self, argument: str, draw: StackDraw) -> None:
         self.argument = argument  # the name of the layer's hidden states, where they are given by name
@@ -42,6 +41,7 @@ class MaskedStack:
     Attributes:
         key: The number by which a graph, which holds no Python objects, finds the draw.
         keep: The mask of the forward that is running, a tensor of one boolean a layer; None where nothing can drop.
+            Where what layers add is scaled, it holds the factors, 0 for a layer that is dropped.
     """
 
     def __init__(self, draw: StackDraw, owner: nn.Module, layers: Iterable[nn.Module]) -> None:
@@ -58,16 +58,20 @@ class MaskedStack:
 
     def begin(self, inputs: Sequence[Any]) -> torch.Tensor:
         """Return the mask of the forward that begins with these inputs: a new tensor, since autograd keeps it."""
-        keep = torch.empty(len(self.places), dtype=torch.bool, device=_device_of(inputs, self.owner))
+        kind = torch.float32 if self.draw.scales else torch.bool
+        keep = torch.empty(len(self.places), dtype=kind, device=_device_of(inputs, self.owner))
         has_cache = any(holds_tokens(value) for value in inputs)
         torch.ops.hf_layerdrop.draw(keep, self.key, torch.is_grad_enabled(), has_cache)
         return keep
 
-    def draw_mask(self, has_cache: bool) -> Mask:
-        """Draw for the forward that runs, and count it."""
+    def draw_mask(self, has_cache: bool) -> Sequence[float]:
+        """Draw for the forward that runs, and count it; return what stands in ``keep``."""
         self.draw.begin(self.owner, [_FilledCache()] if has_cache else [])
         mask, self.draw.mask = self.draw.mask, None
-        return mask or (True,) * self.draw.depth
+        if mask is None:
+            return (True,) * self.draw.depth
+        factors = self.draw.factors if self.draw.scales else mask
+        return [factor if runs else 0 for factor, runs in zip(factors, mask, strict=True)]
 
     def use(self, keep: torch.Tensor | None) -> None:
         """Show a mask to the layers, each its own part, so that they share a graph where they are compiled alone."""
@@ -95,7 +99,7 @@ def _draw(keep: torch.Tensor, key: int, with_gradient: bool, has_cache: bool) ->
         )
     with torch.set_grad_enabled(with_gradient):  # what runs a graph switches gradients off
         mask = stack.draw_mask(has_cache)
-    keep.copy_(torch.tensor(mask, pin_memory=keep.is_cuda), non_blocking=True)
+    keep.copy_(torch.tensor(mask, dtype=keep.dtype, pin_memory=keep.is_cuda), non_blocking=True)
 
 
 @_draw.register_fake
@@ -155,16 +159,24 @@ class MaskedLayer:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         name = None if args else self._layerdrop_place.argument
         states = args[0] if name is None else kwargs[name]
-        keep = keep.to(states.device)
-        shown = torch.where(keep, states, torch.zeros_like(states))
+        factor = keep.to(states.device)
+        runs = factor != 0
+        shown = torch.where(runs, states, torch.zeros_like(states))
         if name is None:
             output = super().__call__(shown, *args[1:], **kwargs)  # type: ignore[misc]
         else:
             output = super().__call__(**{**kwargs, name: shown})  # type: ignore[misc]
         computed = output[0] if isinstance(output, tuple) else output
-        handed_on = torch.where(keep, computed, states.to(computed.dtype))
-        _correct_record(((shown, states), (computed, handed_on)))
+        added = _scaled(states, computed, factor) if factor.is_floating_point() else computed
+        handed_on = torch.where(runs, added, states.to(computed.dtype))
+        correct_record(((shown, states), (computed, handed_on)))
         return (handed_on, *output[1:]) if isinstance(output, tuple) else handed_on
+
+
+def _scaled(before: torch.Tensor, after: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return ``before + (after - before) * factor``, computed in no less than the precision of the factor."""
+    kind = torch.promote_types(after.dtype, factor.dtype)
+    return torch.lerp(before.to(kind), after.to(kind), factor.to(kind)).to(after.dtype)
 
 
 class _FilledCache:
@@ -195,12 +207,3 @@ def _bound_to_checkpoint(place: Place, keep: torch.Tensor | None) -> torch.Tenso
 
 def _kept_on(record: Any) -> dict[int, torch.Tensor]:
     return getattr(record, "_layerdrop_kept", {})
-
-
-def _correct_record(replacements: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Let recorded hidden states be those that were handed on, not what a dropped layer was shown and computed."""
-    states = (collected_outputs() or {}).get("hidden_states") or []
-    for position in {0, len(states) - 1} if states else ():
-        for recorded, correct in replacements:
-            if states[position] is recorded:
-                states[position] = correct

@@ -5,7 +5,7 @@ Neither the collector that the hooks write to nor what a hook records has a publ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -51,6 +51,15 @@ def take_back_recording(models: Iterable[nn.Module], before: set[nn.Module]) -> 
             for number in [number for number, hook in hooks.items() if _records(hook)]:
                 del hooks[number]
         delattr(part, _INSTALLED)
+
+
+def correct_record(replacements: Sequence[tuple[Any, Any]]) -> None:
+    """Let recorded hidden states be those that were handed on, where a layer was shown or has computed others."""
+    states = (collected_outputs() or {}).get("hidden_states") or []
+    for position in {0, len(states) - 1} if states else ():
+        for recorded, correct in replacements:
+            if states[position] is recorded:
+                states[position] = correct
 
 
 def is_recording() -> bool:

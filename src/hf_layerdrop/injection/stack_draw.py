@@ -30,6 +30,7 @@ from hf_layerdrop.samplers.draws import (
     integers,
     one_of,
     shallowest_depth,
+    shares_dropped,
     thresholds,
     uniforms,
     weighted,
@@ -56,6 +57,9 @@ class StackDraw:
         list_name: How the module that loops over the layers calls their list.
         running: Whether a forward of that module is under way.
         learner: What learns the rates from the draws, where they are learned.
+        scales: Whether what a layer adds is divided by the chance that it runs.
+        factors: By what it is multiplied then, one a layer.
+        unscheduled: Whether the config names a schedule, and nobody has followed it yet.
     """
 
     def __init__(
@@ -106,13 +110,15 @@ class StackDraw:
         self._repeats = False  # whether a backward pass has repeated that one with gradient
         self._has_sibling = has_sibling  # the decoder gets the cache, and the encoder is not shown it
         self._checkpointed = False  # whether parts of layers were seen inside a checkpoint
+        self._config = config
         self._sampler = config.sampler
-        self._version = SAMPLER_VERSION
         self._execution = config.execution
         self._by_row = config.granularity == "row"
         self._always_kept = config.always_kept(name, depth)
-        self._listed = None if config.depths is None else draws_of(config.depths, name, depth, self._always_kept)
-        self.set_rates(rates)
+        self.scales = config.scale == "kept"
+        self.unscheduled = config.schedule is not None
+        self.rates = tuple(rates)
+        self.use_sampler_version(SAMPLER_VERSION)
 
     def __str__(self) -> str:
         """Say what is dropped, as the representations of states and models do."""
@@ -130,10 +136,18 @@ class StackDraw:
         if self._sampler == "depth":
             self._masks, self._weights = self._masks_by_depth(max(self.rates))
             self._cumulated = tuple(accumulate(self._weights))
+        if self.scales:
+            dropped = shares_dropped(self._masks, self._weights) if self._sampler == "depth" else self.rates
+            self.factors = tuple(1 / (1 - share) if share < 1 else 1.0 for share in dropped)
 
     def use_sampler_version(self, version: int) -> None:
         """Draw as this version of the sampler did."""
         self._version = version
+        self._choose_layers = self._config.choice(version)
+        listed, depth = self._config.depths, len(self.rates)
+        self._listed = (
+            draws_of(listed, self.stack, depth, self._always_kept, self._choose_layers) if listed is not None else None
+        )
         self.set_rates(self.rates, agreed=self.agreement.reached)
 
     def set_seed(self, seed: int) -> None:
@@ -164,6 +178,7 @@ class StackDraw:
         if self._sampler == "depth":  # several lists have the same rates
             drawn = repr((self._version, self._masks, self._weights)).encode()
             how += f", depths {shake_128(drawn).hexdigest(8)}"
+        how += ", scaled" if self.scales else ""
         return f"{self._counted_as}: {how}, seed {self.seed}, step {place}"
 
     def may_drop(self, training: bool) -> bool:
@@ -207,7 +222,7 @@ class StackDraw:
         self.mask, self.running, self.known = mask, running, self._nothing_known
 
     def _what_is_known(self) -> Mask:
-        if self._measured or (self.mask is None and self._active and self._reentrant_drops):
+        if self._measured or self.scales or (self.mask is None and self._active and self._reentrant_drops):
             return self._nothing_known
         return self._all_run if self.mask is None else self.mask
 
@@ -240,6 +255,13 @@ class StackDraw:
                 f"The {self.name} drew layers to drop, and none of them was called: the model runs them in a way of "
                 "its own (their forward directly, or a fused kernel), where LayerDrop has no effect; remove it."
             )
+
+    def factor_of(self, layer: int) -> float:
+        """Return by what that which a running layer adds is multiplied, in the forward under way or repeated."""
+        mask = self.in_force()
+        if isinstance(mask, RowMask) and mask.rows:  # as many of the rows as do run
+            return mask.rows / max(1, len(mask.kept(mask.rows)[layer]))
+        return 1.0 if mask is None or mask is self.fixed else self.factors[layer]
 
     def note_activation(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
         """Show what a layer that ran did to the hidden states, if the rates are learned from it."""
@@ -354,6 +376,12 @@ class StackDraw:
 
     def _note(self, mask: Mask) -> None:
         """Let all know of a forward whose gradient counts."""
+        if self.unscheduled:
+            raise LayerDropStateError(
+                f"The LayerDropConfig of this model names the schedule {self._config.schedule!r}, and nothing follows "
+                "it: Trainer does by itself; in a loop of your own call scale_rates(model, factor) in each step, "
+                "or inject a config with schedule=None."
+            )
         if self.forward == 1 and not self._told_steps and recomputation.inside_trainer():
             raise LayerDropStateError(
                 "This Trainer does not tell LayerDrop its steps, because it was built before LayerDrop was "
@@ -410,7 +438,7 @@ class StackDraw:
         """Return the masks that are drawn, the shallowest first, and how likely each is."""
         if self._listed is not None:
             return self._masks_of_list()
-        masks = masks_by_depth(self.depth, self._always_kept)
+        masks = masks_by_depth(self.depth, self._always_kept, self._choose_layers)
         if self._version == 1:
             masks = masks[shallowest_depth(rate, self.depth, version=1) - 1 :]
             return masks, (1 / len(masks),) * len(masks)

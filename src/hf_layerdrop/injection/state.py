@@ -19,6 +19,7 @@ from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.depth_list import describe
 from hf_layerdrop.samplers.draws import SAMPLER_VERSION
 from hf_layerdrop.samplers.learned.learner import RateLearner
+from hf_layerdrop.samplers.schedules import Schedule, read_schedule
 
 
 class LayerDropState:
@@ -30,6 +31,7 @@ class LayerDropState:
         place: Where the model stands among the other injected models of a module; empty if it is the only one.
         next_step: The step after the last that began, with which the next training goes on.
         sampler_version: By which version of the samplers it draws: what was begun with an old one is ended with it.
+        schedule: How the rates move over training, if the config says so.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class LayerDropState:
         self._beside = 1  # how many models the place tells apart
         self.micro_step = self.next_step = 0
         self.sampler_version = SAMPLER_VERSION
+        self.schedule: Schedule | None = None if config.schedule is None else read_schedule(config.schedule)
         self.originals: dict[str, Any] = {}
         self.lent: dict[str, tuple[int, ...]] = {}  # by stack, layers that others borrow from
         self.learner: RateLearner | None = None
@@ -161,12 +164,19 @@ class LayerDropState:
 
     def scale_rates(self, factor: float) -> None:
         """Use the rates that were set, or learned, times ``factor``; every rank has to do the same."""
+        for draw in self.draws.values():
+            draw.unscheduled = False
         if self.learner is not None:
             self.learner.factor = factor
             self._use_learned_rates()
             return
         for draw in self.draws.values():
             draw.set_rates([rate * factor for rate in self.configured[draw.stack]], agreed=True)
+
+    def follow_schedule(self, progress: float) -> None:
+        """Use the rates of this share of training, from 0 to 1, if the config names a schedule."""
+        if self.schedule is not None:
+            self.scale_rates(self.schedule(progress))
 
     def rates_to_save(self) -> dict[str, list[float]]:
         """Return the rates that are written into the config: what a schedule scales, or what was learned."""
@@ -296,8 +306,9 @@ class LayerDropState:
     @property
     def _drawn_from(self) -> str:
         depths = self.config.depths
-        by = " by row" if self.config.granularity == "row" else ""
-        return self.config.sampler + by if depths is None else f"{self.config.sampler} of {describe(depths)}"
+        drawn = self.config.sampler if depths is None else f"{self.config.sampler} of {describe(depths)}"
+        drawn += " by row" if self.config.granularity == "row" else ""
+        return f"{drawn}, nested" if self.config.nested else drawn
 
     def _check_drawn_from(self, saved: Mapping[str, Any]) -> None:
         if (other := saved.get("drawn_from", self._drawn_from)) != self._drawn_from:

@@ -21,6 +21,8 @@ from hf_layerdrop.injection.open_blocks import is_in_block
 class LayerDropStepCallback(TrainerCallback, ExportableState):
     """Hand Trainer's step, micro-step and seed to the draws of the models inside of the one that it trains, if any.
 
+    A schedule that a `LayerDropConfig` names is followed here, too.
+
     Each further ``train()`` goes on with the step at which the one before it ended, so that it draws other layers than
     that did. What a resumed run cannot know otherwise is kept in ``trainer_state.json``: the step that its ``train()``
     began with, rates that were set since LayerDrop was injected, the version of the sampler, and, where drop rates are
@@ -78,6 +80,7 @@ class LayerDropStepCallback(TrainerCallback, ExportableState):
         """Begin the step that the trainer begins: after a resume, the one that the uninterrupted run would begin."""
         for draws in self._states.values():
             draws.begin_step(self._first_step + state.global_step)
+            draws.follow_schedule(state.global_step / max(state.max_steps, 1))
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any

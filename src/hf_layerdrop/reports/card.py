@@ -241,13 +241,16 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
     if not trained_with or "rate" not in trained_with:
         return None
     if (depths := as_depth_list(trained_with.get("depths"))) is not None:
-        return f"depths {describe(depths)}"
+        said, usual = f"depths {describe(depths)}", {"scale": "none", "schedule": None}
+    else:
+        said = _describe_rate(trained_with["rate"])
+        usual = {"shape": "uniform", "sampler": "bernoulli", "structure": "layer", "scale": "none", "schedule": None}
     extras = [
-        f"{_joined(trained_with[name])} {name}"
-        for name, usual in (("shape", "uniform"), ("sampler", "bernoulli"), ("structure", "layer"))
-        if trained_with.get(name, usual) != usual
+        f"{_joined(value)} {name}"
+        for name, left_out in usual.items()
+        if (value := trained_with.get(name, left_out)) != left_out
     ]
-    return ", ".join([_describe_rate(trained_with["rate"]), *extras])
+    return ", ".join([said, *(["nested sets"] if trained_with.get("nested") else []), *extras])
 
 
 def _describe_distillation(settings: Mapping[str, Any] | None) -> str | None:

@@ -7,22 +7,26 @@ from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.samplers.depth_list import (
+    Choice,
     DepthList,
     as_depth_list,
     draws_of,
     mean_share_dropped,
     rates_of,
+    sizes_of,
     unknown_stacks,
 )
-from hf_layerdrop.samplers.draws import Mask, most_dropped
+from hf_layerdrop.samplers.draws import SAMPLER_VERSION, Mask, most_dropped
 from hf_layerdrop.samplers.frozen_dict import FrozenDict
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 from hf_layerdrop.samplers.learned.rates_from_shares import HIGHEST_RATE
-from hf_layerdrop.samplers.schedules import SHAPES
+from hf_layerdrop.samplers.nested import nested_set
+from hf_layerdrop.samplers.schedules import SHAPES, read_schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +37,7 @@ SAMPLERS = ("bernoulli", "depth", "learned")
 STRUCTURES = ("layer", "attention", "ffn", "head")
 EXECUTIONS = ("skip", "mask")
 GRANULARITIES = ("batch", "row")
+SCALES = ("none", "kept")
 
 # What people call the structures, so that an error can name the one that was meant.
 _OTHER_NAMES = {name: name for name in STRUCTURES} | {
@@ -54,6 +59,32 @@ class _BesideRate(TypedDict, total=False):
     sampler: str
     execution: str
     granularity: str
+    nested: bool
+    scale: str
+    schedule: str | None
+
+
+class _BesideDepths(TypedDict, total=False):
+    """Settings that `LayerDropConfig.for_depths` hands on."""
+
+    seed: int | None
+    never_drop: Sequence[int] | Mapping[str, Sequence[int]]
+    execution: str
+    nested: bool
+    scale: str
+    schedule: str | None
+
+
+class _BesideLargest(TypedDict, total=False):
+    """Settings that `LayerDropConfig.for_pretraining` hands on."""
+
+    seed: int | None
+    never_drop: Sequence[int] | Mapping[str, Sequence[int]]
+    shape: str
+    execution: str
+    granularity: str
+    scale: str
+    schedule: str | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,17 @@ class LayerDropConfig:
             then the mean over the layers of a stack, which is held. One number a layer is where the rates start.
         depths: With ``sampler="depth"``, the depths that are drawn, in place of all of them and of a ``rate``:
             ``[12, 6, 4, 3]`` alike, ``{12: 2, 6: 1}`` with weights, or a list for each stack, of which the depths at
-            one place are drawn together. Each keeps its evenly spread set. See `for_depths`.
+            one place are drawn together. Each keeps its evenly spread set, or its nested one. See `for_depths`.
+        nested: With ``sampler="depth"``, let the set of each depth hold those of all smaller ones, in place of the
+            evenly spread sets: what ``keep_layers="nested:6"`` cuts to.
+        scale: ``none`` hands on what a layer gives, as the paper does. ``kept`` divides what a layer that runs adds to
+            its input by the chance that it runs, in training alone: ``x + (layer(x) - x) / (1 - rate)``, so that a
+            layer adds on average what it adds in evaluation (arXiv 2609.05275). It needs layers that add to their
+            input: those of pre-norm models. The rate is that of the layer at the step: what the sampler drops it at.
+        schedule: How the rates move over training: a name of `schedules.SCHEDULES`, with numbers as in
+            ``"early:share=0.3"``. Trainer and Lightning follow it by themselves; a loop of one's own calls
+            `scale_rates` in each step, and is refused if it never does. None leaves that to
+            `LayerDropScheduleCallback`, whose schedule goes before this one.
         execution: ``skip`` does no work for a dropped layer. ``mask`` computes every layer and discards what a dropped
             one gives, so that the whole model compiles to one graph (see `masking.py`); its gradients are then zeros.
         granularity: ``batch`` drops a layer for all rows of a batch (the paper). ``row`` lets each row drop its own
@@ -106,6 +147,9 @@ class LayerDropConfig:
     execution: str = "skip"
     depths: DepthList | None = None
     granularity: str = "batch"
+    nested: bool = False
+    scale: str = "none"
+    schedule: str | None = None
 
     def __init__(
         self,
@@ -119,6 +163,9 @@ class LayerDropConfig:
         execution: str = "skip",
         depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]] | None = None,
         granularity: str = "batch",
+        nested: bool = False,
+        scale: str = "none",
+        schedule: str | None = None,
     ) -> None:
         """Convert every value once, so that inside the package each has one type."""
         _one_of("shape", shape, tuple(SHAPES))
@@ -126,6 +173,13 @@ class LayerDropConfig:
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("execution", execution, EXECUTIONS)
         _one_of("granularity", granularity, GRANULARITIES)
+        _one_of("scale", scale, SCALES)
+        _check_schedule(schedule)
+        if nested is not False and (nested is not True or sampler != "depth"):
+            raise LayerDropConfigError(
+                f"nested is {nested!r} beside sampler={sampler!r}; it is True or False, and True says which sets "
+                "sampler='depth' draws: give that sampler too, or use LayerDropConfig.for_depths."
+            )
         seed = _as_python(seed)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
@@ -163,10 +217,14 @@ class LayerDropConfig:
             )
         if sampler != "bernoulli" and shape != "uniform":
             raise LayerDropConfigError(f"shape={shape!r} has no meaning for sampler={sampler!r}; leave it out.")
-        for setting, value, only in (("sampler", sampler, "bernoulli"), ("execution", execution, "skip")):
+        for setting, value, only in (
+            ("sampler", sampler, "bernoulli"),
+            ("execution", execution, "skip"),
+            ("scale", scale, "none"),
+        ):
             if structure != "layer" and value != only:
                 raise LayerDropConfigError(
-                    f"structure is {structure!r}, which {setting}={value!r} cannot drop; give {setting}={only!r}, or "
+                    f"structure is {structure!r}, which {setting}={value!r} cannot serve; give {setting}={only!r}, or "
                     "structure='layer'."
                 )
         for setting, given, only in (
@@ -189,6 +247,9 @@ class LayerDropConfig:
             "execution": execution,
             "depths": depths,
             "granularity": granularity,
+            "nested": nested,
+            "scale": scale,
+            "schedule": schedule,
         }.items():
             object.__setattr__(self, name, value)
 
@@ -224,17 +285,33 @@ class LayerDropConfig:
     def for_depths(
         cls,
         depths: Sequence[int] | Mapping[int, float] | Mapping[str, Sequence[int]],
-        *,
-        seed: int | None = None,
-        never_drop: Sequence[int] | Mapping[str, Sequence[int]] = (),
-        execution: str = "skip",
+        **settings: Unpack[_BesideDepths],
     ) -> LayerDropConfig:
         """Train these depths and no others: each training forward is one of them, whole models by naming their depth.
 
         A short fixed list of sub-networks comes nearer to models trained for their depth alone than random draws do
         (Starbucks, Zhuang et al., 2024). Give ``{12: 2, 6: 1, 3: 1}`` to draw the first as often as both others.
+
+        What was trained as a depth of 6 is cut by ``keep_layers=6``; with ``nested=True``, where each smaller set lies
+        in the larger ones, by ``keep_layers="nested:6"``.
         """
-        return cls(depths=depths, sampler="depth", seed=seed, never_drop=never_drop, execution=execution)
+        return cls(depths=depths, sampler="depth", **settings)
+
+    @classmethod
+    def for_pretraining(cls, p_max: float, **settings: Unpack[_BesideLargest]) -> LayerDropConfig:
+        """Drop layers as "Don't Drop Dropout" pretrains (Elhoushi et al., 2026, arXiv 2609.05275).
+
+        The rate of layer l of L at step t of T is ``p_max * l / (L - 1) * (1 - t / T)``: it rises over depth and falls
+        over time to 0, and what a layer that runs adds is divided by the chance that it runs. ``shape="alternating"``
+        drops every second layer alone, for a cut to ``"::2"``. A post-norm model takes ``scale="none"``. The paper
+        draws for each sequence: ``granularity="row"``, for layers that can run on some rows of a batch.
+
+        The falling over time is a part of the config: Trainer and Lightning follow it without a callback. A loop of
+        one's own calls ``scale_rates(model, 1 - step / steps)`` in each step, and is told so if it does not.
+        """
+        recipe: _BesideLargest = {"shape": "linear", "scale": "kept", "schedule": "falling"}
+        recipe.update(settings)
+        return cls(p_max, **recipe)
 
     @property
     def mean_rate(self) -> float:
@@ -270,6 +347,12 @@ class LayerDropConfig:
             raise LayerDropConfigError(f"depths names the stack {unknown[0]!r}; the model has {', '.join(depths)}.")
         return {stack: self._rates_of(stack, depth) for stack, depth in depths.items()}
 
+    def choice(self, version: int = SAMPLER_VERSION) -> Choice:
+        """Return how the layers of a depth are chosen, by this version of the samplers."""
+        if self.nested:
+            return nested_set
+        return evenly_spread if version > 2 else partial(evenly_spread, alone=0)
+
     def always_kept(self, stack: str, depth: int) -> frozenset[int]:
         """Return the indices of the layers of a stack that ``never_drop`` protects."""
         named = self.never_drop.get(stack, ()) if isinstance(self.never_drop, Mapping) else self.never_drop
@@ -288,9 +371,11 @@ class LayerDropConfig:
             )
         kept = self.always_kept(stack, depth)
         if self.depths is not None:
-            return rates_of(draws_of(self.depths, stack, depth, kept))
+            draws = draws_of(self.depths, stack, depth, kept, self.choice())
+            _check_drawn(sizes_of(self.depths, stack, depth), draws, kept, stack)
+            return rates_of(draws)
         if self.sampler == "depth" and not isinstance(rate, tuple):
-            _check_depths_reach(rate, depth, kept, stack)
+            _check_depths_reach(rate, depth, kept, stack, self.choice())
         if self.sampler == "learned" and not isinstance(rate, tuple):
             rate = _for_the_others(rate, depth, kept, stack)
         rates = rate if isinstance(rate, tuple) else SHAPES[self.shape](rate, depth)
@@ -341,6 +426,16 @@ LayerDrop: TypeAlias = float | Sequence[float] | Mapping[str, Any] | LayerDropCo
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise LayerDropConfigError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}.")
+
+
+def _check_schedule(schedule: Any) -> None:
+    if schedule is not None and not isinstance(schedule, str):
+        raise LayerDropConfigError(
+            f"schedule is {schedule!r}; a config names one, such as 'falling'. Give a function to "
+            "LayerDropScheduleCallback."
+        )
+    if schedule is not None:
+        read_schedule(schedule)
 
 
 def _is_zero(rate: Any) -> bool:
@@ -432,14 +527,24 @@ def _for_the_others(rate: float, depth: int, kept: Collection[int], stack: str) 
     return rate / share if rate else 0.0
 
 
-def masks_by_depth(depth: int, kept: Collection[int]) -> tuple[Mask, ...]:
-    """Return for each depth from 1 on which layers the depth sampler runs: those evenly spread, and the protected."""
-    sets = [{*evenly_spread(size, depth), *kept} for size in range(1, depth + 1)]
+def masks_by_depth(depth: int, kept: Collection[int], choose: Choice) -> tuple[Mask, ...]:
+    """Return for each depth from 1 on which layers the depth sampler runs: those that it keeps, and the protected."""
+    sets = [{*choose(size, depth), *kept} for size in range(1, depth + 1)]
     return tuple(tuple(layer in layers for layer in range(depth)) for layers in sets)
 
 
-def _check_depths_reach(rate: float, depth: int, kept: Collection[int], stack: str) -> None:
-    most = most_dropped(sorted(mask.count(False) for mask in masks_by_depth(depth, kept)))
+def _check_drawn(sizes: Sequence[int], draws: Sequence[tuple[Mask, float]], kept: Collection[int], stack: str) -> None:
+    """Refuse a listed depth whose draw would run more layers, because ``never_drop`` protects others than its set."""
+    for size, (mask, _) in zip(sizes, draws, strict=True):
+        if sum(mask) != size:
+            raise LayerDropConfigError(
+                f"depths names {size}, but with {sorted(kept)} in never_drop it would run {sum(mask)} layers of the "
+                f"{stack}: list depths whose sets hold these layers, or leave never_drop out."
+            )
+
+
+def _check_depths_reach(rate: float, depth: int, kept: Collection[int], stack: str, choose: Choice) -> None:
+    most = most_dropped(sorted(mask.count(False) for mask in masks_by_depth(depth, kept, choose)))
     if rate * (depth - len(kept)) > most + 1e-9:
         raise LayerDropConfigError(
             f"rate is {rate}, but of the {stack} of {depth} layers with {len(kept)} in never_drop, sampler='depth' can "

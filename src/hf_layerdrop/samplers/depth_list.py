@@ -8,16 +8,19 @@ drawn together, so that each is one sub-network.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.samplers.draws import Mask
+from hf_layerdrop.samplers.draws import Mask, shares_dropped
 from hf_layerdrop.samplers.frozen_dict import FrozenDict
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 
 DepthList: TypeAlias = tuple[int, ...] | Mapping[int, float] | Mapping[str, tuple[int, ...]]
 """Depths that are drawn alike, depths with the share of draws of each, or depths by stack."""
+
+Choice: TypeAlias = Callable[[int, int], Collection[int]]
+"""From a depth and the number of layers to those that it keeps."""
 
 
 def as_depth_list(value: Any) -> DepthList | None:
@@ -48,21 +51,23 @@ def as_depth_list(value: Any) -> DepthList | None:
     return depths
 
 
-def draws_of(depths: DepthList, stack: str, depth: int, kept: Collection[int]) -> list[tuple[Mask, float]]:
+def draws_of(
+    depths: DepthList, stack: str, depth: int, kept: Collection[int], choose: Choice = evenly_spread
+) -> list[tuple[Mask, float]]:
     """Return the masks that are drawn of a stack of ``depth`` layers, in the order of the list, with their shares.
 
-    Layers of ``kept`` run in each. A stack that is not named stays whole.
+    Layers of ``kept`` run in each, beside those that ``choose`` gives. A stack that is not named stays whole.
 
     Raises:
         LayerDropConfigError: If a depth is more than the stack has.
     """
-    sizes = _sizes(depths, stack, depth)
+    sizes = sizes_of(depths, stack, depth)
     if deeper := [size for size in sizes if size > depth]:
         raise LayerDropConfigError(
             f"depths names {deeper[0]}, but the {stack} has {depth} layers; give depths from 1 to {depth}."
         )
     shares = [*depths.values()] if _is_weighted(depths) else [1 / len(sizes)] * len(sizes)
-    sets = [{*evenly_spread(size, depth), *kept} for size in sizes]
+    sets = [{*choose(size, depth), *kept} for size in sizes]
     masks = [tuple(layer in layers for layer in range(depth)) for layers in sets]
     return list(zip(masks, shares, strict=True))
 
@@ -88,19 +93,19 @@ def unknown_stacks(depths: DepthList, stacks: Collection[str]) -> list[str]:
 
 def rates_of(draws: Sequence[tuple[Mask, float]]) -> tuple[float, ...]:
     """Return how often each layer is dropped by these draws."""
-    layers = range(len(draws[0][0]))
-    return tuple(math.fsum(share for mask, share in draws if not mask[layer]) for layer in layers)
+    return shares_dropped(*zip(*draws, strict=True))
 
 
 def mean_share_dropped(depths: DepthList) -> float:
     """Return the mean share of layers that are dropped, if the deepest of the list is the whole model."""
     if _is_weighted(depths):
         return 1 - sum(depth * share for depth, share in depths.items()) / max(depths)
-    lists = [*depths.values()] if _is_by_stack(depths) else [_sizes(depths, "", 0)]
+    lists = [*depths.values()] if _is_by_stack(depths) else [sizes_of(depths, "", 0)]
     return sum(1 - sum(each) / len(each) / max(each) for each in lists) / len(lists)
 
 
-def _sizes(depths: DepthList, stack: str, depth: int) -> Sequence[int]:
+def sizes_of(depths: DepthList, stack: str, depth: int) -> Sequence[int]:
+    """Return the depths that are drawn of a stack of ``depth`` layers, in the order of the list."""
     if _is_by_stack(depths):
         return depths[stack] if stack in depths else [depth] * len(next(iter(depths.values())))
     return [*depths] if _is_weighted(depths) else tuple(map(int, depths))

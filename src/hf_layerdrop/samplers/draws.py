@@ -15,14 +15,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import shake_128
 from itertools import accumulate
-from math import ceil
+from math import ceil, fsum
 from operator import ge
 
 Mask = tuple[bool, ...]
 
 # Which draws the samplers make of a counter, written into checkpoints. 1: the depth sampler drew each depth from a
 # minimum on alike, which drops the rate that was asked for to within half a layer. 2: it drops that rate exactly.
-SAMPLER_VERSION = 2
+# 3: its depth of 1 is the last layer, and was the first.
+SAMPLER_VERSION = 3
 
 _WHOLE = 2**32
 _to_unit = (1 / _WHOLE).__mul__
@@ -89,6 +90,14 @@ def depth_weights(dropped: Sequence[int], target: float) -> list[float]:
     last = bisect_right(means, target)  # the first minimum whose mean is above the target
     share = (target - means[last - 1]) / (means[last] - means[last - 1])
     return [(1 - share) / last * (place < last) + share / (last + 1) * (place <= last) for place in range(size)]
+
+
+def shares_dropped(masks: Sequence[Mask], weights: Sequence[float]) -> tuple[float, ...]:
+    """Return how often each layer is dropped where one of the masks is drawn, each as often as its weight says."""
+    return tuple(
+        min(fsum(weight for mask, weight in zip(masks, weights, strict=True) if not mask[layer]), 1.0)
+        for layer in range(len(masks[0]))
+    )
 
 
 def shallowest_depth(rate: float, depth: int, version: int = SAMPLER_VERSION) -> int:

@@ -5,7 +5,7 @@ The same parser serves Python and the command line:
 - ``6``, ``"6"``: a depth, its layers spread evenly (the paper's Fig. 5: the first and last layers matter most);
 - ``[0, 2, 4]``, ``"0,2,4"``, ``"6,"``: indices in any order, negative ones counted from the end;
 - ``slice(None, None, 2)``, ``"::2"``, ``"3:9"``: slices, as Python reads them, but never reversed;
-- ``"every_other"``, ``"every_other:p"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
+- ``"every_other"``, ``"every_other:p"``, ``"nested:6"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
 - ``{"encoder": 6, "decoder": "::2"}``, ``"encoder=6;decoder=::2"``: by stack, where stacks not named stay whole;
   without names, a depth or a rule goes to both stacks of an encoder-decoder, and only ``all`` to those of others;
 - ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``; in Python also the record itself.
@@ -25,6 +25,7 @@ from typing import Any, Protocol, SupportsIndex, TypeAlias, TypeGuard
 
 from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
 from hf_layerdrop.errors import KeepLayersError
+from hf_layerdrop.samplers.nested import nested_set
 
 
 class KeepsLayers(Protocol):
@@ -56,7 +57,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _SLICE = re.compile(r"([+-]?[0-9]{1,18})?:([+-]?[0-9]{1,18})?(?::([+-]?[0-9]{1,18})?)?")
 _LONGEST_TEXT = 10_000  # characters: a thousand layers by number
 _SAME_IF_ALONE = {"encoder", "layers"}
-_FORMS = "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, first:n or last:n"
+_FORMS = "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, nested:n, first:n or last:n"
 
 
 def parse_keep_layers(spec: KeepLayers, depths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -129,10 +130,13 @@ def _rule(spec: KeepLayers) -> str | None:
     return name if name in _STRATEGIES else None
 
 
-def evenly_spread(depth: int, of: int) -> tuple[int, ...]:
-    """Spread ``depth`` layers evenly over ``of``, the first and the last included; a depth of 1 keeps the first."""
+def evenly_spread(depth: int, of: int, *, alone: int = -1) -> tuple[int, ...]:
+    """Spread ``depth`` layers evenly over ``of``, the first and the last included.
+
+    A depth of 1 keeps the layer ``alone``, by default the last, which was measured to be the best (docs/rates.md).
+    """
     if depth == 1:
-        return (0,)
+        return (alone % of,)
     return tuple(i * (of - 1) // (depth - 1) for i in range(depth))
 
 
@@ -373,6 +377,10 @@ def _keep_last(argument: str | None, stack: str, depth: int) -> tuple[int, ...]:
     return tuple(range(depth - _count("last", argument, stack, depth), depth))
 
 
+def _keep_nested(argument: str | None, stack: str, depth: int) -> tuple[int, ...]:
+    return nested_set(_count("nested", argument, stack, depth), depth)
+
+
 def _count(name: str, argument: str | None, stack: str, depth: int) -> int:
     count = int(argument) if argument is not None and _INTEGER.fullmatch(argument) else 0
     if not 1 <= count <= depth:
@@ -387,6 +395,7 @@ def _count(name: str, argument: str | None, stack: str, depth: int) -> int:
 _STRATEGIES: Mapping[str, Callable[[str | None, str, int], tuple[int, ...]]] = {
     "all": _keep_all,
     "every_other": _keep_every_other,
+    "nested": _keep_nested,
     "first": _keep_first,
     "last": _keep_last,
 }

@@ -107,6 +107,23 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 }
 
 
+def read_schedule(text: str) -> Schedule:
+    """Read a schedule with its numbers from one text: ``falling``, ``linear:start=0,end=0.5``, ``early:share=0.3``.
+
+    Raises:
+        LayerDropConfigError: If it cannot be read, or `make_schedule` refuses it.
+    """
+    name, _, numbers = text.partition(":")
+    pairs = [part.partition("=") for part in numbers.split(",") if part.strip()]
+    try:
+        values = {number.strip(): float(value) for number, _, value in pairs}
+    except ValueError:
+        raise LayerDropConfigError(
+            f"The schedule is {text!r}; write its numbers like linear:start=0,end=0.5."
+        ) from None
+    return make_schedule(name.strip(), **values)
+
+
 def make_schedule(name: str, **numbers: float) -> Schedule:
     """Choose a schedule by its name and fix its numbers; the result takes the share of training that is done.
 

@@ -39,7 +39,8 @@ class LayerDropScheduleCallback(TrainerCallback):
 
     Args:
         schedule: A name of `schedules.SCHEDULES` (``constant``, ``linear``, ``cosine``, ``step``, ``pld``), or a
-            function from the share of training that is done, in [0, 1], to a factor in [0, 1].
+            function from the share of training that is done, in [0, 1], to a factor in [0, 1]. It goes before one that
+            the `LayerDropConfig` names, which needs no callback.
         numbers: What the named schedule takes, such as ``end=0.5``.
 
     The rate depends on the step alone, so that a resumed run goes on where it was, and there is no state to restore.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ class LightningStepCallback(Callback):
 
     The step is Lightning's own, which its checkpoints hold. What a resumed run cannot know otherwise stands in them,
     too: rates that were set, the version of the sampler, and what was learned. Where drop rates are learned, they are
-    shown the loss that ``training_step`` returns.
+    shown the loss that ``training_step`` returns. A schedule that a `LayerDropConfig` names is followed where the
+    number of steps is known.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,10 @@ class LightningStepCallback(Callback):
         """Begin the step, or the next of the batches whose gradients it accumulates."""
         set_step(pl_module, trainer.global_step, batch_idx % trainer.accumulate_grad_batches)
         self._step = trainer.global_step
+        steps = trainer.estimated_stepping_batches
+        if 0 < steps < math.inf:
+            for state in states_of(pl_module).values():
+                state.follow_schedule(min(trainer.global_step / steps, 1.0))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int

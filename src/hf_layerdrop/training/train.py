@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,11 @@ from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
-from hf_layerdrop.errors import CheckpointError, OutputExistsError, said_by
+from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError, said_by
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
-from hf_layerdrop.samplers.schedules import Schedule, constant
+from hf_layerdrop.samplers.schedules import Schedule
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
@@ -68,7 +69,7 @@ def train(
     arguments: TrainingArguments,
     *,
     layerdrop: LayerDropConfig | None = None,
-    schedule: Schedule = constant,
+    schedule: Schedule | None = None,
     eval_depths: Sequence[KeepLayers] | Callable[[Mapping[str, int]], Sequence[KeepLayers]] | None = None,
     max_length: int | None = None,
     max_target_length: int | None = None,
@@ -88,7 +89,7 @@ def train(
             continues a run: a folder, ``"last"`` for the last complete checkpoint of the output folder, or ``"auto"``,
             which starts anew where there is none.
         layerdrop: What is dropped; None takes the rates saved in the checkpoint, or its native ones, or 0.
-        schedule: How the rates move over training, from `make_schedule`.
+        schedule: How the rates move over training, from `make_schedule`; None for what the `LayerDropConfig` says.
         eval_depths: The sub-networks to measure, at each evaluation and at the end, or a function that chooses them
             from the depths of the stacks; by default `halved_depths`.
         max_length: Inputs of more tokens are cut; None for what is usual for the task.
@@ -137,7 +138,9 @@ def train(
     if not accelerator.is_available():
         arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
     start = StartCallback()
-    callbacks = [LayerDropScheduleCallback(schedule), DepthEvaluationCallback(depths), LayerForwardsCallback(), start]
+    callbacks = [DepthEvaluationCallback(depths), LayerForwardsCallback(), start]
+    if schedule is not None:
+        callbacks.insert(0, LayerDropScheduleCallback(schedule))
     with before_first_step(output_dir, lambda: start.begun):
         trainer = build_trainer(encoded, network, tokenizer, arguments, callbacks=callbacks)
         if on_start is not None:
@@ -201,10 +204,24 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
 
     depths = depths_of(model)
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
-    specs = halved_depths(depths) if chosen is None else listed_depths(chosen)
+    if chosen is None:
+        return _possible(halved_depths(depths), model)
+    specs = listed_depths(chosen)
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
+
+
+def _possible(specs: Sequence[KeepLayers], model: PreTrainedModel) -> list[KeepLayers]:
+    """Leave out the sub-networks that nobody has asked for and the model cannot be cut to."""
+    from hf_layerdrop.pruning.prune import Cutter
+
+    cutter, possible = Cutter(model), []
+    for spec in specs:
+        with suppress(UnsupportedModelError):
+            cutter.check(parse_keep_layers(spec, cutter.depths))
+            possible.append(spec)
+    return possible
 
 
 def _note_data(model: PreTrainedModel, data: TaskData) -> None:

@@ -118,6 +118,11 @@ def _never_drawn(model: StoredModel, stack: StoredStack) -> Iterator[str]:
     rate = max((saved.get("rates") or {}).get(stack.name, ()), default=0.0)
     sampler = (saved.get("trained_with") or {}).get("sampler")
     version = saved.get("sampler_version", 1)
+    if sampler == "depth" and rate > 0 and version < 3:
+        yield (
+            "trained with an older depth sampler, whose depth of 1 was the first layer and is now the last: where one "
+            "layer was trained, cut to it by --keep-layers '0,'"
+        )
     if sampler == "depth" and 0 < rate <= 0.5 and (least := shallowest_depth(rate, stack.depth, version)) > 1:
         yield (
             f"trained with the depth sampler at rate {rate:g}, which drew {least} to {stack.depth} layers: a cut to "
