@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks._rounds import Contender, Ratio, ratio, time_rounds
 
 LONG_STEP_MS = 100.0  # shorter steps say nothing about a bound
-BOUNDS = {"rate 0": 1.01, "rate 0.5": 1.03, "bart": 1.01}
+BOUNDS = {"rate 0": 1.01, "rate 0.5": 1.03, "bart": 1.01, "depths": 1.03}
+SWITCH_MS = 1.0  # at most, to enter and leave a sub-network
 
 
 class Report:
@@ -71,6 +72,12 @@ class Report:
         print("\n| layers | added to a forward, us | of it the draw, us |\n| ---: | ---: | ---: |")
         for depth, values in found.items():
             print(f"| {depth} | {values['forward_us']:.1f} | {values['draw_us']:.1f} |", flush=True)
+
+    def switches(self, found: float) -> None:
+        """Print what it takes to enter and leave a sub-network of a model that stays as it is."""
+        self.numbers["switch_ms"] = found
+        self.numbers["bounds"]["switch"] = {"at_most": SWITCH_MS, "met": found <= SWITCH_MS}
+        print(f"\nTo enter and leave `sub_network`: {found:.3f} ms.", flush=True)
 
     def memory(self, found: Mapping[float, Mapping[str, float]]) -> None:
         """Print what steps take at their peaks, beside weights and the optimizer's moments."""
