@@ -105,6 +105,15 @@ class DepthPlan:
         settings = f"always {self._always}, the whole in every step of {self.training.whole_every}"
         return f"{self._count} a step of {names}, {settings}, seed {self.training.seed}"
 
+    @property
+    def in_words(self) -> str:
+        """What a step trains, for a reader: ``depth_6 and depth_2, and 1 of depth_4, depth_3``."""
+        names = [network.name for network in self.networks]
+        always = [names[place] for place in self._always]
+        others = [name for name in names if name not in always]
+        drawn = f"{self._count - len(always)} of {', '.join(others)}" if others else ""
+        return ", and ".join(filter(None, [" and ".join(always), drawn]))
+
     @cached_property
     def _whole(self) -> int | None:
         return next((place for place, network in enumerate(self.networks) if network.is_whole), None)
