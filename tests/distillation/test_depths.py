@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -192,6 +193,32 @@ def test_a_checkpoint_around_the_whole_model_finds_the_layers_again() -> None:
 
     backward_depths(Around().train(), batch, training, step=0)
     assert_same_tensors(gradients(model), wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_each_layer_leaves_out_what_was_left_out(reentrant: bool) -> None:
+    model, batch = model_of(CLASSIFIER), labelled(CLASSIFIER)
+    training = DepthTraining([[1, 3], [1]], per_step=2, always=["smallest"], distillation_weight=0.0)
+    backward_depths(model, batch, training, step=0)
+    wanted = gradients(model)
+    model.zero_grad()
+
+    class Around(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(self.layer, **kwargs)
+            return torch.utils.checkpoint.checkpoint(call, states, *args, use_reentrant=reentrant)
+
+    layers = model.bert.encoder.layer
+    for index in range(DEPTH):
+        layers[index] = Around(layers[index])
+    backward_depths(model, batch, training, step=0)
+    found = dict(zip(wanted, gradients(model).values(), strict=True))  # under other names, in the same order
+    assert_same_tensors(found, wanted, atol=1e-6)
+    assert wanted["bert.encoder.layer.0.output.dense.weight"] is None
 
 
 def test_mixed_precision_runs_and_is_near() -> None:

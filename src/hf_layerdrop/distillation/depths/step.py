@@ -102,7 +102,7 @@ def backward_depths(
     *,
     step: int,
     micro_step: int = 0,
-    backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
+    backward: Callable[[torch.Tensor], object] = torch.Tensor.backward,
 ) -> dict[str, torch.Tensor]:
     """Add up the gradients of the depths that this step trains from one batch: the backward passes of one step.
 

@@ -78,7 +78,7 @@ class DepthTrainerMixin:
             if teacher is not None and teacher.kept is not None:
                 teacher.kept.save()
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Return Trainer's, whose batches also say what their rows are known by, where predictions are kept."""
         trainer: Any = self
         teacher = self.depth_plan.teacher
@@ -90,7 +90,7 @@ class DepthTrainerMixin:
     def training_step(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
+        inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Take a training step of Trainer's for each depth, and return the sum of their losses."""
