@@ -114,7 +114,9 @@ def test_the_teacher_is_no_part_of_the_checkpoint_and_stays_as_it_is(tmp_path: P
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trainer = trainer_for(tmp_path, True, teacher)
     names = set(trainer.model.state_dict())
+    assert teacher.train().training
     trainer.train()
+    assert teacher.training
     assert set(trainer.model.state_dict()) == names
     assert_same_tensors(teacher.state_dict(), before)
     assert all(weight.grad is None for weight in teacher.parameters())

@@ -134,6 +134,13 @@ def test_models_that_drop_something_besides() -> None:
     assert len(prepare_depths(model, [4, 2]).networks) == 2
 
 
+def test_a_list_with_shares_of_draws_is_no_list_of_weights() -> None:
+    model = inject_layerdrop(model_of(CLASSIFIER), LayerDropConfig.for_depths({4: 2, 2: 1}))
+    with pytest.raises(LayerDropConfigError, match="depth_weights"):
+        prepare_depths(model)
+    assert len(prepare_depths(model, [4, 2]).networks) == 2
+
+
 def test_batches_and_modes_in_which_nothing_would_be_trained() -> None:
     model, batch = model_of(CLASSIFIER), labelled(CLASSIFIER)
     with pytest.raises(LayerDropStateError, match=r"model\.train\(\)"):

@@ -23,7 +23,7 @@ from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, injected_models
 from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.injection.state import LayerDropState
 from hf_layerdrop.pruning.prune import Cutter
-from hf_layerdrop.samplers.depth_list import draws_of
+from hf_layerdrop.samplers.depth_list import describe, draws_of
 from hf_layerdrop.samplers.depths_of_step import choose_depths
 from hf_layerdrop.samplers.draws import Mask
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
@@ -201,12 +201,17 @@ def _depths_of_config(state: LayerDropState) -> list[Kept]:
     config = state.config
     if config.depths is None:
         raise _no_depths()
-    by_stack = {
-        name: [mask for mask, _ in draws_of(config.depths, name, depth, config.always_kept(name, depth))]
+    draws = {
+        name: draws_of(config.depths, name, depth, config.always_kept(name, depth))
         for name, depth in state.depths.items()
     }
-    rows = zip(*by_stack.values(), strict=True)
-    kept = [{name: _layers_of(mask) for name, mask in zip(by_stack, masks, strict=True)} for masks in rows]
+    if any(len({share for _, share in of_stack}) > 1 for of_stack in draws.values()):
+        raise LayerDropConfigError(
+            f"The model was injected to draw the depths {describe(config.depths)}, but several depths a step are drawn "
+            "alike; give depth_training, where depth_weights weigh their losses."
+        )
+    rows = zip(*draws.values(), strict=True)
+    kept = [{name: _layers_of(mask) for name, (mask, _) in zip(draws, row, strict=True)} for row in rows]
     return [one for place, one in enumerate(kept) if one not in kept[:place]]
 
 

@@ -16,10 +16,11 @@ from hf_layerdrop.distillation.outputs import names_of_logits
 from hf_layerdrop.distillation.student import check_fit
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.evaluation.fingerprints import fingerprint
+from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 
 
 class FrozenTeacher:
-    """Give the predictions of a model that is not trained, in eval mode.
+    """Give the predictions of a model that is not trained: in eval mode, and without filling caches.
 
     Attributes:
         model: The teacher; a Trainer puts a prepared one in its place.
@@ -33,7 +34,7 @@ class FrozenTeacher:
     def __init__(self, training: DepthTraining, student: PreTrainedModel) -> None:
         assert training.teacher is not None
         check_fit(student, training.teacher)
-        self.model: Any = training.teacher.eval()
+        self.model: Any = training.teacher
         self.layers = sum(depths_of(training.teacher).values())
         self.forwards = 0
         self._training = training
@@ -55,7 +56,7 @@ class FrozenTeacher:
     def _ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         self.forwards += 1
         more = {"output_hidden_states": True} if self._training.hidden_weight else {}
-        with torch.no_grad():
+        with torch.no_grad(), quiet_eval(self.model):
             outputs = self.model(**batch, **more)
         names = names_of_logits(outputs, weight="distillation_weight")
         return {name: value for name, value in outputs.items() if name in names or name.endswith("hidden_states")}
