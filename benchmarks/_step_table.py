@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks._rounds import Contender, Ratio, ratio, time_rounds
 
 LONG_STEP_MS = 100.0  # shorter steps say nothing about a bound
-BOUNDS = {"rate 0": 1.01, "rate 0.5": 1.03, "bart": 1.01}
+BOUNDS = {"rate 0": 1.01, "rate 0.5": 1.03, "bart": 1.01, "depths": 1.03}
+SWITCH_MS = 1.0  # at most, to enter and leave a sub-network
 
 
 class Report:
@@ -64,6 +65,12 @@ class Report:
             "met": numbers["ratio_low"] <= BOUNDS[name],
             "steps_long_enough": min(numbers["ms"], numbers["beside_ms"]) >= LONG_STEP_MS,
         }
+
+    def switches(self, found: float) -> None:
+        """Print what it takes to enter and leave a sub-network of a model that stays as it is."""
+        self.numbers["switch_ms"] = found
+        self.numbers["bounds"]["switch"] = {"at_most": SWITCH_MS, "met": found <= SWITCH_MS}
+        print(f"\nTo enter and leave `sub_network`: {found:.3f} ms.", flush=True)
 
     def memory(self, found: Mapping[float, Mapping[str, float]]) -> None:
         """Print what steps take at their peaks, beside weights and the optimizer's moments."""

@@ -7,7 +7,8 @@ contenders that do the same work must have the same loss, to the bit, in every r
 
 ``parts`` names what to measure, separated by commas: ``bounds`` (what has a bound), ``rates`` (other rates beside the
 ideal), ``designs`` (other designs), ``depth``, ``batch`` and ``length`` (what a step costs as these grow), ``memory``
-(at its peak, by rate), ``rows`` (rows that drop their own layers).
+(at its peak, by rate), ``rows`` (rows that drop their own layers), ``depths`` (a step that trains four depths, beside
+one model cut to each in turn, and what it takes to enter and leave `sub_network`).
 """
 
 from __future__ import annotations
@@ -124,6 +125,13 @@ def _grow(report: Report, sizes: Mapping[str, Size], steps: int) -> None:
         report.compare(f"{name}, rate {RATES[-1]}", contenders, max(steps // 10, 5), other_work=["untouched"])
 
 
+def _several_depths(report: Report, size: Size, steps: int, short: bool) -> None:
+    from benchmarks._depths import several_depths, switch_ms
+
+    report.compare("depths", several_depths(size), max(steps // 4, 5))
+    report.switches(switch_ms(size, 5 if short else 200, report.clock))
+
+
 PARTS: dict[str, Callable[[Report, Size, int, bool], None]] = {
     "bounds": _bounds,
     "rates": _rates,
@@ -133,6 +141,7 @@ PARTS: dict[str, Callable[[Report, Size, int, bool], None]] = {
     "length": _by_length,
     "memory": _memory,
     "rows": _rows,
+    "depths": _several_depths,
 }
 
 

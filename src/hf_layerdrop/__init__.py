@@ -13,6 +13,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a test compares the two lists
     from .cli.demo_run import demo_checkpoint as demo_checkpoint
     from .distillation.config import DistillationConfig as DistillationConfig
+    from .distillation.depths.config import DepthTraining as DepthTraining
+    from .distillation.depths.plan import prepare_depths as prepare_depths
+    from .distillation.depths.step import backward_depths as backward_depths
+    from .distillation.depths.trainer import DepthTrainer as DepthTrainer
+    from .distillation.depths.trainer import DepthTrainerMixin as DepthTrainerMixin
+    from .distillation.depths.trainer import Seq2SeqDepthTrainer as Seq2SeqDepthTrainer
     from .distillation.model_for_arm import model_for_arm as model_for_arm
     from .distillation.run import distill as distill
     from .distillation.student import student_of as student_of
@@ -252,6 +258,10 @@ _HOMES = {
     "hub.save": ["save_pruned"],
     "hub.serve": ["pipeline"],
     "distillation.config": ["DistillationConfig"],
+    "distillation.depths.config": ["DepthTraining"],
+    "distillation.depths.plan": ["prepare_depths"],
+    "distillation.depths.step": ["backward_depths"],
+    "distillation.depths.trainer": ["DepthTrainer", "DepthTrainerMixin", "Seq2SeqDepthTrainer"],
     "distillation.model_for_arm": ["model_for_arm"],
     "distillation.run": ["distill"],
     "distillation.student": ["student_of"],

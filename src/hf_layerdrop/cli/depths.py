@@ -1,11 +1,12 @@
-"""Which sub-networks are measured, from a list of depths on the command line."""
+"""Which sub-networks are measured or trained, from a list of depths on the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from hf_layerdrop.errors import KeepLayersError
-from hf_layerdrop.samplers.keep_layers import KeepLayers, is_encoder_decoder, parse_keep_layers
+from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError
+from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.keep_layers import KeepLayers, format_keep_layers, is_encoder_decoder, parse_keep_layers
 
 KeptByStack = dict[str, tuple[int, ...]]
 
@@ -32,6 +33,29 @@ def parse_depths(text: str, depths: Mapping[str, int]) -> list[KeptByStack]:
         )
     columns = {stack: values * longest if len(values) == 1 else values for stack, values in lists.items()}
     return [_kept(dict(zip(columns, row, strict=True)), depths, text) for row in zip(*columns.values(), strict=True)]
+
+
+def check_once(kept: Sequence[KeptByStack]) -> None:
+    """Refuse a list to train that has a sub-network in it twice.
+
+    Raises:
+        LayerDropConfigError: If it has.
+    """
+    if twice := [one for one in kept if kept.count(one) > 1]:
+        raise LayerDropConfigError(f"--depths lists layers {format_keep_layers(twice[0])} twice: list each once.")
+
+
+def no_other_drop(layerdrop: LayerDropConfig | None, schedule: str | None) -> LayerDropConfig:
+    """Return the LayerDrop of a training for a list of depths, which draws nothing else.
+
+    Raises:
+        LayerDropConfigError: If rates or a schedule are given beside.
+    """
+    if layerdrop is not None or schedule is not None:
+        raise LayerDropConfigError(
+            "--depths trains these depths and draws nothing else: leave out --layerdrop and --schedule."
+        )
+    return LayerDropConfig(0.0)
 
 
 def _kept(spec: KeepLayers, depths: Mapping[str, int], text: str) -> KeptByStack:

@@ -29,7 +29,7 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.console import PlainConsole, drawn
-from hf_layerdrop.cli.depths import parse_depths
+from hf_layerdrop.cli.depths import check_once, no_other_drop, parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
@@ -151,6 +151,15 @@ def train_command(
             show_default=False,
         ),
     ] = None,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Depths to train together, in place of a rate: 12,6,4,3; of stacks: 'encoder=6,3;decoder=6,3'. Each "
+            "step trains the whole model, the shallowest and one more, which learn from the whole one, too.",
+            show_default=False,
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -165,7 +174,7 @@ def train_command(
         typer.Option(
             metavar="LIST",
             help="Depths to measure at each evaluation and at the end: 6,3,1, or all; of one stack: decoder=6,3.",
-            show_default="the full depth, halved down to 1",
+            show_default="those of --depths, else the full depth, halved down to 1",
         ),
     ] = None,
     freeze_embeddings: Annotated[
@@ -216,9 +225,14 @@ def train_command(
         scale=scale,
         granularity=granularity,
     )
+    if depths is not None:
+        drop = no_other_drop(drop, schedule)
     factor = None if schedule is None else read_schedule(schedule)
     start = _start(model, config, chosen, max(max_length or 0, max_target_length or 0), vocab_size, tokenizer)
-    depths = _checked_model(start, drop, eval_depths)
+    measured = _checked_model(start, drop, eval_depths or depths)
+    trained = None if depths is None else _checked_model(start, drop, depths)
+    if isinstance(trained, list):
+        check_once(trained)
     name = _name(start)
     defaults = {**DEFAULTS, **(FROM_SCRATCH if model is None else {}), "output_dir": f"runs/{chosen.name}-{name}"}
     arguments = parse_training_arguments(
@@ -229,6 +243,7 @@ def train_command(
     )
     check_output(Path(str(arguments.output_dir)), overwrite=overwrite, resume=arguments.resume_from_checkpoint)
 
+    from hf_layerdrop.distillation.depths.of_tasks import depth_trainer_for
     from hf_layerdrop.training.trainers import generation_flags
 
     for field, value in generation_flags(chosen, max_target_length, num_beams).items():
@@ -247,13 +262,14 @@ def train_command(
         arguments,
         layerdrop=drop,
         schedule=factor,
-        eval_depths=depths,
+        eval_depths=measured,
         max_length=max_length,
         max_target_length=max_target_length,
         strict=strict,
         freeze_embeddings=freeze_embeddings,
         overwrite=overwrite,
         on_start=lambda trainer, encoded: _print_start(console, trainer, encoded, schedule),
+        build=None if trained is None else depth_trainer_for(chosen, trained),
     )
     if run.trainer.is_world_process_zero():
         console.print(render_table(run.results, title=f"{name} on {data.task.name}, cut without finetuning"))
@@ -389,8 +405,11 @@ def _print_start(console: Console, trainer: Trainer, data: TaskData, schedule: s
 
     if not trainer.is_world_process_zero():
         return
-    name = schedule or getattr(layerdrop_state(trainer.model), "config", LayerDropConfig()).schedule or "constant"
-    console.print(_rates_table(trainer.model, read_schedule(name), title=f"LayerDrop, schedule {name}"))
+    if (plan := getattr(trainer, "depth_plan", None)) is not None:
+        console.print(f"Each step trains {plan.in_words}.", soft_wrap=True)
+    else:
+        name = schedule or getattr(layerdrop_state(trainer.model), "config", LayerDropConfig()).schedule or "constant"
+        console.print(_rates_table(trainer.model, read_schedule(name), title=f"LayerDrop, schedule {name}"))
     for cut in data.cuts:
         console.print(f"{cut}, and were cut.")
 

@@ -47,7 +47,7 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     if teacher is student:
         raise DistillationError("The teacher is the student itself; make one of its layers, with student_of(teacher).")
     for who, model, name in zip(("teacher", "student"), (teacher, student), names, strict=True):
-        if model.base_model is model:
+        if not has_head(model):
             raise DistillationError(f"The {who} is a {name}, which has no head to predict with; load one with a head.")
     if teacher.config.model_type == student.config.model_type and names[0] != names[1]:
         raise DistillationError(f"The teacher is a {names[0]} and the student a {names[1]}; give both the same head.")
@@ -56,6 +56,11 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         _check_same(student, teacher, "num_labels", "finetune the teacher on the task first")
     if student.config.problem_type == "multi_label_classification":
         raise DistillationError("The student has several labels a row, which distillation does not do; train it alone.")
+
+
+def has_head(model: PreTrainedModel) -> bool:
+    """Tell whether a model predicts anything; T5's class with a head is its own base model."""
+    return model.base_model is not model or model.get_output_embeddings() is not None
 
 
 def match_states(student: PreTrainedModel, teacher: PreTrainedModel, kept: Mapping[str, Sequence[int]] | None) -> Pairs:

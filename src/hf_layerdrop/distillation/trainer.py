@@ -16,15 +16,13 @@ from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.distillation.budget import LayerForwardCounter, LayerForwards, layers_since, layers_so_far
 from hf_layerdrop.distillation.config import DistillationConfig
-from hf_layerdrop.distillation.losses import cosine_loss, soft_loss
-from hf_layerdrop.distillation.positions import predicts, real_tokens, scored, shifts_labels
+from hf_layerdrop.distillation.outputs import hidden_loss_of, own_loss, share_of_labels, soft_loss_of
+from hf_layerdrop.distillation.positions import shifts_labels
 from hf_layerdrop.distillation.student import check_fit, match_states
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.evaluation.trainer_source import evaluates_as_trainer
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
-
-_LOGITS = (("logits",), ("start_logits", "end_logits"))  # of one prediction, or of the two of a span
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
@@ -116,7 +114,7 @@ class DistillationMixin:
         outputs = model(**inputs, output_hidden_states=bool(self._pairs))
         self._counter.student += layers_since(model, before, self._depths)
         loss = self._weigh(self._losses(outputs, self._targets(inputs), inputs))
-        loss = loss * self._share(inputs.get("labels"), num_items_in_batch)
+        loss = loss * share_of_labels(self, inputs.get("labels"), num_items_in_batch, shifts=self._shifts)
         return (loss, outputs) if return_outputs else loss
 
     @evaluates_as_trainer
@@ -142,39 +140,13 @@ class DistillationMixin:
         """Return the losses that have a weight, by its name without ``_weight``."""
         settings, losses = self.distillation, {}
         if settings.soft_weight:
-            losses["soft"] = self._soft_loss(outputs, targets, inputs)
+            temperature = settings.temperature
+            losses["soft"] = soft_loss_of(outputs, targets, inputs, shifts=self._shifts, temperature=temperature)
         if settings.hidden_weight:
-            losses["hidden"] = self._hidden_loss(outputs, targets, inputs)
+            losses["hidden"] = hidden_loss_of(outputs, targets, inputs, self._pairs)
         if settings.hard_weight:
-            losses["hard"] = _own_loss(outputs, inputs)
+            losses["hard"] = own_loss(outputs, inputs)
         return losses
-
-    def _soft_loss(
-        self, outputs: Mapping[str, Any], targets: Mapping[str, Any], inputs: Mapping[str, Any]
-    ) -> torch.Tensor:
-        names = next((names for names in _LOGITS if names[0] in outputs), None)
-        if names is None:
-            raise DistillationError(
-                f"The student's outputs are {', '.join(outputs)}, none of which are logits that can be compared; set "
-                "soft_weight=0, or use another head."
-            )
-        losses = []
-        for name in names:
-            counts = scored(outputs[name], inputs.get("labels"), inputs, shifts=self._shifts)
-            losses.append(soft_loss(outputs[name], targets[name], counts, self.distillation.temperature))
-        return torch.stack(losses).mean()
-
-    def _hidden_loss(
-        self, outputs: Mapping[str, Any], targets: Mapping[str, Any], inputs: Mapping[str, Any]
-    ) -> torch.Tensor:
-        losses = []
-        for stack, pairs in self._pairs.items():
-            key = f"{stack}_hidden_states"
-            key = key if key in outputs else "hidden_states"
-            own, other = outputs[key], targets[key]
-            counts = real_tokens(own[0], inputs, teacher_forced=key == "decoder_hidden_states")
-            losses += [cosine_loss(own[mine], other[its], counts) for mine, its in pairs]
-        return torch.stack(losses).mean()
 
     def _weigh(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         for name, loss in losses.items():
@@ -186,20 +158,6 @@ class DistillationMixin:
         """Add up what will be logged, on the device, which is not waited for."""
         self._parts[name] = self._parts[name] + value if name in self._parts else value
 
-    def _share(self, labels: torch.Tensor | None, items: torch.Tensor | int | None) -> torch.Tensor | float:
-        """Return this batch's share of the labels of a step, where Trainer counted them; else Trainer divides.
-
-        Many models of transformers ignore the count that they are given and return the mean of their batch, so none
-        is given it here.
-        """
-        if items is None or labels is None:
-            return 1.0
-        trainer: Any = self
-        share = predicts(labels, shifts=self._shifts).sum() / items
-        if trainer.args.average_tokens_across_devices:  # the ranks' gradients are averaged, though items are of all
-            share = share * (trainer.accelerator.num_processes // trainer.get_tp_size())
-        return share
-
 
 class DistillationTrainer(DistillationMixin, Trainer):
     """`Trainer` with a teacher; see `DistillationMixin`."""
@@ -207,14 +165,6 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
 class Seq2SeqDistillationTrainer(DistillationMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` with a teacher, which is forced on the labels like the student; see `DistillationMixin`."""
-
-
-def _own_loss(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> torch.Tensor:
-    if outputs.get("loss") is None:
-        raise DistillationError(
-            f"The batch has no labels for the hard loss, only {', '.join(inputs)}; give labels, or set hard_weight=0."
-        )
-    return outputs["loss"]
 
 
 def _check_arguments(trainer: Any) -> None:

@@ -48,6 +48,7 @@ class StackDraw:
         name: The name of the stack, and of what of its layers is drawn: ``encoder``, ``encoder/head``.
         depth: How many groups are drawn: layers, or parts of layers.
         fixed: A mask that holds in every forward in place of draws, if there is one.
+        held: What training forwards run in place of a draw, and in whose name; see `held_layers.py`.
         mask: The mask of the forward that is running; None where nothing is dropped.
         forwards: Training forwards that were counted.
         layers_run: Layers that ran in them, recomputations not counted; by the share of rows where rows drop their own.
@@ -89,6 +90,7 @@ class StackDraw:
         self.running = False
         self._warned = False
         self.fixed: Mask | None = None
+        self.held: tuple[Mask, str] | None = None
         self._within = within
         self.mask: Mask | None = None
         self.seed = 0
@@ -179,11 +181,15 @@ class StackDraw:
             drawn = repr((self._version, self._masks, self._weights)).encode()
             how += f", depths {shake_128(drawn).hexdigest(8)}"
         how += ", scaled" if self.scales else ""
+        if self.held is not None:
+            how += f", {self.held[1]}"
         return f"{self._counted_as}: {how}, seed {self.seed}, step {place}"
 
     def may_drop(self, training: bool) -> bool:
         """Tell whether anything can be dropped in this mode, so that a graph cannot be the same in every forward."""
-        return (training and self._active) or self.mask is not None or self.fixed is not None
+        if training and (self._active or self.held is not None):
+            return True
+        return self.mask is not None or self.fixed is not None
 
     @property
     def mean_kept(self) -> float:
@@ -207,6 +213,9 @@ class StackDraw:
         counts = owner.training and torch.is_grad_enabled() and not recomputation.in_backward()
         if counts and not self.agreement.reached and not self.paused:  # at rate 0, too: the others may wait for it
             self.agreement.seek(owner)
+        if self.held is not None and owner.training:
+            self._hold(self.held[0], counts=counts)
+            return
         self.mask = self._choose(owner, inputs) if self._active and owner.training and not self.paused else self.fixed
         if counts:
             self.layer_forwards += self._count_layers()
@@ -222,9 +231,18 @@ class StackDraw:
         self.mask, self.running, self.known = mask, running, self._nothing_known
 
     def _what_is_known(self) -> Mask:
-        if self._measured or self.scales or (self.mask is None and self._active and self._reentrant_drops):
+        if self._measured or self.scales or (self.mask is None and self._reentrant_drops):
             return self._nothing_known
         return self._all_run if self.mask is None else self.mask
+
+    def _hold(self, mask: Mask, *, counts: bool) -> None:
+        """Run these layers; a recomputation is within the same block, and finds them again."""
+        self.mask = mask
+        if counts:
+            ddp.note_forward(self, mask)
+            self.forwards += 1
+            self.layers_run += mask.count(True)
+            self.layer_forwards += mask.count(True)
 
     def _count_layers(self) -> int:
         """Count the layers that this forward runs; where whole layers are drawn too, their draw does."""
@@ -237,7 +255,7 @@ class StackDraw:
         if self.mask is None:
             if training and self._active and not self.running:
                 self.warn_if_passed_by()
-            return not (self._active and self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
+            return not (self._reentrant_drops and recomputation.in_backward()) or self._ran(layer)
         self.heeded = True
         if not self.mask[layer] and not torch.is_grad_enabled():
             self._remember_drop(layer)
@@ -261,7 +279,8 @@ class StackDraw:
         mask = self.in_force()
         if isinstance(mask, RowMask) and mask.rows:  # as many of the rows as do run
             return mask.rows / max(1, len(mask.kept(mask.rows)[layer]))
-        return 1.0 if mask is None or mask is self.fixed else self.factors[layer]
+        chosen = self.fixed if self.held is None else self.held[0]
+        return 1.0 if mask is None or mask is chosen else self.factors[layer]
 
     def note_activation(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
         """Show what a layer that ran did to the hidden states, if the rates are learned from it."""

@@ -84,7 +84,7 @@ class LayerDropState:
         Raises:
             LayerDropStateError: If the model is a sub-network for the length of a block.
         """
-        if any(draw.paused for draw in self.draws.values()):
+        if any(draw.paused or draw.held is not None for draw in self.draws.values()):
             raise LayerDropStateError(
                 "A model in which LayerDrop is injected was copied, or pickled, while it is a sub-network for the "
                 "length of a with block, whose end the copy would not see; copy it outside of the block, and cut the "

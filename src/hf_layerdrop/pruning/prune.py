@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, TypeVar
+from weakref import ref
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,6 +42,7 @@ from hf_layerdrop.injection.open_blocks import close_block, for_good, open_block
 from hf_layerdrop.injection.own_config import own_config
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
 from hf_layerdrop.pruning.generation_cache import settle_cache
+from hf_layerdrop.pruning.remembered import remembered
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
 
 M = TypeVar("M", bound=nn.Module)
@@ -96,14 +98,17 @@ def sub_network(model: nn.Module, keep_layers: KeepLayers) -> Iterator[dict[str,
 
     No weight is copied. The model in the block is the pruned model, cache indices and config included, so that what it
     computes and generates equals the pruned and reloaded one; afterwards all is as before, also after an error. Threads
-    that enter such a block of one model do so in turns.
+    that enter such a block of one model do so in turns. A model that stays as it is is looked at once, so that from the
+    second time on to enter and to leave takes a fraction of a millisecond: a loop may switch at every step.
 
     Raises:
         KeepLayersError: If ``keep_layers`` cannot be read or names layers that do not exist.
         LayerDropStateError: If ``model`` is a part of one in which LayerDrop is injected.
     """
-    with turn_of_thread(transformers_model(model)):
-        cutter = Cutter(model)
+    inner = model if isinstance(model, PreTrainedModel) else transformers_model(model)
+    with turn_of_thread(inner):
+        cutter = remembered(inner, Cutter)
+        cutter.refuse_within_block()
         kept = parse_keep_layers(keep_layers, cutter.depths)
         with cutter.sub_network(kept):
             yield kept
@@ -120,11 +125,10 @@ class Cutter:
     def _look_at(self, model: PreTrainedModel) -> None:
         own_config(model)  # what shares it must not seem to be cut
         states = [getattr(injected, STATE_ATTRIBUTE) for injected in injected_models(model).values()]
-        self._model = model
-        self._parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+        self._reference = ref(model)  # not the model itself, with which what is remembered of it goes
+        self._parts = [ref(part) for part in model.modules() if isinstance(part, PreTrainedModel)]
         self._draws = [draw for state in states for draw in state.draws.values()]
-        if any(draw.paused for draw in self._draws):
-            raise _within_block()
+        self.refuse_within_block()
         self.stacks = find_stacks(model)
         check_free(model, self.stacks)
         self.depths = {name: stack.depth for name, stack in self.stacks.items()}
@@ -135,7 +139,25 @@ class Cutter:
         self._answers: dict[tuple[tuple[int, ...], ...], str | None] = {}  # why a cut is refused; None if it is not
         self._passed: set[tuple[int, ...]] = set()
         self._copies_nothing: set[tuple[bool, ...]] = set()
+        self._copied: dict[tuple[tuple[int, ...], ...], Mapping[str, Any]] = {}
         self.last_refusal = ""
+
+    @property
+    def _model(self) -> PreTrainedModel:
+        model = self._reference()
+        assert model is not None
+        return model
+
+    def refuse_within_block(self) -> None:
+        """Refuse a model that is a sub-network already, whose LayerDrop would be switched on at the wrong end.
+
+        Raises:
+            LayerDropStateError: If it is, and LayerDrop is injected.
+        """
+        if any(draw.paused for draw in self._draws):
+            raise LayerDropStateError(
+                "The model is a sub-network for the length of a with block; cut it after the block."
+            )
 
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Refuse a cut that plain transformers would rebuild otherwise, and remember the answer.
@@ -219,8 +241,11 @@ class Cutter:
         cut = tuple(len(kept[name]) < self.depths[name] for name in self.stacks)
         if not any(cut) or cut in self._copies_nothing:
             return
-        config = cut_config(self._model.config, self.stacks, kept)
-        changed = self._rebuilds.changed_settings(config, partial(self.renamed, kept))
+        key = tuple(map(tuple, kept.values()))
+        if (changed := self._copied.get(key)) is None:
+            config = cut_config(self._model.config, self.stacks, kept)
+            changed = self._rebuilds.changed_settings(config, partial(self.renamed, kept))
+            remember(self._copied, key, changed)
         if not changed and not takes_by_number(self._model.config, self.stacks):
             self._copies_nothing.add(cut)
         for path, settings in changed.items():
@@ -262,7 +287,8 @@ class Cutter:
             self._leave(changes)  # what an interrupt of that has left
 
     def _be(self, kept: Mapping[str, Sequence[int]], provenance: Mapping[str, Any], changes: Changes) -> None:
-        changes.note(partial(take_back_recording, self._parts, recording_models(self._parts)))
+        parts = [part for reference in self._parts if (part := reference()) is not None]
+        changes.note(partial(take_back_recording, parts, recording_models(parts)))
         open_block(self._model, changes)
         changes.assign(self._model.config, {CONFIG_KEY: provenance})
         for draw in self._draws:
@@ -293,10 +319,6 @@ class Cutter:
 
     def _modules(self, name: str, kept: Sequence[int]) -> dict[str, nn.Module]:
         return {str(new): self._layers[name][old] for new, old in enumerate(kept)}
-
-
-def _within_block() -> LayerDropStateError:
-    return LayerDropStateError("The model is a sub-network for the length of a with block; cut it after the block.")
 
 
 def pruned_config(config: PreTrainedConfig, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> None:

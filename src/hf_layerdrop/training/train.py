@@ -77,6 +77,7 @@ def train(
     freeze_embeddings: bool = False,
     overwrite: bool = False,
     on_start: Callable[[Trainer, TaskData], None] | None = None,
+    build: Callable[..., Trainer] | None = None,
 ) -> TrainingRun:
     """Train a model on a task with LayerDrop, then measure sub-networks of it without further finetuning.
 
@@ -99,6 +100,7 @@ def train(
         overwrite: Allow an output folder that is not empty; checkpoints in it that the run does not build on are
             removed.
         on_start: Called with the trainer and the encoded data when all is ready, before the first step.
+        build: What builds the Trainer in place of that of the task, such as one that trains several depths a step.
 
     Raises:
         LayerDropError: One of its kinds, if the data, the model, a setting or the output folder is not usable.
@@ -142,7 +144,7 @@ def train(
     if schedule is not None:
         callbacks.insert(0, LayerDropScheduleCallback(schedule))
     with before_first_step(output_dir, lambda: start.begun):
-        trainer = build_trainer(encoded, network, tokenizer, arguments, callbacks=callbacks)
+        trainer = build_trainer(encoded, network, tokenizer, arguments, callbacks=callbacks, trainer_class=build)
         if on_start is not None:
             on_start(trainer, encoded)
         _note_data(network, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def build_trainer(
     arguments: TrainingArguments,
     *,
     callbacks: Sequence[Any] = (),
-    trainer_class: type[Trainer] | None = None,
+    trainer_class: Callable[..., Trainer] | None = None,
     **more: Any,
 ) -> Trainer:
     """Return a Trainer for encoded data, with the collator and the metric of its task.
