@@ -19,22 +19,24 @@ from zipfile import is_zipfile
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, recommended_of
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, said_by
 from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import RESULTS_FILE
 from hf_layerdrop.samplers.config import LayerDropConfig
-from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers, resolve
 from hf_layerdrop.samplers.schedules import Schedule, constant
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
 from hf_layerdrop.training.from_config import ModelFromConfig
+from hf_layerdrop.training.recommend import note_recommended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-RESULTS_FILE = "depth_results.json"
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
 AUTO = "auto"  # the same if there is one, else a new run: what a job needs that is started again by a machine
 
@@ -144,14 +146,17 @@ def train(
             on_start(trainer, encoded)
         _note_data(network, data)
         continue_training(trainer, output_dir, checkpoint)
+    writes = trainer.is_world_process_zero()
+    if writes:
+        (output_dir / RECOMMENDED_FILE).unlink(missing_ok=True)  # of other weights
     trainer.save_model()
     trainer.save_state()
     results_file = output_dir / RESULTS_FILE
-    writes = trainer.is_world_process_zero()
     keep = partial(keep_records, results_file if writes else None)
     results = measure_depths(trainer, encoded, depths, done=keep)
     if writes:
         _write(results, results_file)
+        note_recommended(output_dir, results, trainer, encoded)
     signatures = getattr(trainer.compute_metrics, "signatures", {})
     # Not the one that was given: Trainer may have made another of it, from a checkpoint.
     count = next(one for one in trainer.callback_handler.callbacks if isinstance(one, LayerForwardsCallback))
@@ -202,6 +207,7 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
     depths = depths_of(model)
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
     specs = halved_depths(depths) if chosen is None else listed_depths(chosen)
+    specs = [resolve(spec, depths, partial(recommended_of, model)) for spec in specs]
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
@@ -411,7 +417,7 @@ def measure_depths(
     sets: list[list[SubNetworkResult]] = []
     for rows in data.validation.values():
         evaluator = Evaluator(trainer, rows)
-        kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in depths]
+        kept = [evaluator.cutter.parse(spec) for spec in depths]
         of_first = None if sets else done
         sets.append(evaluator.measure(kept, progress=not trainer.args.disable_tqdm, done=of_first))
         if done is not None:
@@ -433,9 +439,12 @@ def _joined_sets(sets: Sequence[Sequence[SubNetworkResult]], suffixes: Sequence[
 
 
 def _joined(same: Sequence[SubNetworkResult], suffixes: Sequence[str]) -> SubNetworkResult:
-    sets = zip(same, suffixes, strict=False)
-    metrics = {f"{name}{suffix}": value for result, suffix in sets for name, value in result.metrics.items()}
-    return replace(same[0], metrics=metrics)
+    by_set = [*zip(same, suffixes, strict=False)]
+
+    def named(field: str) -> dict[str, Any]:
+        return {f"{name}{suffix}": value for one, suffix in by_set for name, value in getattr(one, field).items()}
+
+    return replace(same[0], metrics=named("metrics"), rows=named("rows"), intervals=named("intervals"))
 
 
 def _write(results: Sequence[SubNetworkResult], path: Path) -> None:
