@@ -146,7 +146,10 @@ def test_a_table_of_another_model_is_refused(depths):
 
 def test_a_choice_says_how_it_was_made():
     chosen = resolve("best:2", DEPTHS, table_for())
-    assert choice_behind(chosen) == {"strategy": "given", "metric": "accuracy", "score": 0.8}
+    assert choice_behind(chosen) == {"strategy": "best:2", "metric": "accuracy", "score": 0.8}
+    sets = [one.model_copy(update={"chosen_by": "beam"}) for one in table_for().sets]
+    chosen = resolve("best:2", DEPTHS, table_for().model_copy(update={"sets": sets}))
+    assert choice_behind(chosen)["strategy"] == "beam"
 
 
 def test_nothing_else_reads_the_table(tmp_path):

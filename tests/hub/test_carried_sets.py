@@ -6,7 +6,7 @@ import json
 import logging
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from classifiers import save_classifier
 from conftest import assert_same_tensors, cut_by_hand
@@ -80,9 +80,12 @@ def test_the_table_is_that_of_the_revision(hub, source):
     assert layers_of(load_checkpoint(REPO, keep_layers=2)) == [0, 3]
 
 
-def test_once_fetched_it_works_offline(hub, source):
+def test_once_fetched_it_is_not_asked_for_again_and_works_offline(hub, source):
     hub.add_folder(REPO, source)
     load_checkpoint(REPO, keep_layers="best:2")
+    hub.requests.clear()
+    load_checkpoint(REPO, keep_layers="best:2")
+    assert not [request for request in hub.requests if "layerdrop.json" in request.path]
     hub.requests.clear()
     assert layers_of(load_checkpoint(REPO, keep_layers="best:2", local_files_only=True)) == [1, 2]
     assert not hub.requests
@@ -95,7 +98,7 @@ def test_a_repository_without_a_table_and_one_without_end(hub, source):
         read_recommended(REPO)
     repo.commit("huge", {**repo.files(), "layerdrop.json": b" " * 1_000_001}, frozenset(["model.safetensors"]))
     hub.requests.clear()
-    with pytest.raises(CheckpointError, match="larger than 1 MB"):
+    with pytest.raises(CheckpointError, match=r"'alice/sst2' cannot be used \(it is larger than 1 MB\)"):
         read_recommended(REPO)
     assert hub.bytes_sent("layerdrop.json") < 1000
 
@@ -112,6 +115,15 @@ def test_a_push_takes_the_sets_within_it_along(hub, source, tmp_path):
     assert "## Recommended sets" in card.text
     assert "| **3** | **0, 1, 3** |" in card.text  # the source's table says what was measured
     assert card.data.eval_results[0].metric_value == 0.895
+
+
+def test_an_upload_of_the_folder_leaves_the_places_of_files_behind(hub, source, tmp_path):
+    """As Trainer and ``hf upload`` do it."""
+    HfApi(endpoint=hub.url).create_repo(CUT)
+    HfApi(endpoint=hub.url).upload_folder(repo_id=CUT, folder_path=source)
+    files = hub.repos[CUT].files()
+    assert "layerdrop.json" in files
+    assert not any(str(tmp_path).encode() in content for content in files.values())
 
 
 def test_a_push_takes_the_table_of_another_model_away(hub, source):

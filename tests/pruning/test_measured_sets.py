@@ -52,7 +52,7 @@ def test_loading_keeps_the_measured_set(head, spec, kept, tmp_path):
     if spec == "best:2":
         assert any(not torch.equal(one, other) for one, other in both(model, spread))
     noted = model.config.hf_layerdrop
-    assert (noted["strategy"], noted["metric"]) == ("given", "accuracy")
+    assert (noted["strategy"], noted["metric"]) == (spec, "accuracy")
     assert noted["score"] == {"best:2": 0.8, "fastest:0.99": 0.895}[spec]
 
 

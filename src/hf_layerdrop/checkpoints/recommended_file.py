@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from pydantic import ValidationError
 
@@ -25,6 +26,7 @@ from hf_layerdrop.errors import CheckpointError, KeepLayersError
 
 RECOMMENDED_FILE = "layerdrop.json"
 LARGEST_TABLE = 1_000_000  # bytes: a thousand sets of a hundred layers
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
 
 Recommended = RecommendedSets | str | os.PathLike[str] | Callable[[], RecommendedSets]
@@ -118,8 +120,7 @@ def _find(name_or_path: str | os.PathLike[str], where: dict[str, Any]) -> str | 
     name = os.fspath(name_or_path)
     with reading(name, alone=True):
         try:
-            with hub_answering(name):
-                return _fetched(name, where)
+            return _fetched(name, where)
         except LocalEntryNotFoundError as error:
             raise KeepLayersError(
                 f"The recommended sets of {name!r} are not in the Hub's cache, and the Hub is not asked or does not "
@@ -130,13 +131,21 @@ def _find(name_or_path: str | os.PathLike[str], where: dict[str, Any]) -> str | 
 
 
 def _fetched(name: str, where: dict[str, Any]) -> str:
-    local_only = where.get("local_files_only") or constants.is_offline_mode()
-    if not local_only:
-        of_file = {key: where.get(key) for key in ("subfolder", "revision")}
-        size = get_hf_file_metadata(hf_hub_url(name, RECOMMENDED_FILE, **of_file), token=where.get("token")).size
+    """Return where the Hub's cache has the file, after a look at its size and a download if need be."""
+    revision, within = where.get("revision"), where.get("subfolder")
+    if revision and _COMMIT.fullmatch(revision):
+        file = f"{within}/{RECOMMENDED_FILE}" if within else RECOMMENDED_FILE
+        cached = try_to_load_from_cache(name, file, cache_dir=where.get("cache_dir"), revision=revision)
+        if isinstance(cached, str):
+            return cached
+    if not where.get("local_files_only") and not constants.is_offline_mode():
+        url = hf_hub_url(name, RECOMMENDED_FILE, revision=revision, subfolder=within)
+        with hub_answering(name):
+            size = get_hf_file_metadata(url, token=where.get("token")).size
         if size is not None and size > LARGEST_TABLE:
             raise _refusal(name, f"it is larger than {LARGEST_TABLE / 10**6:g} MB")
-    return hf_hub_download(name, RECOMMENDED_FILE, **where)
+    with hub_answering(name):
+        return hf_hub_download(name, RECOMMENDED_FILE, **where)
 
 
 def _refusal(file: str | os.PathLike[str], reason: str) -> CheckpointError:

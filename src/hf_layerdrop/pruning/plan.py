@@ -66,7 +66,7 @@ def plan_cut(
     config: PreTrainedConfig,
     keep_layers: KeepLayers,
     *,
-    recommended: Callable[[], RecommendedSets],
+    recommended: Callable[[], RecommendedSets] | None = None,
     on_chosen: Callable[[Cut], None] | None = None,
     **provenance: Any,
 ) -> Cut:

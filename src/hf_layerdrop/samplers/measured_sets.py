@@ -63,10 +63,10 @@ def measured_set(by_stack: Mapping[str, Any], depths: Mapping[str, int], recomme
     if asks_for_fastest(rule):
         share = _share(rule, asked)
         table = _table(rule, recommended, depths)
-        return _measured(table, table.fastest(share))
+        return _measured(table, table.fastest(share), rule)
     wanted = {stack: _depth(spec, stack, depths[stack]) for stack, spec in asked.items()}
     table = _table(rule, recommended, depths)
-    return _measured(table, table.best(wanted))
+    return _measured(table, table.best(wanted), rule)
 
 
 def _share(rule: str, asked: Mapping[str, Any]) -> float:
@@ -124,6 +124,7 @@ def _table(rule: str, recommended: Recommended | None, depths: Mapping[str, int]
     return table
 
 
-def _measured(table: RecommendedSets, one: RecommendedSet) -> Measured:
+def _measured(table: RecommendedSets, one: RecommendedSet, rule: str) -> Measured:
+    strategy = rule.strip() if one.chosen_by == "given" else one.chosen_by  # somebody named the layers: measuring chose
     kept = {stack: tuple(layers) for stack, layers in one.keep_layers.items()}
-    return Measured({stack: kept[stack] for stack in table.depths}, one.chosen_by, table.metric, table.score(one))
+    return Measured({stack: kept[stack] for stack in table.depths}, strategy, table.metric, table.score(one))

@@ -51,7 +51,7 @@ class TrainingRun:
         trainer: The trainer, holding the trained model.
         results: One record a sub-network that was measured at the end.
         output_dir: Folder of the trained model, its tokenizer and its checkpoints; a plain transformers checkpoint.
-        results_file: The records as JSON.
+        results_file: The records as JSON; they are the checkpoint's recommended sets, too.
         layer_forwards: Layers that ran in training forwards, a batch each: what the run has cost, before a resume too.
         signatures: What sacrebleu says of the settings of its metrics, by name; empty for others.
     """
@@ -223,7 +223,9 @@ def measured_on(data: TaskData) -> dict[str, Any]:
     """Name validation data as `MeasuredOn` does; nobody shall take local rows for the data set of the Hub."""
     task = data.task
     local = {"dataset": f"local-{task.name}"}
-    named = {"dataset": task.hub_name, "config": task.hub_config} if task.hub_name else local
+    folder = task.hub_name is not None and Path(task.hub_name).is_dir()  # whose path is nobody's business
+    hub_name = Path(task.hub_name).resolve().name if task.hub_name and folder else task.hub_name
+    named = {"dataset": hub_name, "config": task.hub_config} if hub_name else local
     split, *more = data.validation
     marked = dict(zip(task.metric_suffixes[1:], more, strict=False))
     return {**named, "split": split, **({"more_splits": marked} if marked else {})}
