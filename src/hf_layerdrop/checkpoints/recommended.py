@@ -74,6 +74,7 @@ class MeasuredWith(_Record):
         dataset: The data set on the Hub; for local files ``local-`` and the task.
         config: Its configuration.
         split: The split that was measured.
+        more_splits: Further ones, by what is added to the names of their metrics.
         digest: Of the content of local files.
         text_columns: The columns of the texts.
         label_column: The column of the labels.
@@ -86,6 +87,7 @@ class MeasuredWith(_Record):
     dataset: Line | None = None
     config: Line | None = None
     split: Line | None = None
+    more_splits: dict[Line, Line] = {}
     digest: Line | None = None
     text_columns: list[Line] = []
     label_column: Line | None = None

@@ -132,7 +132,11 @@ def _find(name_or_path: str | os.PathLike[str], where: dict[str, Any]) -> str | 
 
 def _fetched(name: str, where: dict[str, Any]) -> str:
     """Return where the Hub's cache has the file, after a look at its size and a download if need be."""
-    revision, within = where.get("revision"), where.get("subfolder")
+    from transformers.utils.hub import resolve_revision
+
+    of_repo = {key: where[key] for key in ("token", "local_files_only", "cache_dir") if key in where}
+    found, within = resolve_revision(name, where.get("revision"), **of_repo), where.get("subfolder")
+    revision = getattr(found, "resolved", found)
     if revision and _COMMIT.fullmatch(revision):
         file = f"{within}/{RECOMMENDED_FILE}" if within else RECOMMENDED_FILE
         cached = try_to_load_from_cache(name, file, cache_dir=where.get("cache_dir"), revision=revision)
@@ -145,7 +149,7 @@ def _fetched(name: str, where: dict[str, Any]) -> str:
         if size is not None and size > LARGEST_TABLE:
             raise _refusal(name, f"it is larger than {LARGEST_TABLE / 10**6:g} MB")
     with hub_answering(name):
-        return hf_hub_download(name, RECOMMENDED_FILE, **where)
+        return hf_hub_download(name, RECOMMENDED_FILE, **{**where, "revision": revision})
 
 
 def _refusal(file: str | os.PathLike[str], reason: str) -> CheckpointError:

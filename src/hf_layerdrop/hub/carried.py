@@ -58,8 +58,7 @@ def found_results(
     if given is not None:
         return list(given), None
     if table is not None:
-        measured = table.measured_with
-        return as_results(table), MeasuredOn(measured.dataset or "unspecified", measured.config, measured.split)
+        return as_results(table), MeasuredOn.of(table.measured_with.model_dump())
     beside = source.folder / RESULTS_FILE if source and source.is_folder and source.folder else None
     return (read_results(beside), None) if beside is not None and beside.is_file() else ([], None)
 

@@ -86,12 +86,14 @@ def measured_with(data: TaskData, trainer: Trainer) -> MeasuredWith:
     """Say how encoded data is measured, without a path of this machine."""
     task, generates = data.task, data.task.generation is not None
     local = bool(data.files) or (task.hub_name is not None and Path(task.hub_name).is_dir())
+    split, *more = data.validation
     beams = getattr(trainer.args, "generation_num_beams", None)
     return MeasuredWith(
         task=task.name,
         dataset=f"local-{task.name}" if local else task.hub_name,
         config=task.hub_config,
-        split="+".join(data.validation),
+        split=split,
+        more_splits=dict(zip(task.metric_suffixes[1:], more, strict=False)),
         digest=_digest(data.files) if data.files else None,
         text_columns=list(task.text_columns),
         label_column=task.label_column or None,
