@@ -142,6 +142,9 @@ def test_what_was_not_measured_is_said():
 def test_a_table_of_another_model_is_refused(depths):
     with pytest.raises(KeepLayersError, match="belong to another checkpoint"):
         table_for().check(depths)
+    for spec in ("fastest:0.9", dict.fromkeys(depths, "best:1")):
+        with pytest.raises(KeepLayersError, match="belong to another checkpoint"):
+            parse_keep_layers(spec, depths, recommended=table_for())
 
 
 def test_a_choice_says_how_it_was_made():
