@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -33,19 +33,36 @@ Recommended = RecommendedSets | str | os.PathLike[str] | Callable[[], Recommende
 """Recommended sets, the checkpoint that has them beside it, or what reads them."""
 
 
-def read_recommended(name_or_path: str | os.PathLike[str], **where: Any) -> RecommendedSets:
+def read_recommended(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> RecommendedSets:
     """Read the recommended sets of a checkpoint, from ``layerdrop.json`` beside its config.
 
     Args:
         name_or_path: A checkpoint folder, the file itself, or a model on the Hub, of which this file alone is fetched.
-        **where: Arguments of ``from_pretrained`` that say which: ``revision``, ``token``, ``subfolder``, ``cache_dir``,
-            ``local_files_only``; others are passed over.
+        revision: As for ``from_pretrained``, as all that follows.
+        token: For the Hub.
+        subfolder: Where in the folder or repository the checkpoint is.
+        cache_dir: Where the Hub's cache is.
+        local_files_only: Whether only the cache is asked.
 
     Raises:
         CheckpointError: The file cannot be read, is of a later version, or holds something else.
         KeepLayersError: There is none.
     """
-    given = {name: where[name] for name in _WHERE if where.get(name) is not None}
+    where = {"revision": revision, "token": token, "subfolder": subfolder, "cache_dir": cache_dir}
+    return table_beside(name_or_path, {**where, "local_files_only": local_files_only})
+
+
+def table_beside(name_or_path: str | os.PathLike[str], where: Mapping[str, Any]) -> RecommendedSets:
+    """Read recommended sets as `read_recommended`, of whose arguments those are taken that are there."""
+    given = {name: where[name] for name in _WHERE if where.get(name) not in (None, "")}
     file = _find(name_or_path, given)
     if file is None:
         raise KeepLayersError(
@@ -55,10 +72,10 @@ def read_recommended(name_or_path: str | os.PathLike[str], **where: Any) -> Reco
     return read_table(file)
 
 
-def found_recommended(name_or_path: str | os.PathLike[str], **where: Any) -> RecommendedSets | None:
+def found_recommended(name_or_path: str | os.PathLike[str], revision: str | None) -> RecommendedSets | None:
     """Return the recommended sets of a checkpoint, or None where there are none; see `read_recommended`."""
     try:
-        return read_recommended(name_or_path, **where)
+        return read_recommended(name_or_path, revision=revision)
     except KeepLayersError:
         return None
 

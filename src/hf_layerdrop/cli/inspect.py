@@ -72,7 +72,7 @@ def _add_recommended(facts: dict[str, Any], model: str, revision: str | None) ->
     facts["recommended_sets"] = None
     depths = {stack["name"]: stack["depth"] for stack in facts["stacks"]}
     try:
-        table = found_recommended(model, revision=revision)
+        table = found_recommended(model, revision)
         if table is None:
             return None
         if depths:

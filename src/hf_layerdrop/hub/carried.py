@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.recommended import RecommendedSets
-from hf_layerdrop.checkpoints.recommended_file import read_recommended
+from hf_layerdrop.checkpoints.recommended_file import table_beside
 from hf_layerdrop.errors import KeepLayersError, LayerDropError
 from hf_layerdrop.hub.origin import Source
 from hf_layerdrop.reports.card import MeasuredOn
@@ -34,7 +34,7 @@ def source_table(
     if source is None or not isinstance(model, str | os.PathLike):
         return None
     try:
-        table = read_recommended(source.name, **{**options, "revision": source.revision})
+        table = table_beside(source.name, {**options, "revision": source.revision})
         table.check(_depths(source, options))
     except KeepLayersError as error:
         _logger.debug("No recommended sets are carried along: %s", error)

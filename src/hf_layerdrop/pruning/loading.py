@@ -30,7 +30,7 @@ from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, check_metadata, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, check_declared, where_of
 from hf_layerdrop.checkpoints.recommended import RecommendedSets
-from hf_layerdrop.checkpoints.recommended_file import read_recommended
+from hf_layerdrop.checkpoints.recommended_file import table_beside
 from hf_layerdrop.checkpoints.strangers import out_of_memory, reason_of
 from hf_layerdrop.checkpoints.unreadable import is_there, reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
@@ -219,7 +219,7 @@ def _recommended(name_or_path: Any, kwargs: Mapping[str, Any]) -> Callable[[], R
                 "Recommended sets lie beside a checkpoint, and weights were given without one (state_dict=): name the "
                 "layers, such as keep_layers=6."
             )
-        return read_recommended(name_or_path, **kwargs)
+        return table_beside(name_or_path, kwargs)
 
     return read
 
