@@ -73,7 +73,7 @@ _SECTIONS = (
     "Put LayerDrop in:samplers injection",
     "Models:models",
     "Take a sub-network out:pruning",
-    "Measure:results evaluation",
+    "Measure:results evaluation checkpoints",
     "Choose layers:search",
     "Train:training tasks distillation",
     "Save, publish, serve:hub",

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a test compares the two lists
+    from .checkpoints.recommended import RecommendedSet as RecommendedSet
+    from .checkpoints.recommended import RecommendedSets as RecommendedSets
+    from .checkpoints.recommended_file import read_recommended as read_recommended
+    from .checkpoints.recommended_file import write_recommended as write_recommended
     from .cli.demo_run import demo_checkpoint as demo_checkpoint
     from .distillation.config import DistillationConfig as DistillationConfig
     from .distillation.depths.config import DepthTraining as DepthTraining
@@ -184,6 +188,8 @@ _HOMES = {
         "LayerDropError", "LayerDropStateError", "OutputExistsError", "TaskError", "TrainingArgumentsError",
         "UnsupportedModelError",
     ],
+    "checkpoints.recommended": ["RecommendedSet", "RecommendedSets"],
+    "checkpoints.recommended_file": ["read_recommended", "write_recommended"],
     "samplers.config": ["LayerDropConfig"],
     "samplers.keep_layers": ["KeepLayers", "parse_keep_layers"],
     "samplers.schedules": ["make_schedule"],

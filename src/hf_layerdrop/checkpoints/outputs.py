@@ -140,7 +140,8 @@ def _mounted(output: Path) -> str:
 def _is_saved(path: Path, companions: Collection[str]) -> bool:
     """Tell what a save of a model, with tokenizer, companions and card, writes from what somebody else put there."""
     if path.is_dir():
-        return path.name in (*_SAVED_FOLDERS, *companions) and not path.is_symlink()
+        of_hub = path.name == ".cache" and [one.name for one in path.iterdir()] == ["huggingface"]
+        return (of_hub or path.name in (*_SAVED_FOLDERS, *companions)) and not path.is_symlink()
     return path.name in (*_SAVED_FILES, *companions) or path.suffix in _SAVED_ENDINGS
 
 

@@ -119,6 +119,29 @@ def parsed(text: str | bytes) -> Any:
         raise Unreadable("not valid JSON" if isinstance(error, ValueError) else reason_of(error)) from error
 
 
+def read_strict_json(file: PathLike, most: int) -> Any:
+    """Read a file of JSON in which no name stands twice in one place, and no number is one that JSON has not (NaN)."""
+    text = read_text(file, most)
+    parsed(text)
+    try:
+        return json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
+    except RecursionError as error:
+        raise Unreadable(reason_of(error)) from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise Unreadable(f"it says {twice[:60]!r} twice in one place")
+    return found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise Unreadable(f"it has {text} where a number is wanted")
+
+
 def read_yaml(file: PathLike) -> Any:
     """Read a file of YAML, which JSON is too; see `read_bytes`."""
     import yaml

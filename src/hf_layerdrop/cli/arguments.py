@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +12,14 @@ import typer
 from hf_layerdrop.checkpoints.headers import has_only_pickle, read_config
 from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import root_layers, saved_provenance
+from hf_layerdrop.checkpoints.recommended_file import read_recommended
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.tokenizers import no_tokenizer, processor_files
 from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.results.table import read_results
+from hf_layerdrop.results.table import RESULTS_FILE, read_results
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 from hf_layerdrop.tasks.registry import MORE_TASKS, TASKS
-from hf_layerdrop.training.train import RESULTS_FILE
 
 MAX_SEED = 2**32 - 1  # the largest that numpy takes
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ KeepLayersSpec = Annotated[
         "--keep-layers",
         metavar="SPEC",
         help="A depth (6), indices (0,2,4), a slice (::2), every_other, every_other:p, nested:n, first:n, last:n, all, "
-        "a selection file; by stack: 'encoder=6;decoder=::2'.",
+        "a selection file; as measured best:6, fastest:0.99; by stack: 'encoder=6;decoder=::2'.",
     ),
 ]
 Revision = Annotated[
@@ -124,18 +125,15 @@ Results = Annotated[
         "--results",
         metavar="FILE",
         help="Results of sweep or train (JSON, CSV) for the model card.",
-        show_default=f"{RESULTS_FILE} beside a local model, if there",
+        show_default=f"the recommended sets of the model, else {RESULTS_FILE} beside it",
     ),
 ]
 NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Go on where the model has no tokenizer.")]
 
 
-def found_results(model: str, given: Path | None) -> list[SubNetworkResult] | None:
-    """Read the results for the card: those that were given, else those that train left beside the model."""
-    beside = Path(model) / RESULTS_FILE
-    if given is None and not beside.is_file():
-        return None
-    return read_results(given or beside)
+def given_results(given: Path | None) -> list[SubNetworkResult] | None:
+    """Read the results for the card that were given; else what lies beside the model is found when it is saved."""
+    return None if given is None else read_results(given)
 
 
 def require_tokenizer(model: str, config: Mapping[str, Any]) -> None:
@@ -229,7 +227,8 @@ def check_keep_layers(
         model, revision=revision, allow_pickle=allow_pickle, token=token, trust_remote_code=trust_remote_code
     )
     if depths:
-        parse_keep_layers(keep_layers, depths)
+        read = partial(read_recommended, model, revision=revision, token=token)
+        parse_keep_layers(keep_layers, depths, recommended=read)
 
 
 def loading_arguments(

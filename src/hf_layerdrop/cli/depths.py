@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, format_keep_layers, is_encoder_decoder, parse_keep_layers
 
+if TYPE_CHECKING:
+    from hf_layerdrop.checkpoints.recommended import RecommendedSets
+
 KeptByStack = dict[str, tuple[int, ...]]
 
 
-def parse_depths(text: str, depths: Mapping[str, int]) -> list[KeptByStack]:
+def parse_depths(
+    text: str, depths: Mapping[str, int], recommended: Callable[[], RecommendedSets] | None = None
+) -> list[KeptByStack]:
     """Return the sub-networks that ``text`` lists, in its order.
 
     ``6,3,1`` are depths, and ``first:6,every_other`` rules, as ``keep_layers`` reads them: of the only stack, or of
     both stacks of an encoder-decoder. ``decoder=4,2,1`` are those of one stack, while others stay whole;
     ``encoder=6;decoder=4,2,1`` also cuts the other, and ``encoder=6,4;decoder=6,2`` go along in pairs. ``all`` in place
     of a list is each depth of the stack, deepest first; without a name, each that all stacks have, after the whole.
+    ``recommended`` reads the recommended sets that ``best:6`` and ``fastest:0.99`` go by, once for the list.
 
     Raises:
         KeepLayersError: If it cannot be read, or does not fit the stacks.
     """
+    read = recommended and cache(recommended)
     if "=" not in text:
-        return [_kept(spec, depths, text) for spec in _bare(text, depths)]
+        return [_kept(spec, depths, text, read) for spec in _bare(text, depths)]
     lists = {stack: _listed(value, stack, depths) for stack, value in _by_stack(text, depths).items()}
     longest = max(map(len, lists.values()))
     if uneven := [stack for stack, values in lists.items() if len(values) not in (1, longest)]:
@@ -32,7 +41,8 @@ def parse_depths(text: str, depths: Mapping[str, int]) -> list[KeptByStack]:
             "list as many of each, or a single one that goes with all."
         )
     columns = {stack: values * longest if len(values) == 1 else values for stack, values in lists.items()}
-    return [_kept(dict(zip(columns, row, strict=True)), depths, text) for row in zip(*columns.values(), strict=True)]
+    rows = zip(*columns.values(), strict=True)
+    return [_kept(dict(zip(columns, row, strict=True)), depths, text, read) for row in rows]
 
 
 def check_once(kept: Sequence[KeptByStack]) -> None:
@@ -58,9 +68,11 @@ def no_other_drop(layerdrop: LayerDropConfig | None, schedule: str | None) -> La
     return LayerDropConfig(0.0)
 
 
-def _kept(spec: KeepLayers, depths: Mapping[str, int], text: str) -> KeptByStack:
+def _kept(
+    spec: KeepLayers, depths: Mapping[str, int], text: str, recommended: Callable[[], RecommendedSets] | None
+) -> KeptByStack:
     try:
-        return parse_keep_layers(spec, depths)
+        return parse_keep_layers(spec, depths, recommended=recommended)
     except KeepLayersError as error:
         shown = text if len(text) < 60 else f"{text[:56]} ..."
         raise KeepLayersError(f"In the list of depths {shown!r}, {error}") from error

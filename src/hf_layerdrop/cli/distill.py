@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.recommended_file import read_recommended
 from hf_layerdrop.cli.arguments import (
     LabelColumn,
     Model,
@@ -26,6 +28,7 @@ from hf_layerdrop.cli.sweep import choose_task
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, option_names, parse_training_arguments
 from hf_layerdrop.distillation.config import DistillationConfig, check_classification, student_layers
 from hf_layerdrop.results.table import format_kept, format_parameters, metric_names
+from hf_layerdrop.samplers.keep_layers import resolve
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import TASKS, load_task
 from hf_layerdrop.tasks.task import MAX_LENGTH
@@ -80,7 +83,7 @@ def distill_command(
     columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)
     chosen = choose_task(task, columns, label_column, config)
-    student_layers(keep_layers, stacks)
+    student_layers(resolve(keep_layers, stacks, partial(read_recommended, model)), stacks)
     require_tokenizer(model, config)
     quiet = {"eval_strategy": "no", "output_dir": str(_own_checkpoints(output))}
     arguments = parse_training_arguments(context.args, defaults={**DEFAULTS, **quiet}, options=option_names(context))

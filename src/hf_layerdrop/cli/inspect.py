@@ -17,10 +17,13 @@ from rich.table import Table
 from hf_layerdrop.checkpoints.adapter_files import describe_adapter
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, has_only_pickle, read_config
 from hf_layerdrop.checkpoints.provenance import own_provenance
+from hf_layerdrop.checkpoints.recommended import RecommendedSets
+from hf_layerdrop.checkpoints.recommended_file import found_recommended
 from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.cli.arguments import Model, Revision, TrustRemoteCode, check_revision
 from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.errors import LayerDropError
+from hf_layerdrop.results.recommended import recommended_table
 
 
 def inspect_command(
@@ -53,12 +56,32 @@ def inspect_command(
             raise
         if adapter:
             facts |= {"model": model, "adapter": describe_adapter(model, headers.source)}
+    table = _add_recommended(facts, model, revision)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
     console = PlainConsole()
-    for table in _tables(facts):
-        console.print(table)
+    for shown in _tables(facts):
+        console.print(shown)
+    if table is not None:
+        console.print(recommended_table(table))
+
+
+def _add_recommended(facts: dict[str, Any], model: str, revision: str | None) -> RecommendedSets | None:
+    """Add the recommended sets to the facts, and return them; a table that cannot be used is a trap."""
+    facts["recommended_sets"] = None
+    depths = {stack["name"]: stack["depth"] for stack in facts["stacks"]}
+    try:
+        table = found_recommended(model, revision)
+        if table is None:
+            return None
+        if depths:
+            table.check(depths)
+    except LayerDropError as error:
+        facts["traps"].append({"name": "recommended sets", "stack": "", "says": str(error)})
+        return None
+    facts["recommended_sets"] = table.model_dump(mode="json")
+    return table
 
 
 def describe_pickle(folder: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hf_layerdrop.cli.arguments import (
     TrustRemoteCode,
     check_keep_layers,
     check_output,
-    found_results,
+    given_results,
     loading_arguments,
 )
 from hf_layerdrop.cli.console import PlainConsole
@@ -36,7 +36,7 @@ def prune_command(
 ) -> None:
     """Keep only some layers of MODEL and write a plain transformers checkpoint, which needs no hf_layerdrop."""
     check_output(output, overwrite=overwrite)
-    records = found_results(model, results)
+    records = given_results(results)
     found: dict[str, Any] = {
         "revision": revision,
         "allow_pickle": allow_pickle,

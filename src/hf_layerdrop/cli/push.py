@@ -15,7 +15,7 @@ from hf_layerdrop.cli.arguments import (
     Revision,
     TrustRemoteCode,
     check_keep_layers,
-    found_results,
+    given_results,
     loading_arguments,
 )
 from hf_layerdrop.cli.console import PlainConsole
@@ -40,7 +40,7 @@ def push_command(
     no_tokenizer: NoTokenizer = False,
 ) -> None:
     """Keep only some layers of MODEL and publish them on the Hub as a plain transformers checkpoint, in one commit."""
-    records = found_results(model, results)
+    records = given_results(results)
     found: dict[str, Any] = {
         "revision": revision,
         "allow_pickle": allow_pickle,

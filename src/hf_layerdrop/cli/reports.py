@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import measured_rows
 from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.tasks.task import Task
 
@@ -49,6 +50,8 @@ def write_wanted(
     from hf_layerdrop.reports.html import write_report
     from hf_layerdrop.reports.series import learned_rates
 
+    data = f"the validation data of {task.name}" if task.hub_name else "local validation data"
+    found = (results or {}).values()
     path = write_report(
         report,
         results or {},
@@ -56,7 +59,7 @@ def write_wanted(
         model=model,
         model_class=f"AutoLayerDropModelFor{task.head}",
         revision=revision,
-        measured_on=f"the validation data of {task.name}" if task.hub_name else "local validation data",
+        measured_on=", ".join(filter(None, (data, measured_rows([one for series in found for one in series])))),
         selections=[selection] if selection else [],
         layer_scores=learned_rates(config, depths),
         depths=depths,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,8 +32,9 @@ from hf_layerdrop.cli.arguments import (
 )
 from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.console import PlainConsole
+from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
-from hf_layerdrop.cli.sweep import Sizes, choose_task, evaluating_trainer
+from hf_layerdrop.cli.sweep import Sizes, asked_data, asked_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
 from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.space import Space, parse_depth
@@ -46,9 +47,10 @@ from hf_layerdrop.search.strategies import (
     check_space,
     find_strategy,
 )
-from hf_layerdrop.tasks.data import load_task_data
-from hf_layerdrop.tasks.registry import with_dataset
 from hf_layerdrop.tasks.task import MAX_LENGTH, Task, TaskData
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 TEST = "test"
 
@@ -157,16 +159,16 @@ def search_command(
     for file in (output, journal):
         check_writable(file)
     check_wanted(report, overwrite=overwrite)
-    columns = listed(text_columns)
-    chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
+    console = PlainConsole()
+    columns, lengths = listed(text_columns), (max_length, max_target_length, num_beams)
+    asked_for = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
+    asked_for = recalled(asked_for, model, console)
+    chosen = asked_task(asked_for, config)
     require_tokenizer(model, config)
     _check_metric(metric, chosen)
-    rows = [
-        load_task_data(chosen, validation_file=files, text_columns=columns, label_column=label_column, train=False)
-        for files in (validation_file, *([test_file] if test_file else []))
-    ]
+    rows = [asked_data(asked_for, chosen, files) for files in (None, *([test_file] if test_file else []))]
     loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
-    sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
+    sizes = Sizes(batch_size, asked_for.max_length, asked_for.max_target_length, asked_for.num_beams)
     with evaluating_trainer(model, _together(rows), sizes, loading) as (trainer, encoded):
         from hf_layerdrop.search.search import search_layers
 
@@ -185,13 +187,28 @@ def search_command(
             **budgets,
             **asked,
         )
-    console = PlainConsole()
-    show(console, selection, model)  # first, whatever becomes of the files
-    selection.write(output, overwrite=overwrite)
+        show(console, selection, model)  # first, whatever becomes of the files
+        selection.write(output, overwrite=overwrite)
+        noted = _note(model, selection, trainer, encoded)
     for path in (output, *write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)):
         console.print(f"Wrote {path}", soft_wrap=True)
+    if noted:
+        console.print(noted, soft_wrap=True)
     command = f"hf-layerdrop prune {model} --keep-layers {output} --output {Path(model).name}-pruned"
     console.print(command, soft_wrap=True)
+
+
+def _note(model: str, selection: Selection, trainer: Trainer, encoded: TaskData) -> str | None:
+    """Measure the choice and the whole model as sweep would, on all validation rows, and note it beside the model."""
+    if not Path(model).is_dir():
+        return None
+    from hf_layerdrop.training.recommend import note_recommended
+    from hf_layerdrop.training.train import measure_depths
+
+    data = replace(encoded, validation={name: rows for name, rows in encoded.validation.items() if name != TEST})
+    results = measure_depths(trainer, data, ["all", selection])
+    chosen_by = {**selection.keep_layers, "strategy": selection.strategy}
+    return note_recommended(model, results, trainer, data, chosen_by=chosen_by)
 
 
 def show(console: Console, selection: Selection, model: str) -> None:
@@ -232,5 +249,5 @@ def _check_metric(metric: str | None, task: Task) -> None:
 
 def _together(rows: Sequence[TaskData]) -> TaskData:
     """Join the data of the search and the separate data, of which the first validation set is used, into one."""
-    first, *others = (next(iter(part.validation.items())) for part in rows)
-    return replace(rows[0], validation=dict([first, *((TEST, split) for _, split in others)]))
+    separate = [(TEST, next(iter(part.validation.values()))) for part in rows[1:]]
+    return replace(rows[0], validation=dict([*rows[0].validation.items(), *separate]))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_layerdrop.checkpoints.recommended_file import read_recommended
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
@@ -33,13 +34,15 @@ from hf_layerdrop.cli.arguments import (
 )
 from hf_layerdrop.cli.console import PlainConsole, drawn
 from hf_layerdrop.cli.depths import parse_depths
+from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.results.plot import draw_depth_plot
-from hf_layerdrop.results.table import render_table, write_results
+from hf_layerdrop.results.table import measured_rows, render_table, write_results
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
+from hf_layerdrop.training.recommend import note_recommended
 from hf_layerdrop.training.train import RESULTS_FILE, keep_records, measure_depths
 
 if TYPE_CHECKING:
@@ -83,28 +86,30 @@ def sweep_command(
     folder = output or Path("runs") / f"sweep-{name}"
     check_output(folder, overwrite=overwrite)
     check_wanted(report, overwrite=overwrite)
-    columns = listed(text_columns)
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
-    chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
+    sub_networks = parse_depths(depths, stacks, partial(read_recommended, model, revision=revision))
+    console = PlainConsole()
+    columns, lengths = listed(text_columns), (max_length, max_target_length, num_beams)
+    asked = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
+    asked = recalled(asked, model, console)
+    chosen = asked_task(asked, config)
     require_tokenizer(model, config)
     require("matplotlib")
-    sub_networks = parse_depths(depths, stacks)
 
-    data = load_task_data(
-        chosen, validation_file=validation_file, text_columns=columns, label_column=label_column, train=False
-    )
+    data = asked_data(asked, chosen)
     loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
-    sizes = Sizes(batch_size, max_length, max_target_length, num_beams)
+    sizes = Sizes(batch_size, asked.max_length, asked.max_target_length, asked.num_beams)
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
         results = measure_depths(trainer, encoded, sub_networks, done=partial(keep_records, folder / RESULTS_FILE))
-    console = PlainConsole()
-    console.print(render_table(results, title=f"{name} on {data.task.name}, cut without finetuning"))
+        noted = note_recommended(model, results, trainer, encoded)
+    measured = ", ".join(filter(None, (f"{name} on {data.task.name}", measured_rows(results))))
+    console.print(render_table(results, title=f"{measured}, cut without finetuning"))
     print_signatures(console, getattr(trainer.compute_metrics, "signatures", {}))
     write_results(results, folder / RESULTS_FILE)
     drawn(console, lambda: draw_depth_plot({name: results}, data.task.headline, folder / "depth"))
     written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
-    for path in (folder, *written):
-        console.print(f"Wrote {path}", soft_wrap=True)
+    for line in (*(f"Wrote {path}" for path in (folder, *written)), *([noted] if noted else [])):
+        console.print(line, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,23 @@ class Sizes:
     max_length: int | None = None
     max_target_length: int | None = None
     num_beams: int | None = None
+
+
+def asked_task(asked: Asked, config: Mapping[str, Any]) -> Task:
+    """Find the task that is asked for, with its data set."""
+    task = choose_task(asked.task, asked.text_columns, asked.label_column, config)
+    return with_dataset(task, asked.dataset, asked.dataset_config)
+
+
+def asked_data(asked: Asked, task: Task, files: Sequence[Path] | None = None) -> TaskData:
+    """Load the validation rows that are asked for, or those of other files."""
+    return load_task_data(
+        task,
+        validation_file=files or asked.validation_file,
+        text_columns=asked.text_columns,
+        label_column=asked.label_column,
+        train=False,
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hf_layerdrop.checkpoints.recommended_file import read_recommended
 from hf_layerdrop.checkpoints.strangers import Unreadable, admitting, read_yaml
 from hf_layerdrop.checkpoints.tokenizers import DEFAULT_SIZE
 from hf_layerdrop.cli.arguments import (
@@ -33,7 +34,7 @@ from hf_layerdrop.cli.depths import check_once, no_other_drop, parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.results.table import render_table
+from hf_layerdrop.results.table import measured_rows, render_table
 from hf_layerdrop.samplers.config import GRANULARITIES, SAMPLERS, SCALES, STRUCTURES, LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
 from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, read_schedule
@@ -45,6 +46,8 @@ from hf_layerdrop.training.train import TrainingRun, check_output, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
+
+    from hf_layerdrop.checkpoints.recommended import RecommendedSets
 
 # TrainingArguments where all weights begin at random.
 FROM_SCRATCH = {"learning_rate": 5e-4, "warmup_steps": 0.05}
@@ -272,7 +275,8 @@ def train_command(
         build=None if trained is None else depth_trainer_for(chosen, trained),
     )
     if run.trainer.is_world_process_zero():
-        console.print(render_table(run.results, title=f"{name} on {data.task.name}, cut without finetuning"))
+        measured = ", ".join(filter(None, (f"{name} on {data.task.name}", measured_rows(run.results))))
+        console.print(render_table(run.results, title=f"{measured}, cut without finetuning"))
         _print_cost(console, run)
         _write_learned(console, run)
         console.print(f"Wrote {run.output_dir}", soft_wrap=True)
@@ -366,11 +370,13 @@ def _checked_model(start: str | ModelFromConfig, layerdrop: LayerDropConfig | No
     if layerdrop is not None:
         layerdrop.rates_for(stacks)
     require_tokenizer(start, config)
-    return None if wanted is None else _depths_of(wanted, stacks)
+    return None if wanted is None else _depths_of(wanted, stacks, partial(read_recommended, start))
 
 
-def _depths_of(wanted: str, stacks: Mapping[str, int]) -> list[KeepLayers]:
-    return list(parse_depths(wanted, stacks))
+def _depths_of(
+    wanted: str, stacks: Mapping[str, int], recommended: Callable[[], RecommendedSets] | None = None
+) -> list[KeepLayers]:
+    return list(parse_depths(wanted, stacks, recommended))
 
 
 def _load_mapping(path: Path) -> Mapping[str, Any]:

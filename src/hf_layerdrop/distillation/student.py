@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.recommended_file import recommended_of
 from hf_layerdrop.distillation.config import student_layers
 from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.models.mixin import plain_class
 from hf_layerdrop.pruning.prune import prune_layers
-from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind
+from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, resolve
 
 Pairs = dict[str, list[tuple[int, int]]]  # by stack: numbers of the student's and the teacher's hidden states
 
@@ -30,6 +32,7 @@ def student_of(teacher: PreTrainedModel, keep_layers: KeepLayers | None = None) 
         KeepLayersError: If ``keep_layers`` does not fit the teacher.
         UnsupportedModelError: If the teacher has no layers that can be taken out.
     """
+    keep_layers = resolve(keep_layers, depths_of(teacher), partial(recommended_of, teacher))
     kept = student_layers(keep_layers, depths_of(teacher))
     student = copy.deepcopy(teacher)
     chosen_by = choice_behind(keep_layers) if keep_layers is not None else {"strategy": "spread"}

@@ -6,6 +6,7 @@ Nothing of Trainer's loop is replaced: the loss of a training step is another, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.recommended_file import recommended_of
 from hf_layerdrop.distillation.budget import LayerForwardCounter, LayerForwards, layers_since, layers_so_far
 from hf_layerdrop.distillation.config import DistillationConfig
 from hf_layerdrop.distillation.outputs import hidden_loss_of, own_loss, share_of_labels, soft_loss_of
@@ -73,7 +75,9 @@ class DistillationMixin:
         self._depths, self._teacher_depth = depths_of(student), sum(depths_of(teacher).values())
         self._pairs = {}
         if self.distillation.hidden_weight:
-            kept = None if keep_layers is None else parse_keep_layers(keep_layers, depths_of(teacher))
+            recommended = partial(recommended_of, teacher)
+            depths = depths_of(teacher)
+            kept = None if keep_layers is None else parse_keep_layers(keep_layers, depths, recommended=recommended)
             self._pairs = match_states(student, teacher, kept)
         self._shifts = shifts_labels(student)
         trainer.add_callback(LayerForwardCounter())

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_layerdrop.architectures.wrappers import check_module
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.batches import fresh
+from hf_layerdrop.evaluation.confidence import NO_ROWS, Rows, interval_of
 from hf_layerdrop.evaluation.encoder_sharing import EncoderMemory, encoder_memory, shared_encoder
 from hf_layerdrop.evaluation.fingerprints import fingerprint
 from hf_layerdrop.evaluation.model_or_trainer import (
@@ -37,9 +38,10 @@ from hf_layerdrop.evaluation.unchanged import Comparison, Doubts, Held, tensors_
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.collection import SubNetworkResults
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
 
 Layers = Mapping[str, tuple[int, ...]]
+Scores = tuple[Mapping[str, Any], Rows]
 
 # A search keeps the records of each pass, so an interrupt costs at most so many; few, and the batches are read often.
 SUB_NETWORKS_A_PASS = 16
@@ -86,7 +88,7 @@ def evaluate_depths(
     """
     specs = listed_depths(depths)
     evaluator = Evaluator(model_or_trainer, dataset, metric=metric, batch_size=batch_size, collator=collator)
-    kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in specs]
+    kept = [evaluator.cutter.parse(spec) for spec in specs]
     return SubNetworkResults(evaluator.measure(kept, progress=progress))
 
 
@@ -257,7 +259,7 @@ class Evaluator:
             return self._pass(runner, encoder, walk, None, progress)
         self._prediction_size = max((tally.size for tally in next(iter(tallies.values()), [])), default=0)
         return [
-            self._result(layers, runs[place], {name: tally[place].metrics for name, tally in tallies.items()})
+            self._result(layers, runs[place], {name: partial(_scored, tally[place]) for name, tally in tallies.items()})
             for place, layers in enumerate(walk)
         ]
 
@@ -271,7 +273,7 @@ class Evaluator:
         self._prediction_size = 0
         batches = max(1, len(watches))
         runs = [Run(watch, [], -(-run.layer_forwards // batches)) for watch in watches]
-        return self._result(layers, runs or [run], {"": lambda: metrics})
+        return self._result(layers, runs or [run], {"": lambda: (metrics, NO_ROWS)})
 
     def _next_count(self, runner: PrefixRunner) -> int:
         """Return how many sub-networks go into the next pass: few enough that their predictions fit."""
@@ -285,30 +287,41 @@ class Evaluator:
         return count
 
     def _result(
-        self, kept: Layers, runs: Sequence[Run], by_set: Mapping[str, Callable[[], Mapping[str, Any]]]
+        self, kept: Layers, runs: Sequence[Run], by_set: Mapping[str, Callable[[], Scores]]
     ) -> SubNetworkResult:
         if not runs:
             raise TaskError(
                 "The evaluation data has no batches: it is empty, or has fewer rows than a batch and "
                 "dataloader_drop_last=True leaves them out; give more data, or smaller batches."
             )
-        metrics = {
-            f"{name}_{metric}" if name else metric: value
-            for name, metrics_of in by_set.items()
-            for metric, value in numbers_of(metrics_of()).items()
-        }
+        metrics, counts, intervals = {}, {}, {}
+        for set_name, scored in by_set.items():
+            values, rows = scored()
+            for metric, value in numbers_of(values).items():
+                name = f"{set_name}_{metric}" if set_name else metric
+                metrics[name] = value
+                if rows.number:
+                    counts[name] = rows.number
+                if interval := interval_of(metric, value, rows):
+                    intervals[name] = interval
         return SubNetworkResult(
             keep_layers=dict(kept),
             parameters=parameters_of(self.cutter, self.source.model, kept),
             metrics=metrics,
             seconds_per_batch=median(run.seconds_alone for run in runs),
             layer_forwards=-(-sum(run.layer_forwards for run in runs) // len(runs)),
+            rows=counts,
+            intervals=intervals,
         )
 
 
 def _content_of(batch: Any) -> str | Held:
     on_a_device = any(tensor.device.type != "cpu" for tensor in tensors_of(batch))
     return Held(Comparison(Doubts()).snapshot(batch)) if on_a_device else fingerprint(batch)
+
+
+def _scored(tally: Tally) -> Scores:
+    return tally.metrics(), tally.rows
 
 
 def _key_of(kept: Kept) -> Hashable:

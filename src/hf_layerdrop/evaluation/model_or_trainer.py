@@ -20,6 +20,7 @@ from transformers.trainer_utils import denumpify_detensorize
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.batches import SteadyLoader, size_in_bytes
+from hf_layerdrop.evaluation.confidence import NO_ROWS, Rows, rows_of
 from hf_layerdrop.evaluation.metrics import named_metric, predicted
 from hf_layerdrop.evaluation.perplexity import LabelShift, TokenLosses
 from hf_layerdrop.evaluation.random_streams import RandomStreams
@@ -37,9 +38,15 @@ LOSS_ALONE = ("loss", "perplexity")  # names of metrics that need no predictions
 
 
 class Tally(Protocol):
-    """What one sub-network has shown so far on one data set; ``size`` is that of its predictions, in bytes."""
+    """What one sub-network has shown so far on one data set.
+
+    Attributes:
+        size: Of its predictions, in bytes.
+        rows: How many rows they were, once they are scored.
+    """
 
     size: int
+    rows: Rows
 
     def add(self, batch: Mapping[str, Any], outputs: Any) -> None:
         """Take what it gave for a batch."""
@@ -143,6 +150,7 @@ class _ModelTally:
     predictions: EvalLoopContainer = field(default_factory=EvalLoopContainer)
     labels: EvalLoopContainer = field(default_factory=EvalLoopContainer)
     size: int = 0
+    rows: Rows = NO_ROWS
 
     def add(self, batch: Mapping[str, Any], outputs: tuple[Any, Any, Any]) -> None:
         loss, predictions, labels = outputs
@@ -165,8 +173,11 @@ class _ModelTally:
                     "logits; give data with labels, or metric='loss'."
                 )
             values = dict(as_dict(self.metric(EvalPrediction(self.predictions.get_arrays(), labels))))
+            self.rows = rows_of(labels)
         if self.losses:
-            values["loss"] = float(torch.cat(self.losses).double().mean())
+            losses = torch.cat(self.losses)
+            values["loss"] = float(losses.double().mean())
+            self.rows = self.rows if self.rows.number else Rows(len(losses))
         if self.tokens is not None:
             values |= self.tokens.metrics()
         return values

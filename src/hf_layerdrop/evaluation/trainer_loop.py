@@ -17,6 +17,7 @@ from transformers.trainer_utils import denumpify_detensorize
 from hf_layerdrop import compat
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.batches import size_in_bytes
+from hf_layerdrop.evaluation.confidence import NO_ROWS, rows_of
 from hf_layerdrop.evaluation.perplexity import TokenLosses
 
 
@@ -40,6 +41,7 @@ class TrainerTally:
         self._batch_size = trainer.args.eval_batch_size
         self._batches = 0
         self.size = 0
+        self.rows = NO_ROWS
 
     def add(self, batch: Any, outputs: tuple[Any, Any, Any]) -> None:
         """Take what it gave for a batch."""
@@ -78,6 +80,7 @@ class TrainerTally:
                 "The metric compares predictions with labels, but the data has no 'labels' or the model no logits; "
                 "give data with labels, or metric='loss'."
             )
+        self.rows = rows_of(labels)
         metrics: Mapping[str, Any] = {}
         if trainer.compute_metrics is not None and predictions is not None and labels is not None:
             asked = {

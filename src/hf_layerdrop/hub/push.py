@@ -20,7 +20,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
+from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE
 from hf_layerdrop.errors import HubError, LayerDropError
+from hf_layerdrop.hub.carried import found_results, source_table, table_of_cut
 from hf_layerdrop.hub.origin import Processor, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.save import Extras, saving_arguments, write_checkpoint
 from hf_layerdrop.reports.card import MeasuredOn
@@ -30,7 +32,7 @@ from hf_layerdrop.samplers.keep_layers import KeepLayers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Weights of another model in the repository: some of these names would be loaded instead of ours.
+# Weights of another model in the repository, and what was measured of it: some of these would be read instead of ours.
 _STALE_WEIGHTS: tuple[str, ...] = (
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -39,6 +41,7 @@ _STALE_WEIGHTS: tuple[str, ...] = (
     "flax_model*",
 )
 _STALE_WEIGHTS += ("adapter_config.json", "adapter_model*")  # which plain transformers would put onto the model
+_STALE_WEIGHTS += (RECOMMENDED_FILE,)
 
 
 class RepoIdError(HubError, ValueError):
@@ -102,8 +105,11 @@ def push_pruned_to_hub(
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
         check_cut(source, keep_layers)
+        table = source_table(model, source, load_kwargs)
+        records, data = found_results(table, source, results)
         pruned, state = load_pruned(model, keep_layers, revision, load_kwargs)
-        extras = Extras(tuple(results or ()), plot, tokenizer, measured_on, {**saving, "state_dict": state})
+        sets, saving = table_of_cut(table, pruned, keep_layers), {**saving, "state_dict": state}
+        extras = Extras(tuple(records), plot, tokenizer, measured_on or data, saving, sets)
         write_checkpoint(pruned, folder, repo_id, source, extras)
         message = commit_message or f"Add a sub-network of {pruned.num_parameters():,} parameters"
         del pruned

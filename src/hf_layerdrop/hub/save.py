@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.outputs import check_apart, check_replaceable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.recommended import RecommendedSets
+from hf_layerdrop.checkpoints.recommended_file import write_recommended
 from hf_layerdrop.checkpoints.strangers import reason_of
 from hf_layerdrop.errors import CheckpointError, LayerDropError, MissingExtraError, UnsupportedModelError
+from hf_layerdrop.hub.carried import found_results, source_table, table_of_cut
 from hf_layerdrop.hub.origin import Processor, Source, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.results.plot import draw_depth_plot
@@ -68,7 +71,7 @@ def save_pruned(
         output_dir: The folder to make.
         keep_layers: The layers to keep, in any form that `hf_layerdrop.samplers.keep_layers` reads; None keeps all.
         results: What `evaluate_depths` measured, for the card. The record of this very sub-network becomes its
-            ``model-index``.
+            ``model-index``. Left out, what lies beside the source: its recommended sets, else ``depth_results.json``.
         plot: A picture for the card (an SVG or PNG of the same name beside it comes along). Left out, it is drawn from
             ``results`` if they have more than one depth and matplotlib is installed; False leaves it out.
         overwrite: Replace an existing checkpoint folder.
@@ -92,9 +95,12 @@ def save_pruned(
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
         check_cut(source, keep_layers)
+        table = source_table(model, source, load_kwargs)
+        records, data = found_results(table, source, results)
         with _without_bars():
             pruned, state = load_pruned(model, keep_layers, revision, load_kwargs)
-            extras = Extras(tuple(results or ()), plot, tokenizer, measured_on, {**saving, "state_dict": state})
+            sets, saving = table_of_cut(table, pruned, keep_layers), {**saving, "state_dict": state}
+            extras = Extras(tuple(records), plot, tokenizer, measured_on or data, saving, sets)
             name = output_dir.resolve().name
             write_checkpoint(pruned, folder, name, source, extras)
     return output_dir
@@ -123,6 +129,7 @@ class Extras:
     tokenizer: Processor | None = None
     measured_on: MeasuredOn | None = None
     saving: Mapping[str, Any] = field(default_factory=dict)
+    recommended: RecommendedSets | None = None
 
 
 def saving_arguments(
@@ -159,6 +166,8 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
     _write_processors(folder, source, extras.tokenizer)
     if source is not None and source.folder is not None:
         _copy_beside(folder, source.folder, source.companion_files())
+    if extras.recommended is not None:
+        write_recommended(extras.recommended, folder)
     plot = _write_plot(folder, extras.results, extras.plot)
     config = pruned.config.to_dict()
     info = _card_info(name, config, source, extras.measured_on)
@@ -169,6 +178,7 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
         results=extras.results,
         plot=plot,
         unplotted=plot is None and _wants_plot(extras.results, extras.plot),
+        recommended=extras.recommended,
     )
     card.save(folder / "README.md")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,32 @@ from hf_layerdrop import compat
 from hf_layerdrop.architectures.expressible import BUILDING, built_on_meta
 from hf_layerdrop.architectures.families import NATIVE_RATE, refusal
 from hf_layerdrop.architectures.layer_numbers import names_layers, renumber_generation, renumber_quantization
-from hf_layerdrop.architectures.stacks import find_stacks
+from hf_layerdrop.architectures.stacks import depths_of, find_stacks
 from hf_layerdrop.checkpoints.adapter_files import adapted_base
 from hf_layerdrop.checkpoints.declared_depths import DEPTHS, check_depths
 from hf_layerdrop.checkpoints.downloads import HubModel, fetch_kept
 from hf_layerdrop.checkpoints.headers import CheckpointHeaders, check_metadata, read_checkpoint, read_config
 from hf_layerdrop.checkpoints.model_class import WHERE, check_architecture, check_declared, where_of
+from hf_layerdrop.checkpoints.recommended import RecommendedSets
+from hf_layerdrop.checkpoints.recommended_file import table_beside
 from hf_layerdrop.checkpoints.strangers import out_of_memory, reason_of
 from hf_layerdrop.checkpoints.unreadable import is_there, reading
 from hf_layerdrop.checkpoints.weight_names import WeightNames, check_layers
 from hf_layerdrop.checkpoints.weight_slices import read_ahead
-from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropError, UnsupportedModelError
+from hf_layerdrop.errors import (
+    CheckpointError,
+    KeepLayersError,
+    LayerDropConfigError,
+    LayerDropError,
+    UnsupportedModelError,
+)
 from hf_layerdrop.injection.native import switch_off_native
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.plan import Cut, plan_cut
 from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.pruning.readers import loader_class, reader_class
 from hf_layerdrop.pruning.weight_checks import check_layers_are_whole
-from hf_layerdrop.samplers.keep_layers import KeepLayers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, resolve
 
 # Arguments with which transformers looks for other files than model.safetensors or its shards, or for more of them.
 _FILES_OF_THEIR_OWN = {"variant", "gguf_file", "state_dict", "adapter_kwargs", "proxies", "trust_remote_code"}
@@ -106,7 +114,8 @@ def load_noting(
             check_layers_are_whole(_unevenly_missing(cut, info["missing_keys"]))
         _settle(model, cut)
     elif keep_layers is not None:
-        prune_layers(model, keep_layers, source=_shown_source(name_or_path))
+        named = resolve(keep_layers, depths_of(model), _recommended(name_or_path, kwargs))
+        prune_layers(model, named, source=_shown_source(name_or_path))
         _forget_unpacked(model)
     elif headers is not None and not set(kwargs) & DEPTHS:
         _check_held(model, headers)
@@ -195,9 +204,24 @@ def _plan(
         config = cls.config_class.from_pretrained(config or name_or_path, **_of_classes(where_of(kwargs)))
     revision = kwargs.get("revision") or getattr(config, compat.COMMIT.name, None)
     source = _shown_source(name_or_path)
-    cut = plan_cut(cls, config, keep_layers, on_chosen=begin, source=source, revision=revision)
+    recommended = _recommended(name_or_path, {**kwargs, "revision": revision})
+    cut = plan_cut(cls, config, keep_layers, recommended=recommended, on_chosen=begin, source=source, revision=revision)
     _check_quantization(cut)
     return cut
+
+
+def _recommended(name_or_path: Any, kwargs: Mapping[str, Any]) -> Callable[[], RecommendedSets]:
+    """Return what reads the recommended sets of a checkpoint, once they are asked for."""
+
+    def read() -> RecommendedSets:
+        if name_or_path is None:
+            raise KeepLayersError(
+                "Recommended sets lie beside a checkpoint, and weights were given without one (state_dict=): name the "
+                "layers, such as keep_layers=6."
+            )
+        return table_beside(name_or_path, kwargs)
+
+    return read
 
 
 def _check_quantization(cut: Cut) -> None:

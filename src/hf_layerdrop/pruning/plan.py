@@ -17,10 +17,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop.architectures.expressible import Rebuilds, built_on_meta, warn_of_untried
 from hf_layerdrop.architectures.stacks import find_stacks
+from hf_layerdrop.checkpoints.recommended import RecommendedSets
 from hf_layerdrop.checkpoints.weight_names import WeightNames, keep_weights
 from hf_layerdrop.pruning.prune import cut_config
 from hf_layerdrop.pruning.remembered_cuts import digest_of, is_known, note
-from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, parse_keep_layers, resolve
 
 _REMEMBERED = 4  # models; without weights each takes a few megabytes
 
@@ -68,19 +69,23 @@ def plan_cut(
     config: PreTrainedConfig,
     keep_layers: KeepLayers,
     *,
+    recommended: Callable[[], RecommendedSets] | None = None,
     on_chosen: Callable[[Cut], None] | None = None,
     **provenance: Any,
 ) -> Cut:
     """Find out which layers of the model that a config builds are kept; ``provenance`` is written into the config.
 
-    What may be done while the cut is checked, ``on_chosen`` begins.
+    What may be done while the cut is checked, ``on_chosen`` begins. ``recommended`` reads the checkpoint's recommended
+    sets, if ``keep_layers`` asks for them.
 
     Raises:
         KeepLayersError: If ``keep_layers`` does not fit the model.
         UnsupportedModelError: If the model's layers cannot be taken out.
     """
     whole = _look_at(cls, config)
-    kept = parse_keep_layers(keep_layers, {name: stack.depth for name, stack in whole.names.stacks.items()})
+    depths = {name: stack.depth for name, stack in whole.names.stacks.items()}
+    keep_layers = resolve(keep_layers, depths, recommended)
+    kept = parse_keep_layers(keep_layers, depths)
     cut = Cut(cls, config, whole.names, kept, {**choice_behind(keep_layers), **provenance})
     if on_chosen is not None:
         on_chosen(cut)

@@ -32,6 +32,7 @@ from hf_layerdrop.architectures.stacks import Stack, configs_of, find_stacks
 from hf_layerdrop.architectures.wrappers import transformers_model
 from hf_layerdrop.checkpoints.adapters import check_adapters, cut_adapters
 from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, root_layers, saved_provenance
+from hf_layerdrop.checkpoints.recommended_file import recommended_of
 from hf_layerdrop.errors import LayerDropStateError, UnsupportedModelError
 from hf_layerdrop.injection.changes import Changes, all_or_nothing
 from hf_layerdrop.injection.first_block_bias import borrowed_attributes, owners_of_bias
@@ -43,7 +44,13 @@ from hf_layerdrop.injection.own_config import own_config
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
 from hf_layerdrop.pruning.generation_cache import settle_cache
 from hf_layerdrop.pruning.remembered import remembered
-from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, format_keep_layers, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import (
+    KeepLayers,
+    choice_behind,
+    format_keep_layers,
+    parse_keep_layers,
+    resolve,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -69,6 +76,7 @@ def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:
 
 def _prune(model: nn.Module, keep_layers: KeepLayers, provenance: Mapping[str, object]) -> None:
     cutter, inner = Cutter(model), transformers_model(model)
+    keep_layers = cutter.resolve(keep_layers)
     kept = parse_keep_layers(keep_layers, cutter.depths)
     cutter.check(kept)
     check_adapters(model)
@@ -109,7 +117,7 @@ def sub_network(model: nn.Module, keep_layers: KeepLayers) -> Iterator[dict[str,
     with turn_of_thread(inner):
         cutter = remembered(inner, Cutter)
         cutter.refuse_within_block()
-        kept = parse_keep_layers(keep_layers, cutter.depths)
+        kept = cutter.parse(keep_layers)
         with cutter.sub_network(kept):
             yield kept
 
@@ -158,6 +166,14 @@ class Cutter:
             raise LayerDropStateError(
                 "The model is a sub-network for the length of a with block; cut it after the block."
             )
+
+    def resolve(self, keep_layers: KeepLayers) -> KeepLayers:
+        """Return the measured set that is asked for, by the recommended sets of what the model was loaded from."""
+        return resolve(keep_layers, self.depths, partial(recommended_of, self._model))
+
+    def parse(self, keep_layers: KeepLayers) -> dict[str, tuple[int, ...]]:
+        """Return the kept layers by stack; see `parse_keep_layers`."""
+        return parse_keep_layers(self.resolve(keep_layers), self.depths)
 
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Refuse a cut that plain transformers would rebuild otherwise, and remember the answer.

@@ -16,9 +16,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_layerdrop.checkpoints.companions import SENTENCES
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.recommended import RecommendedSets
 from hf_layerdrop.results.escaping import code, markdown, plain, quoted
+from hf_layerdrop.results.recommended import recommended_markdown
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.results.table import format_kept, format_parameters, render_markdown
+from hf_layerdrop.results.table import format_kept, format_parameters, measured_rows, render_markdown
 from hf_layerdrop.samplers.depth_list import as_depth_list, describe
 
 _TEMPLATE = Path(__file__).with_name("card.jinja")
@@ -99,6 +101,7 @@ def render_card(
     results: Sequence[SubNetworkResult] = (),
     plot: str | None = None,
     unplotted: bool = False,
+    recommended: RecommendedSets | None = None,
 ) -> ModelCard:
     """Render the card of a pruned checkpoint.
 
@@ -110,6 +113,7 @@ def render_card(
             become the ``model-index``.
         plot: File name of the plot beside the card.
         unplotted: Whether there is none because what draws it was not installed.
+        recommended: The checkpoint's own recommended sets, in its numbering.
     """
     provenance = saved_provenance(config)
     own = _find_own(results, provenance)
@@ -122,7 +126,7 @@ def render_card(
         pipeline_tag=quoted(info.pipeline_tag) if info.served and info.pipeline_tag else None,
         source=_linked(base_model, info.source),
         revision=_linked_revision(base_model, info.revision),
-        measured_on=markdown(str(info.measured_on)),
+        measured_on=markdown(str(info.measured_on)) + (f" ({rows})" if (rows := measured_rows(results)) else ""),
         model_class=_class_of(config),
         sentences=_OF_SENTENCES[info.inherited["pipeline_tag"]] if _is_of_sentences(info) else None,
         kept=_describe_kept(provenance),
@@ -134,6 +138,7 @@ def render_card(
         table=render_markdown(results, marked=own) if results else None,
         plot=quote(plot) if plot else None,
         unplotted=unplotted,
+        recommended=recommended_markdown(recommended) if recommended else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_layerdrop.reports.series import Series
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.results.table import format_kept, format_parameters
+from hf_layerdrop.results.table import format_kept, format_parameters, format_score
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 from hf_layerdrop.search.selection import Selection
 
@@ -60,7 +60,8 @@ def series_points(series: Series, checkpoint: Checkpoint) -> Iterator[dict[str, 
     own = checkpoint.at(series.model)
     for result in series.results:
         seed = [] if series.seed is None else [("seed", str(series.seed))]
-        facts = [*_metric_facts(result.metrics), _parameters_fact(result.parameters), *_time_facts(result, slowest)]
+        scores = [(name, format_score(result, name)) for name in result.metrics]
+        facts = [*scores, _parameters_fact(result.parameters), *_time_facts(result, slowest)]
         yield {
             **_point(series.name, "result", result.keep_layers, result.metrics, [*facts, *seed], own),
             "parameters": result.parameters,

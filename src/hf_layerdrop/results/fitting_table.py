@@ -35,11 +35,11 @@ class FittingTable(Table):
         super().__init__(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         self._given, self._texts, self._spare = (names, rows), texts, [name for name in spare if name in names]
         for number, name in enumerate(names):
+            widest = max((len(row[number]) for row in rows), default=0)
             if name in texts:
-                widest = max((len(row[number]) for row in rows), default=0)
                 self.add_column(name, min_width=max(min(widest, _ROOM), *map(len, name.split())))
             else:
-                self.add_column(name, justify="right", no_wrap=True)
+                self.add_column(name, justify="right", no_wrap=True, min_width=widest)  # an interval has a space
         for row in rows:
             self.add_row(*row)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,6 +24,8 @@ class _Stored(BaseModel):
     metrics: dict[str, _Number | None]
     seconds_per_batch: _Number | None
     layer_forwards: Index
+    rows: dict[str, Index] = {}
+    intervals: dict[str, tuple[_Number, _Number]] = {}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class SubNetworkResult:
         seconds_per_batch: Median wall time of a forward of this sub-network alone, in seconds; None if not timed.
         layer_forwards: Layer forwards that were run for it; prefixes shared with records before it are not counted
             again.
+        rows: On how many rows each metric was measured, as far as that is known.
+        intervals: Where a metric that is a share of rows (accuracy) lies with 95 % confidence, by Wilson's interval;
+            the others have none.
     """
 
     keep_layers: Mapping[str, tuple[int, ...]]
@@ -44,12 +49,17 @@ class SubNetworkResult:
     metrics: Mapping[str, float]
     seconds_per_batch: float | None
     layer_forwards: int
+    rows: Mapping[str, int] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Freeze what the record holds, too."""
         kept = {stack: tuple(layers) for stack, layers in self.keep_layers.items()}
         object.__setattr__(self, "keep_layers", FrozenDict(kept))
         object.__setattr__(self, "metrics", FrozenDict(self.metrics))
+        object.__setattr__(self, "rows", FrozenDict(self.rows))
+        intervals = {name: (low, high) for name, (low, high) in self.intervals.items()}
+        object.__setattr__(self, "intervals", FrozenDict(intervals))
 
     @property
     def depth(self) -> int:
@@ -58,9 +68,14 @@ class SubNetworkResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         values["keep_layers"] = {stack: list(kept) for stack, kept in self.keep_layers.items()}
         values["metrics"] = dict(self.metrics)
+        values["rows"] = dict(self.rows)
+        values["intervals"] = {name: list(ends) for name, ends in self.intervals.items()}
+        for name in ("rows", "intervals"):
+            if not values[name]:
+                del values[name]
         return values
 
     @classmethod

@@ -22,6 +22,8 @@ from hf_layerdrop.results.fitting_table import FittingTable
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
+RESULTS_FILE = "depth_results.json"  # what sweep and train write, with all records
+
 _METRIC_COLUMN = "metric."
 _FORMATS = (".json", ".csv")
 _LEFT_ALIGNED = ("kept layers", "root's layers")
@@ -72,6 +74,21 @@ def format_parameters(count: int) -> str:
     return str(count)
 
 
+def format_score(result: SubNetworkResult, metric: str) -> str:
+    """Write a metric, with its 95 % interval where it has one: ``0.9014 (0.880-0.919)``."""
+    interval = result.intervals.get(metric)
+    score = _number(result.metrics.get(metric), lambda value: f"{value:.4f}", zero_is_missing=False)
+    return score if interval is None else f"{score} ({interval[0]:.3f}-{interval[1]:.3f})"
+
+
+def measured_rows(results: Sequence[SubNetworkResult]) -> str:
+    """Say on how many rows records were measured, such as ``9,815 and 9,832 rows``; empty if nobody knows."""
+    counts = dict.fromkeys(count for result in results for count in result.rows.values())
+    told = " and ".join(f"{count:,}" for count in counts)
+    brackets = ", 95 % intervals in brackets" if any(result.intervals for result in results) else ""
+    return told and f"{told} {'row' if told == '1' else 'rows'}{brackets}"
+
+
 def render_html(results: Sequence[SubNetworkResult]) -> str:
     """Render the same table as HTML, for notebooks."""
     header, *rows = [_columns(results, None), *_rows(results, None)]
@@ -110,7 +127,7 @@ def metric_names(results: Sequence[SubNetworkResult]) -> list[str]:
 
 
 def write_results(results: Sequence[SubNetworkResult], path: str | os.PathLike[str]) -> Path:
-    """Write the records as ``.json`` or ``.csv``; the file appears whole or not at all."""
+    """Write the records as ``.json`` or ``.csv`` (without rows and intervals); it appears whole or not at all."""
     path = Path(path)
     write = {".json": _write_json, ".csv": _write_csv}[_format_of(path)]
     with whole_file(path, newline="") as file:
@@ -160,7 +177,7 @@ def _rows(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]]
     def cell(column: str, result: SubNetworkResult) -> str:
         if column in cells:
             return cells[column](result)
-        return _number(result.metrics.get(column), lambda value: f"{value:.4f}", zero_is_missing=False)
+        return format_score(result, column)
 
     return [[cell(column, result) for column in _columns(results, root)] for result in results]
 

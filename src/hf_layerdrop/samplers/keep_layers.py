@@ -8,6 +8,7 @@ The same parser serves Python and the command line:
 - ``"every_other"``, ``"every_other:p"``, ``"nested:6"``, ``"first:6"``, ``"last:6"``, ``"all"``: strategies by name;
 - ``{"encoder": 6, "decoder": "::2"}``, ``"encoder=6;decoder=::2"``: by stack, where stacks not named stay whole;
   without names, a depth or a rule goes to both stacks of an encoder-decoder, and only ``all`` to those of others;
+- ``"best:6"``, ``"fastest:0.99"``: the recommended sets of the checkpoint decide (`measured_sets`);
 - ``"selection.json"``: a selection file, ``{"keep_layers": {"encoder": [0, 2]}}``; in Python also the record itself.
 """
 
@@ -21,11 +22,15 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from numbers import Real
-from typing import Any, Protocol, SupportsIndex, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, TypeGuard
 
 from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
 from hf_layerdrop.errors import KeepLayersError
+from hf_layerdrop.samplers.measured_sets import asks_for_fastest, asks_for_measured, measured_set
 from hf_layerdrop.samplers.nested import nested_set
+
+if TYPE_CHECKING:
+    from hf_layerdrop.checkpoints.recommended_file import Recommended
 
 
 class KeepsLayers(Protocol):
@@ -57,26 +62,49 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _SLICE = re.compile(r"([+-]?[0-9]{1,18})?:([+-]?[0-9]{1,18})?(?::([+-]?[0-9]{1,18})?)?")
 _LONGEST_TEXT = 10_000  # characters: a thousand layers by number
 _SAME_IF_ALONE = {"encoder", "layers"}
-_FORMS = "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, nested:n, first:n or last:n"
+_FORMS = (
+    "a depth (6), indices (0,2,4), a slice (::2), all, every_other, every_other:p, nested:n, first:n, last:n, or of "
+    "the sets that were measured best:n or fastest:share"
+)
 
 
-def parse_keep_layers(spec: KeepLayers, depths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def parse_keep_layers(
+    spec: KeepLayers, depths: Mapping[str, int], *, recommended: Recommended | None = None
+) -> dict[str, tuple[int, ...]]:
     """Return the sorted indices of the layers to keep, for every stack in ``depths``.
 
     Args:
         spec: Any form of the grammar (see the module); None keeps everything.
         depths: Number of layers of each stack of the model or checkpoint that is about to be cut.
+        recommended: For ``best:n`` and ``fastest:share``, which alone read it: the recommended sets, or the checkpoint
+            that has them beside it.
 
     Raises:
+        CheckpointError: The recommended sets cannot be read.
         KeepLayersError: The specification cannot be read, or does not fit these stacks.
     """
+    by_stack = _named_stacks(resolve(spec, depths, recommended), depths)
+    return {stack: _parse_stack(by_stack.get(stack), stack, depth) for stack, depth in depths.items()}
+
+
+def resolve(spec: KeepLayers, depths: Mapping[str, int], recommended: Recommended | None) -> KeepLayers:
+    """Return the measured set that ``best:n`` or ``fastest:share`` means, as a record; all else as it is.
+
+    Raises:
+        CheckpointError: The recommended sets cannot be read.
+        KeepLayersError: There are none, or none that fits.
+    """
+    return measured_set(_named_stacks(spec, depths), depths, recommended) if asks_for_measured(spec) else spec
+
+
+def _named_stacks(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[str, Any]:
     by_stack = _by_its_only_name(_split_by_stack(spec, depths), depths)
     unknown = [stack for stack in by_stack if stack not in depths]
     if unknown:
         raise KeepLayersError(
             f"keep_layers names the stack {_shown(unknown[0])}, but this model has {_listed(depths)}: use these names."
         )
-    return {stack: _parse_stack(by_stack.get(stack), stack, depth) for stack, depth in depths.items()}
+    return by_stack
 
 
 def _by_its_only_name(by_stack: Mapping[Any, Any], depths: Mapping[str, int]) -> Mapping[Any, Any]:
@@ -170,6 +198,8 @@ def _split_by_stack(spec: KeepLayers, depths: Mapping[str, int]) -> Mapping[Any,
         return spec
     if spec is None or (isinstance(spec, str) and spec.strip() == "all"):
         return dict.fromkeys(depths)
+    if asks_for_fastest(spec):  # of the whole model
+        return dict.fromkeys(depths, spec)
     if not _is_for_each_stack(spec, depths):
         example = ";".join(f"{stack}={max(1, depth // 2)}" for stack, depth in depths.items())
         raise KeepLayersError(
@@ -413,7 +443,7 @@ def _as_integer(value: Any) -> int | None:
 
 def _unreadable(spec: Any, stack: str) -> KeepLayersError:
     name = spec.partition(":")[0].strip().lower().replace("-", "_") if isinstance(spec, str) else ""
-    nearest = difflib.get_close_matches(name[:64], _STRATEGIES, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:64], [*_STRATEGIES, "best", "fastest"], n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? Otherwise give" if nearest else "give"
     return KeepLayersError(
         f"keep_layers is {_shown(spec)} for the stack {stack!r}, which is not known: {hint} {_FORMS}."

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 
-from hf_layerdrop.checkpoints.journal import Journal, reading_records
+from hf_layerdrop.checkpoints.journal import Journal, Record, reading_records
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.space import Key, Layers, key_of
 
 _KIND = "a search"
-_FIELDS = [field.name for field in fields(SubNetworkResult)]
+_LATER = ("rows", "intervals")  # which a journal of an older version has not
+_FIELDS = [field.name for field in fields(SubNetworkResult) if field.name not in _LATER]
 
 
 class ScoreJournal:
@@ -26,7 +27,7 @@ class ScoreJournal:
         ours = (record for record in self._journal.records if record["fingerprint"] == fingerprint)
         self._known: dict[Key, SubNetworkResult] = {}
         with reading_records(path, _KIND):
-            self._know([SubNetworkResult.from_dict({name: record[name] for name in _FIELDS}) for record in ours])
+            self._know([SubNetworkResult.from_dict(_without_fingerprint(record)) for record in ours])
 
     def find(self, kept: Layers) -> SubNetworkResult | None:
         """Return the result of a sub-network, or None if it was not scored yet."""
@@ -39,3 +40,7 @@ class ScoreJournal:
 
     def _know(self, results: Sequence[SubNetworkResult]) -> None:
         self._known.update({key_of(result.keep_layers): result for result in results})
+
+
+def _without_fingerprint(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name != "fingerprint"}

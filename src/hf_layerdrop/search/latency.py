@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.evaluation.stopwatch import Stopwatch
 from hf_layerdrop.pruning.prune import Cutter
-from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers
 from hf_layerdrop.search.importance import without_labels
 from hf_layerdrop.search.space import Layers
 
@@ -42,9 +42,7 @@ def measure_latency(
         length: Tokens a row; None for as many as the batch has.
     """
     cutter = Cutter(model)
-    return LatencyMeter(model, cutter, batch, batch_size, length).milliseconds(
-        parse_keep_layers(keep_layers, cutter.depths)
-    )
+    return LatencyMeter(model, cutter, batch, batch_size, length).milliseconds(cutter.parse(keep_layers))
 
 
 @dataclass

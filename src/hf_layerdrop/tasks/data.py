@@ -72,7 +72,8 @@ def load_task_data(
     checked = {split: task.kind.check(rows, task, _place(split, files)) for split, rows in raw.items()}
     if files:  # whatever they hold: a card must not say that it is the data set of the Hub
         task = replace(task, hub_name=None, hub_config=None)
-    return TaskData(task, checked.pop("train", None), checked)
+    named = tuple(str(path) for split, path in files.items() if split != "train")
+    return TaskData(task, checked.pop("train", None), checked, files=named)
 
 
 def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None, rows: Dataset) -> Task:

@@ -213,6 +213,7 @@ class TaskData:
         cut_targets: Of how many the text that is generated did.
         max_length: The most tokens that an input could have.
         max_target_length: The most tokens that a text that is generated could have.
+        files: The local files of the validation rows, if they come from such.
     """
 
     task: Task
@@ -223,6 +224,7 @@ class TaskData:
     cut_targets: Mapping[str, int] = field(default_factory=dict)
     max_length: int | None = None
     max_target_length: int | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def cuts(self) -> Iterator[str]:

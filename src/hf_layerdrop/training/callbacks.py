@@ -28,7 +28,7 @@ from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer
 from hf_layerdrop.injection.inject import injected_model, layerdrop_state, scale_rates
 from hf_layerdrop.pruning.prune import Cutter
-from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers
 from hf_layerdrop.samplers.schedules import SCHEDULES, Schedule, make_schedule
 
 _METRIC_OF_A_DEPTH = re.compile(r"depth_\w*?\d")  # and not a user's own, such as depth_error
@@ -96,8 +96,9 @@ class DepthEvaluationCallback(TrainerCallback):
         trainer = calling_trainer()
         callbacks = trainer.callback_handler.callbacks
         cutter = Cutter(trainer.accelerator.unwrap_model(trainer.model))
+        self.depths = [cutter.resolve(spec) for spec in self.depths]  # the same ones all along
         specs = [spec for callback in callbacks if isinstance(callback, type(self)) for spec in callback.depths]
-        kept = [parse_keep_layers(spec, cutter.depths) for spec in specs]
+        kept = [cutter.parse(spec) for spec in specs]
         _check_best(args.metric_for_best_model, [depth_name(layers, cutter.depths) for layers in kept])
         for layers in kept:
             cutter.check(layers)

@@ -20,22 +20,24 @@ from zipfile import is_zipfile
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import saved_provenance
+from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, recommended_of
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError, said_by
 from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import RESULTS_FILE
 from hf_layerdrop.samplers.config import LayerDropConfig
-from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers, resolve
 from hf_layerdrop.samplers.schedules import Schedule
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
 from hf_layerdrop.training.from_config import ModelFromConfig
+from hf_layerdrop.training.recommend import note_recommended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-RESULTS_FILE = "depth_results.json"
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
 AUTO = "auto"  # the same if there is one, else a new run: what a job needs that is started again by a machine
 
@@ -50,7 +52,7 @@ class TrainingRun:
         trainer: The trainer, holding the trained model.
         results: One record a sub-network that was measured at the end.
         output_dir: Folder of the trained model, its tokenizer and its checkpoints; a plain transformers checkpoint.
-        results_file: The records as JSON.
+        results_file: The records as JSON; they are the checkpoint's recommended sets, too.
         layer_forwards: Layers that ran in training forwards, a batch each: what the run has cost, before a resume too.
         signatures: What sacrebleu says of the settings of its metrics, by name; empty for others.
     """
@@ -149,14 +151,17 @@ def train(
             on_start(trainer, encoded)
         _note_data(network, data)
         continue_training(trainer, output_dir, checkpoint)
+    writes = trainer.is_world_process_zero()
+    if writes:
+        (output_dir / RECOMMENDED_FILE).unlink(missing_ok=True)  # of other weights
     trainer.save_model()
     trainer.save_state()
     results_file = output_dir / RESULTS_FILE
-    writes = trainer.is_world_process_zero()
     keep = partial(keep_records, results_file if writes else None)
     results = measure_depths(trainer, encoded, depths, done=keep)
     if writes:
         _write(results, results_file)
+        note_recommended(output_dir, results, trainer, encoded)
     signatures = getattr(trainer.compute_metrics, "signatures", {})
     # Not the one that was given: Trainer may have made another of it, from a checkpoint.
     count = next(one for one in trainer.callback_handler.callbacks if isinstance(one, LayerForwardsCallback))
@@ -208,7 +213,7 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
     if chosen is None:
         return _possible(halved_depths(depths), model)
-    specs = listed_depths(chosen)
+    specs = [resolve(spec, depths, partial(recommended_of, model)) for spec in listed_depths(chosen)]
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
@@ -236,7 +241,9 @@ def measured_on(data: TaskData) -> dict[str, Any]:
     """Name validation data as `MeasuredOn` does; nobody shall take local rows for the data set of the Hub."""
     task = data.task
     local = {"dataset": f"local-{task.name}"}
-    named = {"dataset": task.hub_name, "config": task.hub_config} if task.hub_name else local
+    folder = task.hub_name is not None and Path(task.hub_name).is_dir()  # whose path is nobody's business
+    hub_name = Path(task.hub_name).resolve().name if task.hub_name and folder else task.hub_name
+    named = {"dataset": hub_name, "config": task.hub_config} if hub_name else local
     split, *more = data.validation
     marked = dict(zip(task.metric_suffixes[1:], more, strict=False))
     return {**named, "split": split, **({"more_splits": marked} if marked else {})}
@@ -430,7 +437,7 @@ def measure_depths(
     sets: list[list[SubNetworkResult]] = []
     for rows in data.validation.values():
         evaluator = Evaluator(trainer, rows)
-        kept = [parse_keep_layers(spec, evaluator.cutter.depths) for spec in depths]
+        kept = [evaluator.cutter.parse(spec) for spec in depths]
         of_first = None if sets else done
         sets.append(evaluator.measure(kept, progress=not trainer.args.disable_tqdm, done=of_first))
         if done is not None:
@@ -452,9 +459,12 @@ def _joined_sets(sets: Sequence[Sequence[SubNetworkResult]], suffixes: Sequence[
 
 
 def _joined(same: Sequence[SubNetworkResult], suffixes: Sequence[str]) -> SubNetworkResult:
-    sets = zip(same, suffixes, strict=False)
-    metrics = {f"{name}{suffix}": value for result, suffix in sets for name, value in result.metrics.items()}
-    return replace(same[0], metrics=metrics)
+    by_set = [*zip(same, suffixes, strict=False)]
+
+    def named(field: str) -> dict[str, Any]:
+        return {f"{name}{suffix}": value for one, suffix in by_set for name, value in getattr(one, field).items()}
+
+    return replace(same[0], metrics=named("metrics"), rows=named("rows"), intervals=named("intervals"))
 
 
 def _write(results: Sequence[SubNetworkResult], path: Path) -> None:

@@ -1,0 +1,169 @@
+"""Note what was measured of a checkpoint in its recommended sets, and how, so that it can be measured so again.
+
+The table lies in the checkpoint's folder and goes wherever that goes. Paths of local files are nobody's business: they
+lie in ``.cache/huggingface`` of the folder, which no upload of the Hub's client takes along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_layerdrop.checkpoints.outputs import write_whole
+from hf_layerdrop.checkpoints.recommended import MeasuredWith, RecommendedSets
+from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, read_recommended, write_recommended
+from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
+from hf_layerdrop.errors import LayerDropError, said_by
+from hf_layerdrop.results.recommended import as_recommended
+from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.samplers.keep_layers import evenly_spread
+from hf_layerdrop.search.objective import find_objective
+from hf_layerdrop.tasks.task import TaskData
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+FILES = Path(".cache", "huggingface", "layerdrop_files.json")  # below a checkpoint's folder
+_LONGEST = 100_000  # bytes
+_CHUNK = 2**20
+
+
+def note_recommended(
+    folder: str | os.PathLike[str],
+    results: Sequence[SubNetworkResult],
+    trainer: Trainer,
+    data: TaskData,
+    *,
+    chosen_by: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Add measured sub-networks to the recommended sets of a checkpoint folder; say what was written.
+
+    What was measured otherwise (other data, lengths or weights) gives way. Where the folder cannot be written, a
+    warning says so, and nothing is lost but the note.
+
+    Args:
+        folder: The checkpoint; nothing is done for one on the Hub.
+        results: The records, of the task's validation sets.
+        trainer: What measured them.
+        data: The encoded data.
+        chosen_by: A set of layers by stack, and under ``strategy`` what chose it; others are ``spread`` or ``given``.
+    """
+    from hf_layerdrop.architectures.stacks import depths_of
+
+    folder = Path(folder)
+    if not folder.is_dir() or not results:
+        return None
+    depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
+    metric = data.task.headline + data.task.metric_suffixes[0]
+    machine = _machine(trainer)
+    try:
+        table = RecommendedSets(
+            depths=depths,
+            metric=metric,
+            greater_is_better=find_objective(metric, {metric: 0.0}, None).greater_is_better,
+            measured_with=measured_with(data, trainer),
+            sets=[as_recommended(one, _strategy(one, depths, chosen_by), machine) for one in _distinct(results)],
+        )
+        earlier = _earlier(folder)
+        joined = table.joined(earlier)
+        file = write_recommended(joined, folder)
+        _note_files(folder, data)
+    except (OSError, ValueError) as error:  # a metric of a name that cannot be one, too
+        warnings.warn(f"{str(folder / RECOMMENDED_FILE)!r} could not be written ({said_by(error)}).", stacklevel=2)
+        return None
+    replaced = earlier is not None and joined is table
+    return f"Wrote {file}" + (", in place of sets that were measured otherwise" if replaced else "")
+
+
+def measured_with(data: TaskData, trainer: Trainer) -> MeasuredWith:
+    """Say how encoded data is measured, without a path of this machine."""
+    task, generates = data.task, data.task.generation is not None
+    local = bool(data.files) or (task.hub_name is not None and Path(task.hub_name).is_dir())
+    split, *more = data.validation
+    beams = getattr(trainer.args, "generation_num_beams", None)
+    return MeasuredWith(
+        task=task.name,
+        dataset=f"local-{task.name}" if local else task.hub_name,
+        config=task.hub_config,
+        split=split,
+        more_splits=dict(zip(task.metric_suffixes[1:], more, strict=False)),
+        digest=_digest(data.files) if data.files else None,
+        text_columns=list(task.text_columns),
+        label_column=task.label_column or None,
+        max_length=data.max_length,
+        max_target_length=data.max_target_length if generates else None,
+        num_beams=(beams or task.generation.num_beams) if task.generation is not None else None,
+    )
+
+
+def noted_files(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Return the local files that a checkpoint was measured on, ``validation_file`` and ``dataset``; empty for none."""
+    try:
+        noted = read_json(Path(folder) / FILES, _LONGEST)
+    except Unreadable:
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _note_files(folder: Path, data: TaskData) -> None:
+    name = data.task.hub_name
+    files: dict[str, Any] = {"validation_file": [os.path.abspath(file) for file in data.files]} if data.files else {}
+    if not data.files and name is not None and Path(name).is_dir():
+        files["dataset"] = os.path.abspath(name)
+    if files:
+        write_whole(folder / FILES, json.dumps(files, indent=1))
+        write_whole(folder / FILES.with_name(".gitignore"), "*\n")
+    else:
+        (folder / FILES).unlink(missing_ok=True)
+
+
+def _earlier(folder: Path) -> RecommendedSets | None:
+    with suppress(LayerDropError):  # none, or one that is broken, which gives way
+        return read_recommended(folder)
+    return None
+
+
+def _distinct(results: Sequence[SubNetworkResult]) -> list[SubNetworkResult]:
+    return list({result.keep_layers: result for result in results}.values())
+
+
+def _strategy(result: SubNetworkResult, depths: Mapping[str, int], chosen_by: Mapping[str, Any] | None) -> str:
+    if chosen_by and dict(result.keep_layers) == {stack: tuple(chosen_by[stack]) for stack in depths}:
+        return str(chosen_by["strategy"])
+    spread = all(kept == evenly_spread(len(kept), depths[stack]) for stack, kept in result.keep_layers.items())
+    return "spread" if spread else "given"
+
+
+def _digest(files: Sequence[str]) -> str:
+    """Tell local files by what they hold."""
+    digest = hashlib.sha256()
+    for name in files:
+        with open(name, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _machine(trainer: Trainer) -> str:
+    import torch
+
+    device = trainer.args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        name = f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, {trainer.args.eval_batch_size} rows a batch"
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        if names := [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]:
+            return names[0]
+    return platform.processor() or platform.machine()
