@@ -1,0 +1,214 @@
+"""One training for several depths, at equal layer forwards: all-MiniLM-L6 on the package's sample of SST-2.
+
+Every arm gets as many layer forwards as ``steps`` steps of the whole model; "alone" cuts first and then trains that
+many steps, so that a shallow model costs its share, and all depths together what training each costs. Accuracy of 872
+rows, evenly spread cuts, without finetuning. Arms, seeds and depths are fixed here, before a run; ``journal`` keeps
+each run, and the same command goes on after an interrupt. ``short`` shows in a minute that it works, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+DEPTHS = (6, 4, 3, 2)
+LEARNING_RATE, ROWS, MAX_LENGTH = 1e-4, 32, 64
+
+
+def run(
+    steps: int = 100, seeds: str = "0", threads: int = 1, arms: str = "all", journal: str = "", short: bool = False
+) -> dict[str, Any]:
+    """Train every arm with every seed, and print accuracy by depth, mean and spread over the seeds."""
+    import torch
+
+    torch.set_num_threads(threads)
+    chosen = list(ARMS) if arms == "all" else arms.split(",")
+    if unknown := sorted(set(chosen) - set(ARMS)):
+        raise SystemExit(f"There is no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}.")
+    if short:
+        steps, seeds, chosen = 2, "0", chosen[:2] if arms == "all" else chosen
+    known = _read(Path(journal)) if journal else {}
+    runs = []
+    for seed in map(int, seeds.split(",")):
+        for arm in chosen:
+            key = f"{arm}, seed {seed}, {steps} steps"
+            if key not in known:
+                known[key] = {"key": key, "arm": arm, "seed": seed, **_measured(arm, seed, steps, short)}
+                print(f"{key}: {known[key]['accuracy']}, {known[key]['seconds']:.0f} s", flush=True)
+                if journal:
+                    with Path(journal).open("a") as file:
+                        file.write(json.dumps(known[key]) + "\n")
+            runs.append(known[key])
+    table = {arm: _summary([one for one in runs if one["arm"] == arm], steps) for arm in chosen}
+    _print(table, len(seeds.split(",")), steps)
+    return {"steps": steps, "seeds": seeds, "short": short, "depths": DEPTHS, "arms": table, "runs": runs}
+
+
+def _standard(seed: int) -> dict[str, Any]:
+    return {"layerdrop": 0.0}
+
+
+def _alone(depth: int) -> Callable[[int], dict[str, Any]]:
+    return lambda seed: {"layerdrop": 0.0, "keep_layers": depth}
+
+
+def _dropping(seed: int) -> dict[str, Any]:
+    from hf_layerdrop import LayerDropConfig
+
+    return {"layerdrop": LayerDropConfig(0.25, seed=seed)}
+
+
+def _by_depth(seed: int) -> dict[str, Any]:
+    from hf_layerdrop import LayerDropConfig
+
+    return {"layerdrop": LayerDropConfig(0.5, sampler="depth", seed=seed)}
+
+
+def _listed(seed: int) -> dict[str, Any]:
+    from hf_layerdrop import LayerDropConfig
+
+    return {"layerdrop": LayerDropConfig.for_depths(list(DEPTHS), seed=seed)}
+
+
+def _together(**settings: Any) -> Callable[[int], dict[str, Any]]:
+    return lambda seed: {"layerdrop": 0.0, "depths": {"seed": seed, **settings}}
+
+
+ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "standard": _standard,
+    "layerdrop": _dropping,
+    "sampler": _by_depth,
+    "list": _listed,
+    "together": _together(),
+    "together-labels": _together(distillation_weight=0.0),
+    "together-all": _together(per_step=len(DEPTHS)),
+    **{f"alone-{depth}": _alone(depth) for depth in DEPTHS[1:]},
+}
+
+TITLES = {
+    "standard": "standard, then cut",
+    "layerdrop": "LayerDrop 0.25",
+    "sampler": "sampler `depth`, rate 0.5",
+    "list": "`for_depths`: one depth a step",
+    "together": "`DepthTraining`: three depths a step, distilled",
+    "together-labels": "`DepthTraining`: three depths a step, labels alone",
+    "together-all": "`DepthTraining`: all four a step, distilled",
+    **{f"alone-{depth}": f"cut to {depth} first, trained alone" for depth in DEPTHS[1:]},
+}
+
+
+def _measured(arm: str, seed: int, steps: int, short: bool) -> dict[str, Any]:
+    """Train one arm; return the accuracy at each depth, what it cost and how long it took."""
+    import torch
+    from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+    from hf_layerdrop import AutoLayerDropModelForSequenceClassification, DepthTrainer, DepthTraining, evaluate_depths
+    from hf_layerdrop.cli.demo_run import demo_checkpoint, demo_data
+    from hf_layerdrop.tasks.classification import padding_collator
+    from hf_layerdrop.tasks.metrics import compute_metrics_for
+    from hf_layerdrop.tasks.task import tokenize
+
+    settings = ARMS[arm](seed)
+    together = settings.pop("depths", None)
+    set_seed(seed)
+    model = AutoLayerDropModelForSequenceClassification.from_pretrained(demo_checkpoint(), num_labels=2, **settings)
+    model.get_input_embeddings().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
+    data = tokenize(demo_data(), tokenizer, max_length=MAX_LENGTH)
+    validation = next(iter(data.validation.values()))
+    validation = validation.select(range(64)) if short else validation
+    lengths = [len(tokens) for tokens in validation["input_ids"]]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps if "keep_layers" in settings else round(6 * steps / _layers_a_step(model, together)),
+            per_device_train_batch_size=ROWS,
+            per_device_eval_batch_size=64,
+            learning_rate=LEARNING_RATE,
+            warmup_steps=0.1,
+            weight_decay=0.01,
+            use_cpu=not torch.accelerator.is_available(),
+            seed=seed,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        given = {
+            "model": model,
+            "args": arguments,
+            "train_dataset": data.train,
+            "eval_dataset": validation.select(sorted(range(len(lengths)), key=lengths.__getitem__)),
+            "data_collator": padding_collator(tokenizer),
+            "compute_metrics": compute_metrics_for(data.task),
+        }
+        trainer = (
+            Trainer(**given)
+            if together is None
+            else DepthTrainer(**given, depth_training=DepthTraining(list(DEPTHS), **together))
+        )
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        depth = model.config.num_hidden_layers
+        found = evaluate_depths(trainer, depths=[one for one in DEPTHS if one <= depth])
+    own = settings.get("keep_layers")
+    accuracy = {str(len(one.keep_layers["encoder"])): one.metrics["accuracy"] for one in found}
+    return {
+        "accuracy": {str(own): accuracy[str(own)]} if own else accuracy,
+        "optimizer_steps": arguments.max_steps,
+        "layer_forwards": _spent(trainer, arguments.max_steps),
+        "seconds": seconds,
+    }
+
+
+def _layers_a_step(model: Any, together: Mapping[str, Any] | None) -> float:
+    """Return how many layers a step runs in the mean, forwards of several depths added up."""
+    from hf_layerdrop import layerdrop_state
+
+    if together is None:
+        return float(next(iter(layerdrop_state(model).draws.values())).mean_kept)
+    if together.get("per_step") == len(DEPTHS):
+        return float(sum(DEPTHS))
+    return DEPTHS[0] + DEPTHS[-1] + mean(DEPTHS[1:-1])
+
+
+def _spent(trainer: Any, steps: int) -> int:
+    from hf_layerdrop import layerdrop_state
+
+    (draw,) = layerdrop_state(trainer.model).draws.values()
+    return round(draw.layer_forwards)
+
+
+def _read(journal: Path) -> dict[str, dict[str, Any]]:
+    if not journal.exists():
+        return {}
+    rows = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
+    return {row["key"]: row for row in rows}
+
+
+def _summary(runs: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    by_depth = {}
+    for depth in map(str, DEPTHS):
+        if values := [one["accuracy"][depth] for one in runs if depth in one["accuracy"]]:
+            by_depth[depth] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+    return {"accuracy": by_depth, "budget": mean(one["layer_forwards"] for one in runs) / (6 * steps)}
+
+
+def _print(table: Mapping[str, Any], seeds: int, steps: int) -> None:
+    print(f"\nAccuracy, {seeds} seeds (mean, and standard deviation over the seeds), budget of {steps} whole steps\n")
+    print(f"| training | layer forwards | {' | '.join(map(str, DEPTHS))} |\n| --- | ---: |{' ---: |' * len(DEPTHS)}")
+    for arm, row in table.items():
+        shown = [_shown(row["accuracy"].get(str(depth))) for depth in DEPTHS]
+        print(f"| {TITLES[arm]} | {row['budget']:.2f} | {' | '.join(shown)} |")
+
+
+def _shown(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['mean']:.3f}" + (f" ({found['sd']:.3f})" if found["sd"] is not None else "")
