@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_layerdrop.architectures.stacks import depths_of
-from hf_layerdrop.pruning.prune import count_parameters, prune_layers
+from hf_layerdrop.pruning.prune import Cutter, count_parameters
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 from hf_layerdrop.tasks.registry import load_task
 from hf_layerdrop.training.from_config import special_fields
@@ -103,8 +103,10 @@ def _shape(run: Run) -> _Shape:
     whole = _model(run)
     depths, parameters = depths_of(whole), count_parameters(whole)
     kept = {name: parse_keep_layers(spec, depths) for name, spec in run.size.cuts.items()}
-    cuts = {name: parameters if name == WHOLE else _cut(run, layers) for name, layers in kept.items()}
-    layers = {stack: parameters - _cut(run, {stack: tuple(range(depths[stack] - 1))}) for stack in depths}
+    cutter = Cutter(whole)
+    cuts = {name: parameters if name == WHOLE else _cut(cutter, whole, layers) for name, layers in kept.items()}
+    all_but_one = {stack: parse_keep_layers({stack: range(depth - 1)}, depths) for stack, depth in depths.items()}
+    layers = {stack: parameters - _cut(cutter, whole, rest) for stack, rest in all_but_one.items()}
     return _Shape(
         cuts,
         layers,
@@ -113,8 +115,7 @@ def _shape(run: Run) -> _Shape:
     )
 
 
-def _cut(run: Run, kept: Mapping[str, tuple[int, ...]]) -> int:
+def _cut(cutter: Cutter, whole: PreTrainedModel, kept: Mapping[str, tuple[int, ...]]) -> int:
     """Return the parameters of what is left."""
-    model = _model(run)
-    prune_layers(model, kept)
-    return count_parameters(model)
+    with cutter.sub_network(kept):
+        return count_parameters(whole)
