@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
 	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
-.PHONY: demo test all-but-claim quality quick unit oldest next claim readme integrations notebooks site serve-site mutants architectures clean
+.PHONY: demo test all-but-claim quality quick unit oldest next claim readme integrations notebooks site serve-site mutants gpu gpu-short architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -34,7 +34,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 3 --output-sync=target claim all-but-claim
 
 all-but-claim: $(VENV)/.installed-dev
-	nice $(MAKE) unit oldest notebooks quality readme site
+	nice $(MAKE) unit oldest notebooks gpu-short quality readme site
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -95,8 +95,24 @@ mutants: $(VENV)/.installed-dev
 architectures: $(VENV)/.installed-dev
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m architectures --page docs/architectures.md --data src/hf_layerdrop/architectures/walked.py
 
+# All that only a GPU can tell, in eight minutes, part by part: `make gpu` where there is one, with torch and transformers in
+# $(PYTHON). A run that was cut short goes on. On a machine that reaches no registry, WHEELS=FOLDER puts in place what
+# `python -m benchmarks.gpu.wheels FOLDER` collected elsewhere. `make gpu DEVICE=cpu SHORT=1` tries every part here.
+DEVICE ?= cuda
+GPU_PYTHON = $(if $(wildcard $(VENV)/.installed-dev),$(BIN)/python,$(PYTHON))
+gpu: $(if $(filter cpu,$(DEVICE)),$(VENV)/.installed-dev)
+ifdef WHEELS
+	$(PYTHON) -m pip install --no-index --no-deps --no-compile --upgrade --target $(WHEELS)/site $(wildcard $(WHEELS)/*.whl)
+endif
+	PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests:$(if $(WHEELS),$(abspath $(WHEELS))/site:)$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks gpu \
+		--device $(DEVICE) $(if $(SHORT),--short True --output gpu-results-short) $(GPU_ARGS)
+
+# A part of `test`: that every part of it runs.
+gpu-short: $(VENV)/.installed-dev
+	$(MAKE) gpu DEVICE=cpu SHORT=1 GPU_ARGS="--again True"
+
 clean:
-	rm -rf $(VENV) demo-output mutants .site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output gpu-results* mutants .site .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
