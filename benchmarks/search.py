@@ -59,7 +59,7 @@ def run(
 
 
 def _search_shared(
-    model: Any, data: list[Any], sets: list[Any], memory_limit_mb: float, now: Callable[[], float]
+    model: Any, data: list[Any], sets: list[Any], memory_limit_mb: float, now: Callable[[], float] = CLOCKS["wall"]
 ) -> dict[str, Any]:
     from hf_layerdrop.evaluation.evaluate import Evaluator
 
