@@ -137,6 +137,7 @@ def test_what_cannot_be_looked_into_is_refused_and_a_cache_is_left_out() -> None
         ("position_ids", (ROWS, TOKENS), True),
         ("position_ids", (3, ROWS, TOKENS), False),
         ("encoder_hidden_states", (ROWS, 9, WIDTH), True),
+        ("position_embeddings", (TOKENS, WIDTH), True),
         ("any", (ROWS, 9), False),
         ("any", (1, 9), True),
     ],
