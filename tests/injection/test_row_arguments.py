@@ -108,6 +108,15 @@ def test_a_layer_that_mixes_rows_is_refused() -> None:
         tried("across rows", torch.ones(ROWS, TOKENS, WIDTH))
 
 
+def test_nothing_is_tried_on_weights_that_ranks_would_have_to_gather_together() -> None:
+    layer = Layer("a row each")
+    layer.weight = nn.Parameter(torch.zeros(1))
+    layer.weight.ds_id = 0  # what DeepSpeed puts on weights that it shards
+    call = Call.of(layer, (torch.zeros(ROWS, TOKENS, WIDTH),), {"extra": torch.ones(ROWS, TOKENS)})
+    with pytest.raises(UnsupportedModelError, match="is not tried on weights that are sharded"):
+        try_arguments(layer, layer, call, Batched().unknown(call, ROWS), ROWS)
+
+
 def test_what_cannot_be_looked_into_is_refused_and_a_cache_is_left_out() -> None:
     mask = create_block_mask(lambda row, head, one, other: one >= other, ROWS, None, 128, 128, device="cpu")
     layer = Layer("a row each")
@@ -128,6 +137,7 @@ def test_what_cannot_be_looked_into_is_refused_and_a_cache_is_left_out() -> None
         ("position_ids", (ROWS, TOKENS), True),
         ("position_ids", (3, ROWS, TOKENS), False),
         ("encoder_hidden_states", (ROWS, 9, WIDTH), True),
+        ("position_embeddings", (TOKENS, WIDTH), True),
         ("any", (ROWS, 9), False),
         ("any", (1, 9), True),
     ],

@@ -275,3 +275,18 @@ def test_layers_of_other_rates_share_one_counter_with_the_other_stack():
     seen = rows_that_run(model, batch)
     assert seen == {"encoder": [3] * DEPTH, "decoder": [6] * DEPTH}
     assert_same_tensors(dict(model.named_parameters()), dict(build(BART).named_parameters()))
+
+
+def test_adapters_are_trained_on_the_rows_that_run():
+    peft = pytest.importorskip("peft")
+    model, batch = by_row(build(BERT)), wide_batch()
+    expected = loss_of(model, batch)
+    remove_layerdrop(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "value"]))
+    by_row(adapted)
+    loss = loss_of(adapted, batch)
+    assert torch.allclose(loss, expected)  # new adapters add nothing
+    loss.backward()
+    trained = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
+    assert len(trained) == 2 * DEPTH
+    assert all(weight.grad.any() for weight in trained)

@@ -29,6 +29,8 @@ _BATCHED = {
     "position_bias": (4,),
     "encoder_decoder_position_bias": (4,),
 }
+# Arguments that are for all rows: of the tokens, whatever their number.
+_SHARED = {"position_embeddings": (2,), "cache_position": (1,)}
 _PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
 
 # The dimension of a tensor that holds the rows, each once or as a block of several entries; None if none does.
@@ -121,7 +123,9 @@ class Batched:
         def note(path: str, tensor: torch.Tensor) -> torch.Tensor:
             key = (path, tensor.dim())
             if tensor.dim() and key not in self._found:
-                if _is_known_by_name(path, tensor, rows):
+                if tensor.dim() in _SHARED.get(path.partition(".")[0], ()):
+                    self._found[key] = None
+                elif _has_rows_by_name(path, tensor, rows):
                     self._found[key] = 0
                 elif tensor.shape[0] != 1 or (tensor.dim() > 1 and tensor.shape[1] == rows):
                     unknown[key] = tensor
@@ -161,7 +165,7 @@ def of_rows(tensor: torch.Tensor, along: int, rows: int, kept: torch.Tensor) -> 
     return tensor.unflatten(along, (rows, -1)).index_select(along, kept).flatten(along, along + 1)
 
 
-def _is_known_by_name(path: str, tensor: torch.Tensor, rows: int) -> bool:
+def _has_rows_by_name(path: str, tensor: torch.Tensor, rows: int) -> bool:
     name = path.partition(".")[0]
     if tensor.dim() not in _BATCHED.get(name, ()) or tensor.shape[0] not in (1, rows):
         return False
