@@ -23,15 +23,26 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+# Arguments of loading with which a model computes something else than what lies in the checkpoint.
+_CHANGING = ("dtype", "torch_dtype", "quantization_config", "load_in_8bit", "load_in_4bit", "variant", "config")
+_CHANGING += ("gguf_file", "state_dict", "model_class")
 
-def source_table(
+
+def measured_source(
     model: PreTrainedModel | str | os.PathLike[str], source: Source | None, options: Mapping[str, Any]
-) -> RecommendedSets | None:
-    """Return the recommended sets of a source that is about to be cut; None, with a warning, for a broken table.
+) -> Source | None:
+    """Return the source if what was measured of it holds for the model; else None.
 
-    A model in memory may have been trained since it was loaded, so that nothing is known of it.
+    A model in memory may have been trained since it was loaded, so that nothing is known of it; nor is of weights that
+    are loaded as others than are stored.
     """
-    if source is None or not isinstance(model, str | os.PathLike):
+    changed = any(options.get(name) not in (None, "auto") for name in _CHANGING)
+    return source if isinstance(model, str | os.PathLike) and not changed else None
+
+
+def source_table(source: Source | None, options: Mapping[str, Any]) -> RecommendedSets | None:
+    """Return the recommended sets of a source that is about to be cut; None, with a warning, for a broken table."""
+    if source is None:
         return None
     try:
         table = table_beside(source.name, {**options, "revision": source.revision})
