@@ -202,16 +202,18 @@ class RecommendedSets(_Record):
         depths = {stack: len(layers) for stack, layers in kept.items()}
         return self.model_copy(update={"depths": depths, "sets": within}) if within else None
 
-    def joined(self, earlier: RecommendedSets | None) -> RecommendedSets:
+    def joined(self, earlier: RecommendedSets | None, *, same_weights: bool = False) -> RecommendedSets:
         """Return these sets and those of an earlier table, if that was measured in the same way, of the same weights.
 
         A set that both have is the one of now, but keeps the strategy that once chose it. If its scores differ, the
-        weights do, and the earlier table is left out.
+        weights do, and the earlier table is left out; also if no set is in both, unless the weights are known to be the
+        same.
         """
         if earlier is None or not self._is_comparable(earlier):
             return self
         now, before = ({_key(one): one for one in table.sets} for table in (self, earlier))
-        if any(_differ(now[key], before[key]) for key in now.keys() & before.keys()):
+        both = now.keys() & before.keys()
+        if not (both or same_weights) or any(_differ(now[key], before[key]) for key in both):
             return self
         kept = {key: before[key].chosen_by for key in before if now.get(key, before[key]).chosen_by in _UNCHOSEN}
         renewed = [one.model_copy(update={"chosen_by": kept.get(key, one.chosen_by)}) for key, one in now.items()]

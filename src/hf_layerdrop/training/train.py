@@ -20,7 +20,7 @@ from zipfile import is_zipfile
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, recommended_of
+from hf_layerdrop.checkpoints.recommended_file import recommended_of
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError, said_by
@@ -33,7 +33,7 @@ from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
 from hf_layerdrop.training.from_config import ModelFromConfig
-from hf_layerdrop.training.recommend import note_recommended
+from hf_layerdrop.training.recommend import forget_recommended, note_recommended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -153,7 +153,7 @@ def train(
         continue_training(trainer, output_dir, checkpoint)
     writes = trainer.is_world_process_zero()
     if writes:
-        (output_dir / RECOMMENDED_FILE).unlink(missing_ok=True)  # of other weights
+        forget_recommended(output_dir)  # of other weights
     trainer.save_model()
     trainer.save_state()
     results_file = output_dir / RESULTS_FILE
