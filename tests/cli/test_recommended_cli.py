@@ -176,4 +176,4 @@ def test_training_leaves_a_table_of_the_new_weights(model, rows, tmp_path):
     assert kept_by(read_recommended(output)) == {(1, 2), (0, 1, 3), (3,)}
     write_recommended(table_for(), output)  # of weights that the next run replaces
     train(data, str(model), TrainingArguments(output, **settings), eval_depths=[1], overwrite=True)
-    assert kept_by(read_recommended(output)) == {(0,)}
+    assert kept_by(read_recommended(output)) == {(3,)}
