@@ -17,6 +17,8 @@ from hf_layerdrop.errors import KeepLayersError
 
 VERSION: Literal[1] = 1
 MOST_SETS = 1000
+MOST_STACKS = 20  # no model has half as many, and a sentence lists them
+_SHOWN = 12  # of the depths that were measured
 _SAME = 1e-3  # relative; what other batch sizes or machines change in a metric is far below
 _Depths = Mapping[str, int]
 
@@ -109,7 +111,7 @@ class RecommendedSets(_Record):
     """
 
     version: Literal[1] = VERSION
-    depths: dict[Line, Annotated[int, Field(strict=True, ge=1, le=100_000)]]
+    depths: Annotated[dict[Line, Annotated[int, Field(strict=True, ge=1, le=100_000)]], Field(max_length=MOST_STACKS)]
     metric: Line
     greater_is_better: Annotated[bool, Field(strict=True)] = True
     measured_with: MeasuredWith = MeasuredWith()
@@ -162,9 +164,10 @@ class RecommendedSets(_Record):
         """
         found = [one for one in self._scored() if one.depths == dict(depths)]
         if not found:
-            known = dict.fromkeys(_listed(one.depths) for one in self._scored())
+            known = [*dict.fromkeys(_listed(one.depths) for one in self._scored())]
+            shown = [*known[:_SHOWN], *([f"{len(known) - _SHOWN} others"] if len(known) > _SHOWN else [])]
             raise KeepLayersError(
-                f"No recommended set keeps {_listed(depths)}; measured were {', or '.join(known) or 'none'}: give one "
+                f"No recommended set keeps {_listed(depths)}; measured were {', or '.join(shown) or 'none'}: give one "
                 "of these, or measure this depth with hf-layerdrop sweep or search."
             )
         return min(found, key=self._order)
