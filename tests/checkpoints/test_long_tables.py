@@ -14,7 +14,7 @@ LONGEST = 1000  # characters of a sentence
 
 def test_a_table_of_a_thousand_stacks_is_refused_shortly(tmp_path):
     stacks = [f"{'x' * 190}{number}" for number in range(1000)]
-    one = {"keep_layers": dict.fromkeys(stacks, [0]), "parameters": 1, "metrics": {"accuracy": 1.0}}
+    one = {"keep_layers": {stack: [0] for stack in stacks}, "parameters": 1, "metrics": {"accuracy": 1.0}}
     content = {"version": 1, "depths": dict.fromkeys(stacks, 1), "metric": "accuracy", "sets": [one]}
     (tmp_path / "layerdrop.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="depths") as refusal:

@@ -121,8 +121,12 @@ def _note_files(folder: Path, data: TaskData) -> None:
     files: dict[str, Any] = {"validation_file": [os.path.abspath(file) for file in data.files]} if data.files else {}
     if not data.files and name is not None and Path(name).is_dir():
         files["dataset"] = os.path.abspath(name)
-    write_whole(folder / FILES, json.dumps({**files, "weights": _weights(folder)}, indent=1))
-    write_whole(folder / FILES.with_name(".gitignore"), "*\n")
+    notes = folder / FILES
+    if not notes.parent.resolve().is_relative_to(folder.resolve()):  # by a link, which a stranger's folder may hold
+        return
+    write_whole(notes, json.dumps({**files, "weights": _weights(folder)}, indent=1))
+    if not (ignored := notes.with_name(".gitignore")).exists():
+        write_whole(ignored, "*\n")
 
 
 def _weights(folder: Path) -> str:
