@@ -39,3 +39,11 @@ def test_a_model_that_was_trained_since_does_not(source, tmp_path):
     cut = save_pruned(model, tmp_path / "cut", keep_layers=[1, 2])
     assert not (cut / "layerdrop.json").exists()
     assert "Quality against depth" not in (cut / "README.md").read_text()
+
+
+def test_pickled_weights_say_why_they_do_not(source, tmp_path, caplog):
+    torch.save(load_checkpoint(source).state_dict(), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    cut = save_pruned(source, tmp_path / "cut", keep_layers="best:2", use_safetensors=False)
+    assert not (cut / "layerdrop.json").exists()
+    assert "save them as safetensors first" in caplog.text

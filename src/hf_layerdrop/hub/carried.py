@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.recommended import RecommendedSets
 from hf_layerdrop.checkpoints.recommended_file import table_beside
-from hf_layerdrop.errors import KeepLayersError, LayerDropError
+from hf_layerdrop.errors import CheckpointError, KeepLayersError, LayerDropError
 from hf_layerdrop.hub.origin import Source
 from hf_layerdrop.reports.card import MeasuredOn
 from hf_layerdrop.results.recommended import as_results
@@ -89,6 +89,8 @@ def _depths(source: Source, options: Mapping[str, Any]) -> dict[str, int]:
     from hf_layerdrop.checkpoints.remote_headers import read_headers
     from hf_layerdrop.checkpoints.stored_model import find_stored_model
 
+    if options.get("use_safetensors") is False:
+        raise CheckpointError("Pickled weights do not say which layers they hold: save them as safetensors first.")
     where = {name: options[name] for name in ("token", "subfolder", "cache_dir") if options.get(name) is not None}
     headers = read_headers(source.name, revision=source.revision, **where)
     return find_stored_model(headers, trust_remote_code=bool(options.get("trust_remote_code"))).depths
