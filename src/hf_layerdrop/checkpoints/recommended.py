@@ -77,7 +77,7 @@ class MeasuredWith(_Record):
         config: Its configuration.
         split: The split that was measured.
         more_splits: Further ones, by what is added to the names of their metrics.
-        digest: Of the content of local files.
+        digest: Of the content of local files; of a local data set, of their names and sizes.
         text_columns: The columns of the texts.
         label_column: The column of the labels.
         max_length: Longer inputs were cut to so many tokens.

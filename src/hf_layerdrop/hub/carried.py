@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 # Arguments of loading with which a model computes something else than what lies in the checkpoint.
-_CHANGING = ("dtype", "torch_dtype", "quantization_config", "load_in_8bit", "load_in_4bit", "variant", "config")
-_CHANGING += ("gguf_file", "state_dict", "model_class")
+_CHANGING = (
+    *("dtype", "torch_dtype", "quantization_config", "load_in_8bit", "load_in_4bit", "variant", "config"),
+    *("gguf_file", "state_dict", "model_class"),
+)
 
 
 def measured_source(

@@ -95,7 +95,11 @@ def measured_with(data: TaskData, trainer: Trainer) -> MeasuredWith:
         config=task.hub_config,
         split=split,
         more_splits=dict(zip(task.metric_suffixes[1:], more, strict=False)),
-        digest=_digest(data.files) if data.files else None,
+        digest=_digest(data.files)
+        if data.files
+        else _listing(Path(task.hub_name))
+        if local and task.hub_name
+        else None,
         text_columns=list(task.text_columns),
         label_column=task.label_column or None,
         max_length=data.max_length,
@@ -176,6 +180,12 @@ def _digest(files: Sequence[str]) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
+
+
+def _listing(folder: Path) -> str:
+    """Tell a local data set, which may be too large to read for it, by its files and their sizes."""
+    files = sorted((str(file.relative_to(folder)), file.stat().st_size) for file in folder.rglob("*") if file.is_file())
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _machine(trainer: Trainer) -> str:
