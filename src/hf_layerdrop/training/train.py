@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
 from hf_layerdrop.checkpoints.headers import read_config
@@ -37,6 +37,8 @@ from hf_layerdrop.training.recommend import forget_recommended, note_recommended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+T = TypeVar("T", bound=KeepLayers)
 
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
 AUTO = "auto"  # the same if there is one, else a new run: what a job needs that is started again by a machine
@@ -212,23 +214,23 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
     depths = depths_of(model)
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
     if chosen is None:
-        return _possible(halved_depths(depths), model)
+        return possible(halved_depths(depths), model)
     specs = [resolve(spec, depths, partial(recommended_of, model)) for spec in listed_depths(chosen)]
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
 
 
-def _possible(specs: Sequence[KeepLayers], model: PreTrainedModel) -> list[KeepLayers]:
+def possible(specs: Sequence[T], model: PreTrainedModel) -> list[T]:
     """Leave out the sub-networks that nobody has asked for and the model cannot be cut to."""
     from hf_layerdrop.pruning.prune import Cutter
 
-    cutter, possible = Cutter(model), []
+    cutter, found = Cutter(model), []
     for spec in specs:
         with suppress(UnsupportedModelError):
             cutter.check(parse_keep_layers(spec, cutter.depths))
-            possible.append(spec)
-    return possible
+            found.append(spec)
+    return found
 
 
 def _note_data(model: PreTrainedModel, data: TaskData) -> None:
