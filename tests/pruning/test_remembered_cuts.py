@@ -11,6 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, Gemma2Config, Gemma2ForCausalLM
 
 from hf_layerdrop.architectures import expressible
+from hf_layerdrop.architectures.expressible import built_on_meta
 from hf_layerdrop.errors import UnsupportedModelError
 from hf_layerdrop.pruning import plan, remembered_cuts
 from hf_layerdrop.pruning.plan import plan_cut
@@ -94,7 +95,8 @@ def test_a_damaged_answer_is_none(folder, checked, content):
 def test_an_answer_does_not_serve_under_another_name(folder, checked):
     plan_anew(bert(), [0, 2])
     (answer,) = folder.iterdir()
-    other = remembered_cuts._file(remembered_cuts.digest_of(BertForMaskedLM, bert(), {"encoder": (0, 3)}))
+    model = built_on_meta(BertForMaskedLM, bert())
+    other = remembered_cuts._file(remembered_cuts.digest_of(model, model.config, {"encoder": (0, 3)}))
     other.write_bytes(answer.read_bytes())
     plan_anew(bert(), [0, 3])
     assert checked == [2, 2]

@@ -17,6 +17,8 @@ from hf_layerdrop.errors import KeepLayersError
 
 VERSION: Literal[1] = 1
 MOST_SETS = 1000
+MOST_STACKS = 20  # no model has half as many, and a sentence lists them
+_SHOWN = 12  # of the depths that were measured
 _SAME = 1e-3  # relative; what other batch sizes or machines change in a metric is far below
 _Depths = Mapping[str, int]
 
@@ -75,7 +77,7 @@ class MeasuredWith(_Record):
         config: Its configuration.
         split: The split that was measured.
         more_splits: Further ones, by what is added to the names of their metrics.
-        digest: Of the content of local files.
+        digest: Of the content of local files; of a local data set, of their names and sizes.
         text_columns: The columns of the texts.
         label_column: The column of the labels.
         max_length: Longer inputs were cut to so many tokens.
@@ -109,7 +111,7 @@ class RecommendedSets(_Record):
     """
 
     version: Literal[1] = VERSION
-    depths: dict[Line, Annotated[int, Field(strict=True, ge=1, le=100_000)]]
+    depths: Annotated[dict[Line, Annotated[int, Field(strict=True, ge=1, le=100_000)]], Field(max_length=MOST_STACKS)]
     metric: Line
     greater_is_better: Annotated[bool, Field(strict=True)] = True
     measured_with: MeasuredWith = MeasuredWith()
@@ -162,9 +164,10 @@ class RecommendedSets(_Record):
         """
         found = [one for one in self._scored() if one.depths == dict(depths)]
         if not found:
-            known = dict.fromkeys(_listed(one.depths) for one in self._scored())
+            known = [*dict.fromkeys(_listed(one.depths) for one in self._scored())]
+            shown = [*known[:_SHOWN], *([f"{len(known) - _SHOWN} others"] if len(known) > _SHOWN else [])]
             raise KeepLayersError(
-                f"No recommended set keeps {_listed(depths)}; measured were {', or '.join(known) or 'none'}: give one "
+                f"No recommended set keeps {_listed(depths)}; measured were {', or '.join(shown) or 'none'}: give one "
                 "of these, or measure this depth with hf-layerdrop sweep or search."
             )
         return min(found, key=self._order)
@@ -202,16 +205,18 @@ class RecommendedSets(_Record):
         depths = {stack: len(layers) for stack, layers in kept.items()}
         return self.model_copy(update={"depths": depths, "sets": within}) if within else None
 
-    def joined(self, earlier: RecommendedSets | None) -> RecommendedSets:
+    def joined(self, earlier: RecommendedSets | None, *, same_weights: bool = False) -> RecommendedSets:
         """Return these sets and those of an earlier table, if that was measured in the same way, of the same weights.
 
         A set that both have is the one of now, but keeps the strategy that once chose it. If its scores differ, the
-        weights do, and the earlier table is left out.
+        weights do, and the earlier table is left out; also if no set is in both, unless the weights are known to be the
+        same.
         """
         if earlier is None or not self._is_comparable(earlier):
             return self
         now, before = ({_key(one): one for one in table.sets} for table in (self, earlier))
-        if any(_differ(now[key], before[key]) for key in now.keys() & before.keys()):
+        both = now.keys() & before.keys()
+        if not (both or same_weights) or any(_differ(now[key], before[key]) for key in both):
             return self
         kept = {key: before[key].chosen_by for key in before if now.get(key, before[key]).chosen_by in _UNCHOSEN}
         renewed = [one.model_copy(update={"chosen_by": kept.get(key, one.chosen_by)}) for key, one in now.items()]

@@ -85,8 +85,13 @@ def recommended_of(model: Any) -> RecommendedSets:
 
     Raises:
         CheckpointError: See `read_recommended`.
-        KeepLayersError: The model knows of no checkpoint, or that has none.
+        KeepLayersError: The model knows of no checkpoint, or that has none, or it has an adapter since.
     """
+    if getattr(model, "peft_config", None):
+        raise KeepLayersError(
+            "The model has an adapter of PEFT, and the recommended sets beside its base are of the base alone: load "
+            "the adapter's folder with keep_layers, merge it and measure that, or name the layers, such as 6."
+        )
     source = getattr(model, "name_or_path", None)
     if not source:
         raise KeepLayersError(

@@ -33,17 +33,18 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.console import PlainConsole, drawn
-from hf_layerdrop.cli.depths import parse_depths
+from hf_layerdrop.cli.depths import KeptByStack, parse_depths
 from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.results.plot import draw_depth_plot
 from hf_layerdrop.results.table import measured_rows, render_table, write_results
+from hf_layerdrop.samplers.keep_layers import format_keep_layers
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.recommend import note_recommended
-from hf_layerdrop.training.train import RESULTS_FILE, keep_records, measure_depths
+from hf_layerdrop.training.train import RESULTS_FILE, keep_records, measure_depths, possible
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -100,6 +101,8 @@ def sweep_command(
     loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
     sizes = Sizes(batch_size, asked.max_length, asked.max_target_length, asked.num_beams)
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
+        if depths.strip() == "all":  # and none of them asked for by name
+            sub_networks = _possible(sub_networks, trainer, console)
         results = measure_depths(trainer, encoded, sub_networks, done=partial(keep_records, folder / RESULTS_FILE))
         noted = note_recommended(model, results, trainer, encoded)
     measured = ", ".join(filter(None, (f"{name} on {data.task.name}", measured_rows(results))))
@@ -110,6 +113,14 @@ def sweep_command(
     written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
     for line in (*(f"Wrote {path}" for path in (folder, *written)), *([noted] if noted else [])):
         console.print(line, soft_wrap=True)
+
+
+def _possible(sub_networks: list[KeptByStack], trainer: Trainer, console: PlainConsole) -> list[KeptByStack]:
+    """Leave out what the model cannot be cut to, and say so."""
+    found = possible(sub_networks, trainer.accelerator.unwrap_model(trainer.model))
+    for kept in (one for one in sub_networks if one not in found):
+        console.print(f"Left out: layers {format_keep_layers(kept)}, to which the model cannot be cut.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.checkpoints.outputs import check_replaceable, check_writable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.checkpoints.recommended_file import recommended_of
+from hf_layerdrop.checkpoints.recommended_file import read_recommended
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.distillation.config import DistillationConfig, check_classification, student_layers
-from hf_layerdrop.errors import CheckpointError
+from hf_layerdrop.errors import CheckpointError, DistillationError
 from hf_layerdrop.hub.origin import find_source
 from hf_layerdrop.hub.save import Extras, write_checkpoint
 from hf_layerdrop.reports.card import MeasuredOn
@@ -99,7 +100,12 @@ def distill(
     tokenizer = load_tokenizer(teacher)
     encoded = tokenize(data, tokenizer, max_length=max_length)
     network = load_checkpoint(teacher)
-    keep_layers = resolve(keep_layers, depths_of(network), partial(recommended_of, network))
+    if getattr(network, compat.ADAPTER_LOADED.name, False):
+        raise DistillationError(
+            f"The teacher {teacher!r} is an adapter of PEFT, whose student could not be saved without its base: save "
+            "what merge_and_unload() returns, and distil that."
+        )
+    keep_layers = resolve(keep_layers, depths_of(network), partial(read_recommended, teacher))
     kept = student_layers(keep_layers, depths_of(network))
     if not accelerator.is_available():
         arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader

@@ -168,7 +168,12 @@ class Evaluator:
         """Measure sub-networks in one pass over the data; return one record each, in the given order.
 
         With ``done`` it takes several, as `measure_in_turn` does, and is handed all records so far after each of them.
+
+        Raises:
+            UnsupportedModelError: If the model cannot be cut to one of them; nothing was run then.
         """
+        for layers in kept:
+            self.cutter.check(layers)
         measured: dict[Hashable, SubNetworkResult] = {}
         keys = [_key_of(layers) for layers in kept]
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from hf_layerdrop import compat
 from hf_layerdrop.evaluation.batches import size_in_bytes
-from hf_layerdrop.evaluation.stopwatch import Stopwatch
+from hf_layerdrop.evaluation.stopwatch import OF_THE_HOST, Stopwatch
 from hf_layerdrop.evaluation.unchanged import Comparison, Doubts, Held
 from hf_layerdrop.injection.class_swap import adopt, release
 from hf_layerdrop.injection.recorded_outputs import is_recording, recorded_key
@@ -168,11 +168,16 @@ class PrefixRunner:
             self._recalled.append(step.watch)
             return output.value
         held = Held(self._comparison.snapshot(given)) if self.memory_limit != 0 else None
-        watch = Stopwatch(self._device)
+        watch = Stopwatch(self._device_of(layer))
         value = compute()
         self._path[position : position + 1] = [self._step(position, layer, held, value, watch.stop())]
         self._layer_forwards += 1
         return value
+
+    def _device_of(self, layer: nn.Module) -> torch.device:
+        """Return where a layer runs, of a model that lies on several devices; offloaded weights do not say it."""
+        device = next((weight.device for weight in layer.parameters()), self._device)
+        return self._device if device.type in OF_THE_HOST else device
 
     def _recalled_output(self, step: _Step, given: Any) -> Held | None:
         if step.given is None or step.output is None or is_recording() or _has_hooks(step.layer):

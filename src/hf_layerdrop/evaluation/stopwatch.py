@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-_OF_THE_HOST = ("cpu", "meta")  # devices whose work is done when its call returns
+OF_THE_HOST = ("cpu", "meta")  # devices whose work is done when its call returns
 
 
 class Stopwatch:
     """Started when it is made, for work on a device; to ask for its seconds waits until the work is done."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = None if device.type in _OF_THE_HOST else device
+        self._device = None if device.type in OF_THE_HOST else device
         self._begin = self._end = self._mark()
 
     def stop(self) -> Stopwatch:

@@ -61,12 +61,12 @@ class Comparison:
     def __init__(self, doubts: Doubts) -> None:
         self._doubts = doubts
         self._equal: dict[tuple[int, int | None, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._known: dict[int, torch.Tensor] = {}
+        self._known: dict[tuple[int, int | None], torch.Tensor] = {}
 
     def snapshot(self, value: Any) -> Any:
         """Return a value in containers of its own; of tensors that were found equal, those that are held already."""
         if torch.is_tensor(value):
-            return self._known.get(id(value), value)
+            return self._known.get((id(value), version_of(value)), value)
         if isinstance(value, Mapping):
             return {name: self.snapshot(part) for name, part in value.items()}
         if type(value) in (list, tuple):
@@ -102,7 +102,7 @@ class Comparison:
         if new.device.type != "cpu":
             self._doubts.note(new, old)
         self._equal[key] = new, old  # both are held, so that no other tensor gets their ids
-        self._known[id(new)] = old
+        self._known[id(new), version_of(new)] = old
         return True
 
 

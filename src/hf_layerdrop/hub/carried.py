@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.recommended import RecommendedSets
 from hf_layerdrop.checkpoints.recommended_file import table_beside
-from hf_layerdrop.errors import KeepLayersError, LayerDropError
+from hf_layerdrop.errors import CheckpointError, KeepLayersError, LayerDropError
 from hf_layerdrop.hub.origin import Source
 from hf_layerdrop.reports.card import MeasuredOn
 from hf_layerdrop.results.recommended import as_results
@@ -23,15 +23,28 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+# Arguments of loading with which a model computes something else than what lies in the checkpoint.
+_CHANGING = (
+    *("dtype", "torch_dtype", "quantization_config", "load_in_8bit", "load_in_4bit", "variant", "config"),
+    *("gguf_file", "state_dict", "model_class"),
+)
 
-def source_table(
+
+def measured_source(
     model: PreTrainedModel | str | os.PathLike[str], source: Source | None, options: Mapping[str, Any]
-) -> RecommendedSets | None:
-    """Return the recommended sets of a source that is about to be cut; None, with a warning, for a broken table.
+) -> Source | None:
+    """Return the source if what was measured of it holds for the model; else None.
 
-    A model in memory may have been trained since it was loaded, so that nothing is known of it.
+    A model in memory may have been trained since it was loaded, so that nothing is known of it; nor is of weights that
+    are loaded as others than are stored.
     """
-    if source is None or not isinstance(model, str | os.PathLike):
+    changed = any(options.get(name) not in (None, "auto") for name in _CHANGING)
+    return source if isinstance(model, str | os.PathLike) and not changed else None
+
+
+def source_table(source: Source | None, options: Mapping[str, Any]) -> RecommendedSets | None:
+    """Return the recommended sets of a source that is about to be cut; None, with a warning, for a broken table."""
+    if source is None:
         return None
     try:
         table = table_beside(source.name, {**options, "revision": source.revision})
@@ -78,6 +91,8 @@ def _depths(source: Source, options: Mapping[str, Any]) -> dict[str, int]:
     from hf_layerdrop.checkpoints.remote_headers import read_headers
     from hf_layerdrop.checkpoints.stored_model import find_stored_model
 
+    if options.get("use_safetensors") is False:
+        raise CheckpointError("Pickled weights do not say which layers they hold: save them as safetensors first.")
     where = {name: options[name] for name in ("token", "subfolder", "cache_dir") if options.get(name) is not None}
     headers = read_headers(source.name, revision=source.revision, **where)
     return find_stored_model(headers, trust_remote_code=bool(options.get("trust_remote_code"))).depths

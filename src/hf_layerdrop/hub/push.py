@@ -22,7 +22,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
 from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE
 from hf_layerdrop.errors import HubError, LayerDropError
-from hf_layerdrop.hub.carried import found_results, source_table, table_of_cut
+from hf_layerdrop.hub.carried import found_results, measured_source, source_table, table_of_cut
 from hf_layerdrop.hub.origin import Processor, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.hub.save import Extras, saving_arguments, write_checkpoint
 from hf_layerdrop.reports.card import MeasuredOn
@@ -105,8 +105,9 @@ def push_pruned_to_hub(
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
         check_cut(source, keep_layers)
-        table = source_table(model, source, load_kwargs)
-        records, data = found_results(table, source, results)
+        measured = measured_source(model, source, load_kwargs)
+        table = source_table(measured, load_kwargs)
+        records, data = found_results(table, measured, results)
         pruned, state = load_pruned(model, keep_layers, revision, load_kwargs)
         sets, saving = table_of_cut(table, pruned, keep_layers), {**saving, "state_dict": state}
         extras = Extras(tuple(records), plot, tokenizer, measured_on or data, saving, sets)

@@ -20,7 +20,7 @@ from hf_layerdrop.checkpoints.recommended import RecommendedSets
 from hf_layerdrop.checkpoints.recommended_file import write_recommended
 from hf_layerdrop.checkpoints.strangers import reason_of
 from hf_layerdrop.errors import CheckpointError, LayerDropError, MissingExtraError, UnsupportedModelError
-from hf_layerdrop.hub.carried import found_results, source_table, table_of_cut
+from hf_layerdrop.hub.carried import found_results, measured_source, source_table, table_of_cut
 from hf_layerdrop.hub.origin import Processor, Source, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
 from hf_layerdrop.results.plot import draw_depth_plot
@@ -95,8 +95,9 @@ def save_pruned(
         source = find_source(model, revision, load_kwargs)
         check_processors(source, model, tokenizer)
         check_cut(source, keep_layers)
-        table = source_table(model, source, load_kwargs)
-        records, data = found_results(table, source, results)
+        measured = measured_source(model, source, load_kwargs)
+        table = source_table(measured, load_kwargs)
+        records, data = found_results(table, measured, results)
         with _without_bars():
             pruned, state = load_pruned(model, keep_layers, revision, load_kwargs)
             sets, saving = table_of_cut(table, pruned, keep_layers), {**saving, "state_dict": state}

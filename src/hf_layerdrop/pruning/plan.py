@@ -107,7 +107,7 @@ class _Whole:
         key = tuple(kept.items())
         if key in self._checked:
             return
-        digest = digest_of(type(self._model), self._config, kept)
+        digest = digest_of(self._model, self._config, kept)
         if digest is not None and is_known(digest):
             warn_of_untried(self._config)
         elif self._rebuilds.check(kept, cut_config(self._config, self.names.stacks, kept)) and digest is not None:

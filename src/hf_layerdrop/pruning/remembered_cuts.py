@@ -24,25 +24,37 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import cached_assets_path
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.strangers import Unreadable, read_text
 
 MOST = 512  # answers, of some hundred bytes each
 _PASSES = "plain transformers rebuilds this cut as it is"
+_LIBRARIES = {"transformers", "torch", *sys.stdlib_module_names}
 _DECIDE = ("architectures", "pruning")  # folders of this package
 
 
-def digest_of(cls: type, config: PreTrainedConfig, kept: Mapping[str, Sequence[int]]) -> str | None:
-    """Return what an answer is known by; None where nobody can know what it depends on."""
+def digest_of(model: PreTrainedModel, config: PreTrainedConfig, kept: Mapping[str, Sequence[int]]) -> str | None:
+    """Return what an answer is known by; None where nobody can know what it depends on.
+
+    Args:
+        model: The whole model, as built from the config: each class in it, and each that these are made of, decides.
+        config: Its config.
+        kept: The kept layers by stack.
+    """
     parts = list(_parts(config))
-    classes = [cls, *map(type, parts)]
-    if any(not part.__module__.startswith("transformers.") for part in classes):
+    used = {type(part) for part in (*model.modules(), *parts)}
+    modules = {one.__module__ for cls in used for one in cls.__mro__}
+    if not all(name.partition(".")[0] in _LIBRARIES for name in modules):
         return None
-    code = [_stamp(sys.modules[part.__module__].__file__) for part in classes]
-    attention = [getattr(part, compat.ATTENTION_KIND.name, None) for part in parts]
-    facts = [cls.__qualname__, repr(config.to_dict()), attention, list(kept.items()), code, _versions()]
+    try:
+        code = [_stamp(sys.modules[name].__file__) for name in sorted(modules) if name.startswith("transformers.")]
+    except (OSError, KeyError):  # of code that is in no file, such as that of a program in one piece
+        return None
+    attention = [repr(getattr(part, compat.ATTENTION_KIND.name, None)) for part in parts]
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    facts = [name, repr(config.to_dict()), attention, list(kept.items()), code, _versions()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

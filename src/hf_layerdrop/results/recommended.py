@@ -32,18 +32,23 @@ def as_recommended(result: SubNetworkResult, chosen_by: str, machine: str | None
 
 def as_results(table: RecommendedSets) -> list[SubNetworkResult]:
     """Return recommended sets as records, the deepest first; what running them took is not known any more."""
-    return [
-        SubNetworkResult(
-            keep_layers={stack: tuple(kept) for stack, kept in one.keep_layers.items()},
-            parameters=one.parameters,
-            metrics={name: math.nan if value is None else value for name, value in one.metrics.items()},
-            seconds_per_batch=one.seconds_per_batch,
-            layer_forwards=0,
-            rows=one.rows,
-            intervals=one.intervals,
-        )
-        for one in sorted(table.sets, key=lambda one: -sum(one.depths.values()))
-    ]
+    return [_as_result(table, one) for one in _deepest_first(table)]
+
+
+def _deepest_first(table: RecommendedSets) -> list[RecommendedSet]:
+    return sorted(table.sets, key=lambda one: -sum(one.depths.values()))
+
+
+def _as_result(table: RecommendedSets, one: RecommendedSet) -> SubNetworkResult:
+    return SubNetworkResult(
+        keep_layers={stack: tuple(one.keep_layers[stack]) for stack in table.depths},
+        parameters=one.parameters,
+        metrics={name: math.nan if value is None else value for name, value in one.metrics.items()},
+        seconds_per_batch=one.seconds_per_batch,
+        layer_forwards=0,
+        rows=one.rows,
+        intervals=one.intervals,
+    )
 
 
 def recommended_markdown(table: RecommendedSets) -> str:
@@ -66,10 +71,9 @@ def _titles(table: RecommendedSets) -> Sequence[str]:
 
 
 def _rows(table: RecommendedSets) -> list[list[str]]:
-    chosen = {tuple(map(tuple, one.keep_layers.values())): one for one in table.sets}
     rows = []
-    for result in as_results(table):
-        one = chosen[tuple(result.keep_layers.values())]
+    for one in _deepest_first(table):
+        result = _as_result(table, one)
         time = "-" if not result.seconds_per_batch else f"{1000 * result.seconds_per_batch:.1f}"
         depth = " + ".join(str(len(kept)) for kept in result.keep_layers.values())
         kept = format_kept(result.keep_layers)

@@ -13,6 +13,7 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from hf_layerdrop.checkpoints.outputs import write_whole
 from hf_layerdrop.checkpoints.recommended import MeasuredWith, RecommendedSets
 from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, read_recommended, write_recommended
 from hf_layerdrop.checkpoints.strangers import Unreadable, read_json
-from hf_layerdrop.errors import LayerDropError, said_by
+from hf_layerdrop.errors import CheckpointError, KeepLayersError, said_by
 from hf_layerdrop.results.recommended import as_recommended
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import evenly_spread
@@ -72,7 +73,7 @@ def note_recommended(
             sets=[as_recommended(one, _strategy(one, depths, chosen_by), machine) for one in _distinct(results)],
         )
         earlier = _earlier(folder)
-        joined = table.joined(earlier)
+        joined = table.joined(earlier, same_weights=noted_files(folder).get("weights") == _weights(folder))
         file = write_recommended(joined, folder)
         _note_files(folder, data)
     except (OSError, ValueError) as error:  # a metric of a name that cannot be one, too
@@ -94,7 +95,11 @@ def measured_with(data: TaskData, trainer: Trainer) -> MeasuredWith:
         config=task.hub_config,
         split=split,
         more_splits=dict(zip(task.metric_suffixes[1:], more, strict=False)),
-        digest=_digest(data.files) if data.files else None,
+        digest=_digest(data.files)
+        if data.files
+        else _listing(Path(task.hub_name))
+        if local and task.hub_name
+        else None,
         text_columns=list(task.text_columns),
         label_column=task.label_column or None,
         max_length=data.max_length,
@@ -104,7 +109,10 @@ def measured_with(data: TaskData, trainer: Trainer) -> MeasuredWith:
 
 
 def noted_files(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Return the local files that a checkpoint was measured on, ``validation_file`` and ``dataset``; empty for none."""
+    """Return the local files that a checkpoint was measured on, ``validation_file`` and ``dataset``; empty for none.
+
+    ``weights`` tells the weights that were measured.
+    """
     try:
         noted = read_json(Path(folder) / FILES, _LONGEST)
     except Unreadable:
@@ -117,17 +125,40 @@ def _note_files(folder: Path, data: TaskData) -> None:
     files: dict[str, Any] = {"validation_file": [os.path.abspath(file) for file in data.files]} if data.files else {}
     if not data.files and name is not None and Path(name).is_dir():
         files["dataset"] = os.path.abspath(name)
-    if files:
-        write_whole(folder / FILES, json.dumps(files, indent=1))
-        write_whole(folder / FILES.with_name(".gitignore"), "*\n")
-    else:
-        (folder / FILES).unlink(missing_ok=True)
+    notes = folder / FILES
+    if not notes.parent.resolve().is_relative_to(folder.resolve()):  # by a link, which a stranger's folder may hold
+        return
+    write_whole(notes, json.dumps({**files, "weights": _weights(folder)}, indent=1))
+    if not (ignored := notes.with_name(".gitignore")).exists():
+        write_whole(ignored, "*\n")
+
+
+def _weights(folder: Path) -> str:
+    """Tell the weights of a folder, as long as they lie there as they are."""
+    files = [file for ending in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{ending}"))]
+    stamps = [(file.name, found.st_size, found.st_mtime_ns) for file in files for found in [file.stat()]]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+
+
+def forget_recommended(folder: Path) -> None:
+    """Delete the recommended sets of a checkpoint folder whose weights are about to be replaced."""
+    if _earlier(folder) is not None:
+        (folder / RECOMMENDED_FILE).unlink(missing_ok=True)
 
 
 def _earlier(folder: Path) -> RecommendedSets | None:
-    with suppress(LayerDropError):  # none, or one that is broken, which gives way
+    """Read the recommended sets of a folder; a file of their name that is none, or of a later version, is set aside."""
+    try:
         return read_recommended(folder)
-    return None
+    except KeepLayersError:
+        return None
+    except CheckpointError:  # it may be anyone's
+        file = folder / RECOMMENDED_FILE
+        if not file.is_dir():
+            names = (file.with_name(f"{file.name}.{number}") for number in count(1))
+            aside = file.rename(next(name for name in names if not os.path.lexists(name)))
+            warnings.warn(f"{str(file)!r} was no table that could be used, and is {aside.name!r} now.", stacklevel=4)
+        return None
 
 
 def _distinct(results: Sequence[SubNetworkResult]) -> list[SubNetworkResult]:
@@ -149,6 +180,12 @@ def _digest(files: Sequence[str]) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
+
+
+def _listing(folder: Path) -> str:
+    """Tell a local data set, which may be too large to read for it, by its files and their sizes."""
+    files = sorted((str(file.relative_to(folder)), file.stat().st_size) for file in folder.rglob("*") if file.is_file())
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _machine(trainer: Trainer) -> str:

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
 from hf_layerdrop.checkpoints.headers import read_config
 from hf_layerdrop.checkpoints.outputs import check_above, check_writable
 from hf_layerdrop.checkpoints.provenance import saved_provenance
-from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, recommended_of
+from hf_layerdrop.checkpoints.recommended_file import recommended_of
 from hf_layerdrop.checkpoints.strangers import LARGEST, Unreadable, read_json
 from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedModelError, said_by
@@ -33,10 +33,12 @@ from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
 from hf_layerdrop.training.from_config import ModelFromConfig
-from hf_layerdrop.training.recommend import note_recommended
+from hf_layerdrop.training.recommend import forget_recommended, note_recommended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+T = TypeVar("T", bound=KeepLayers)
 
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
 AUTO = "auto"  # the same if there is one, else a new run: what a job needs that is started again by a machine
@@ -153,7 +155,7 @@ def train(
         continue_training(trainer, output_dir, checkpoint)
     writes = trainer.is_world_process_zero()
     if writes:
-        (output_dir / RECOMMENDED_FILE).unlink(missing_ok=True)  # of other weights
+        forget_recommended(output_dir)  # of other weights
     trainer.save_model()
     trainer.save_state()
     results_file = output_dir / RESULTS_FILE
@@ -212,23 +214,23 @@ def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers
     depths = depths_of(model)
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
     if chosen is None:
-        return _possible(halved_depths(depths), model)
+        return possible(halved_depths(depths), model)
     specs = [resolve(spec, depths, partial(recommended_of, model)) for spec in listed_depths(chosen)]
     for spec in specs:
         parse_keep_layers(spec, depths)
     return specs
 
 
-def _possible(specs: Sequence[KeepLayers], model: PreTrainedModel) -> list[KeepLayers]:
+def possible(specs: Sequence[T], model: PreTrainedModel) -> list[T]:
     """Leave out the sub-networks that nobody has asked for and the model cannot be cut to."""
     from hf_layerdrop.pruning.prune import Cutter
 
-    cutter, possible = Cutter(model), []
+    cutter, found = Cutter(model), []
     for spec in specs:
         with suppress(UnsupportedModelError):
             cutter.check(parse_keep_layers(spec, cutter.depths))
-            possible.append(spec)
-    return possible
+            found.append(spec)
+    return found
 
 
 def _note_data(model: PreTrainedModel, data: TaskData) -> None:
