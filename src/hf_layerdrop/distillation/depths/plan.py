@@ -202,7 +202,9 @@ def _depths_of_config(state: LayerDropState) -> list[Kept]:
     if config.depths is None:
         raise _no_depths()
     draws = {
-        name: draws_of(config.depths, name, depth, config.always_kept(name, depth))
+        name: draws_of(
+            config.depths, name, depth, config.always_kept(name, depth), config.choice(state.sampler_version)
+        )
         for name, depth in state.depths.items()
     }
     if any(len({share for _, share in of_stack}) > 1 for of_stack in draws.values()):
@@ -232,6 +234,11 @@ def _check_state(state: LayerDropState) -> None:
         raise LayerDropStateError(
             f"The model drops {' and '.join(state.config.structures)}s at rates {state.rates}, but to train given "
             "depths is to draw nothing else: call set_rates(model, 0), or inject LayerDropConfig.for_depths."
+        )
+    if state.config.depths is not None and state.config.schedule is not None:
+        raise LayerDropStateError(
+            f"The model was injected with the schedule {state.config.schedule!r}, which moves how often depths are "
+            "drawn, but to train several depths a step draws none of them; inject it with schedule=None."
         )
     if state.config.execution == "mask":
         raise LayerDropStateError(

@@ -1,0 +1,58 @@
+"""Several depths in a step beside what else a config or a block says: obeyed, or refused in a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from depth_models import labelled, model_of
+from hf_layerdrop import (
+    DepthTraining,
+    LayerDropConfig,
+    backward_depths,
+    inject_layerdrop,
+    layerdrop_state,
+    parse_keep_layers,
+    prepare_depths,
+    sub_network,
+)
+from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.injection.state import LayerDropState
+from hf_layerdrop.samplers.draws import SAMPLER_VERSION
+
+HEAD = "BertForSequenceClassification"
+LAYERS = 6
+
+
+def trained_sets(config: LayerDropConfig, version: int = SAMPLER_VERSION) -> list[tuple[int, ...]]:
+    model = inject_layerdrop(model_of(HEAD, num_hidden_layers=LAYERS), config)
+    state = layerdrop_state(model)
+    assert isinstance(state, LayerDropState)
+    state.use_sampler_version(version)
+    masks = [mask for network in prepare_depths(model).networks for mask in network.masks.values()]
+    return [tuple(layer for layer, runs in enumerate(mask) if runs) for mask in masks]
+
+
+def test_the_nested_sets_of_a_config_are_those_that_are_trained() -> None:
+    nested = trained_sets(LayerDropConfig.for_depths([6, 4, 1], nested=True))
+    assert nested == [parse_keep_layers(f"nested:{depth}", {"layers": LAYERS})["layers"] for depth in (6, 4, 1)]
+    assert nested != trained_sets(LayerDropConfig.for_depths([6, 4, 1]))
+
+
+def test_the_sets_of_a_run_that_was_begun_before_go_on() -> None:
+    assert trained_sets(LayerDropConfig.for_depths([6, 1]), version=2)[-1] == (0,)
+    assert trained_sets(LayerDropConfig.for_depths([6, 1]))[-1] == (LAYERS - 1,)
+
+
+def test_a_schedule_is_refused() -> None:
+    model = model_of(HEAD)
+    inject_layerdrop(model, LayerDropConfig.for_depths([4, 2], schedule="falling"))
+    with pytest.raises(LayerDropStateError, match=r"'falling'.*schedule=None"):
+        backward_depths(model, labelled(HEAD), step=0)
+
+
+def test_a_model_that_is_a_sub_network_is_refused_though_its_depths_are_known() -> None:
+    model, training, batch = model_of(HEAD), DepthTraining([4, 2]), labelled(HEAD)
+    backward_depths(model, batch, training, step=0)
+    with sub_network(model, [0, 1]), pytest.raises(LayerDropStateError, match="after the block"):
+        backward_depths(model, batch, training, step=1)
+    assert "loss_depth_2" in backward_depths(model, batch, training, step=1)
