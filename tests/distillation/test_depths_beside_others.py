@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from transformers import PreTrainedModel, TrainingArguments
 
 from depth_models import labelled, model_of
 from hf_layerdrop import (
+    DepthTrainer,
     DepthTraining,
     LayerDropConfig,
+    LayerDropScheduleCallback,
     backward_depths,
     inject_layerdrop,
     layerdrop_state,
     parse_keep_layers,
     prepare_depths,
+    prune_layers,
+    remove_layerdrop,
     sub_network,
 )
-from hf_layerdrop.errors import LayerDropStateError
+from hf_layerdrop.distillation.depths.step import DepthStep
+from hf_layerdrop.errors import DistillationError, LayerDropStateError
 from hf_layerdrop.injection.state import LayerDropState
 from hf_layerdrop.samplers.draws import SAMPLER_VERSION
 
@@ -56,3 +65,24 @@ def test_a_model_that_is_a_sub_network_is_refused_though_its_depths_are_known() 
     with sub_network(model, [0, 1]), pytest.raises(LayerDropStateError, match="after the block"):
         backward_depths(model, batch, training, step=1)
     assert "loss_depth_2" in backward_depths(model, batch, training, step=1)
+
+
+@pytest.mark.parametrize(
+    "change", [remove_layerdrop, lambda model: inject_layerdrop(model, 0.5), lambda model: prune_layers(model, 3)]
+)
+def test_another_layerdrop_than_was_prepared_is_refused(change: Callable[[PreTrainedModel], object]) -> None:
+    model = model_of(HEAD, num_hidden_layers=LAYERS)
+    plan, batch = prepare_depths(model, [6, 2]), labelled(HEAD)
+    change(model)
+    step = DepthStep(plan, batch, 0, 0)
+    with pytest.raises(LayerDropStateError, match="injected again"), step.running(model, step.networks[0]):
+        pass
+
+
+def test_a_schedule_callback_is_refused(tmp_path: Path) -> None:
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    rows = [{name: value[0] for name, value in labelled(HEAD).items()}]
+    callbacks = [LayerDropScheduleCallback("falling")]
+    trainer = DepthTrainer(model_of(HEAD), arguments, train_dataset=rows, callbacks=callbacks, depth_training=[4, 2])
+    with pytest.raises(DistillationError, match="leave the callback out"):
+        trainer.train()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -65,6 +65,7 @@ class DepthPlan:
 
     def __init__(self, model: PreTrainedModel, training: DepthTraining) -> None:
         self.training = training
+        self._model = ref(model)
         self._state: LayerDropState = getattr(model, STATE_ATTRIBUTE)
         _check_state(self._state)
         self.draws: dict[str, StackDraw] = {draw.stack: draw for draw in self._state.draws.values()}
@@ -86,6 +87,22 @@ class DepthPlan:
             count -= 1
         chosen = choose_depths(among, count, always, seed=self.seed, step=step, micro_step=micro_step)
         return [self.networks[place] for place in chosen]
+
+    def check_in_force(self) -> None:
+        """Refuse a model that has changed since, in which the masks would hold other layers, or none.
+
+        Raises:
+            LayerDropStateError: If its LayerDrop is another, or it is a sub-network for the length of a block.
+        """
+        if getattr(self._model(), STATE_ATTRIBUTE, None) is not self._state:
+            raise LayerDropStateError(
+                "LayerDrop was removed from the model, or injected again, since its depths were prepared; build the "
+                "DepthTrainer, or call prepare_depths, when the model is as it is trained."
+            )
+        if any(draw.paused for draw in self.draws.values()):
+            raise LayerDropStateError(
+                "The model is a sub-network for the length of a with block; train its depths after the block."
+            )
 
     @property
     def seed(self) -> int:
