@@ -44,7 +44,7 @@ def test_stacks_are_trained_in_pairs_and_other_depths_may_be_measured(
     given = ["--depths", "encoder=4,2;decoder=3,1", "--eval-depths", "encoder=1"]
     assert run([*command, "--model", str(bart), *given]) == 0
     measured = read_results(tmp_path / "run" / "depth_results.json")
-    assert [record.keep_layers for record in measured] == [{"encoder": (0,), "decoder": (0, 1, 2)}]
+    assert [record.keep_layers for record in measured] == [{"encoder": (3,), "decoder": (0, 1, 2)}]
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     logged = next(entry for entry in history if "loss" in entry)
     assert {"loss_depth_encoder4_decoder3", "loss_depth_encoder2_decoder1"} <= set(logged)
