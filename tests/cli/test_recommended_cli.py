@@ -66,7 +66,7 @@ def test_own_columns_are_remembered_too(model, tmp_path):
     words = ["--validation-file", file, "--text-columns", "film", "--label-column", "good", "--depths", "2"]
     assert sweep(model, tmp_path / "first", *words) == 0
     assert sweep(model, tmp_path / "again", "--depths", "1") == 0
-    assert kept_by(read_recommended(model)) == {(0, 3), (0,)}
+    assert kept_by(read_recommended(model)) == {(0, 3), (3,)}
 
 
 def test_other_data_takes_the_place(model, rows, tmp_path, capsys):
@@ -173,7 +173,7 @@ def test_training_leaves_a_table_of_the_new_weights(model, rows, tmp_path):
     assert [result.keep_layers["encoder"] for result in run.results] == [(1, 2), (0, 1, 3)]
     assert kept_by(read_recommended(output)) == {(1, 2), (0, 1, 3)}
     assert sweep(output, tmp_path / "sweep", "--depths", "1") == 0
-    assert kept_by(read_recommended(output)) == {(1, 2), (0, 1, 3), (0,)}
+    assert kept_by(read_recommended(output)) == {(1, 2), (0, 1, 3), (3,)}
     write_recommended(table_for(), output)  # of weights that the next run replaces
     train(data, str(model), TrainingArguments(output, **settings), eval_depths=[1], overwrite=True)
-    assert kept_by(read_recommended(output)) == {(0,)}
+    assert kept_by(read_recommended(output)) == {(3,)}
