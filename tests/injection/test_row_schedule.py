@@ -1,4 +1,4 @@
-"""Rows beside a schedule that comes down to nothing: no warning, as there is of a batch that is too small from the start."""
+"""Rows beside a schedule that comes down to nothing: no warning, as there is of a batch that is too small at once."""
 
 from __future__ import annotations
 
