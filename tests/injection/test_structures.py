@@ -518,9 +518,9 @@ def test_a_config_with_structures_is_json_and_the_command_line_writes_the_same()
     assert config.structures == ("layer", "head")
     assert LayerDropConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert LayerDropConfig(0.2, structure=("ffn",)) == LayerDropConfig(0.2, structure="ffn")
-    assert _layerdrop("0.2", "uniform", "bernoulli", None, "head, layer") == config
+    assert _layerdrop("0.2", None, None, "head, layer") == config
     with pytest.raises(LayerDropConfigError, match="--structure"):
-        _layerdrop(None, "uniform", "bernoulli", None, "head")
+        _layerdrop(None, None, None, "head")
 
 
 # --- Heads pruned for good --------------------------------------------------------------------------

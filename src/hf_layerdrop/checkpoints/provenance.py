@@ -36,6 +36,7 @@ class _Training(BaseModel):
     shape: str = ""
     sampler: str = ""
     structure: str | list[str] = ""
+    granularity: str = "batch"
     nested: StrictBool = False
     scale: str = "none"
     schedule: str | None = None

@@ -227,6 +227,8 @@ def train_command(
         nested=nested,
         scale=scale,
         granularity=granularity,
+        schedule=None if preset is None else schedule,
+        depths=depths,
     )
     if depths is not None:
         drop = no_other_drop(drop, schedule)
@@ -304,16 +306,25 @@ def _name(start: str | ModelFromConfig) -> str:
 
 
 def _layerdrop(
-    rate: str | None, preset: str | None, never_drop: str | None, structure: str, **settings: Any
+    rate: str | None,
+    preset: str | None,
+    never_drop: str | None,
+    structure: str,
+    *,
+    depths: str | None = None,
+    **settings: Any,
 ) -> LayerDropConfig | None:
     if preset is not None and preset not in PRESETS:
         raise LayerDropConfigError(f"--preset is {preset!r}; it must be {' or '.join(PRESETS)}.")
     given = {name: value for name, value in settings.items() if value not in (None, False, _USUAL.get(name))}
     if rate is None:
         if given or preset or never_drop or structure != "layer":
+            flags = "--preset, --shape, --sampler, --nested, --scale, --structure, --granularity and --never-drop"
             raise LayerDropConfigError(
-                "--preset, --shape, --sampler, --nested, --scale, --structure, --granularity and --never-drop need a "
-                "rate; give --layerdrop too, such as 0.2."
+                f"{flags} need a rate; give --layerdrop too, such as 0.2."
+                if depths is None
+                else f"--depths draws nothing, which {flags} are for: leave them out. Nested sets are listed as in "
+                "--depths nested:6,nested:3."
             )
         return None
     structures = [name.strip() for name in structure.split(",")]

@@ -442,7 +442,7 @@ class _DroppableLayer:
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             if draw.learner is not None:
                 call(self._note_activation, args, kwargs, output)
-            return call(self._scaled, args, kwargs, output) if draw.scales and self.training else output
+            return call(self._scaled, args, kwargs, output) if draw.scales else output
         return call(self._drop, args, kwargs)
 
     _run_or_drop_outside = outside_of_graphs(_run_or_drop)

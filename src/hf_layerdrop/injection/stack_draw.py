@@ -61,6 +61,7 @@ class StackDraw:
         scales: Whether what a layer adds is divided by the chance that it runs.
         factors: By what it is multiplied then, one a layer.
         unscheduled: Whether the config names a schedule, and nobody has followed it yet.
+        lowered: Whether a schedule holds the rates below those that were set.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class StackDraw:
         self._always_kept = config.always_kept(name, depth)
         self.scales = config.scale == "kept"
         self.unscheduled = config.schedule is not None
+        self.lowered = False
         self.rates = tuple(rates)
         self.use_sampler_version(SAMPLER_VERSION)
 
@@ -289,7 +291,8 @@ class StackDraw:
 
     def note_rows(self, mask: RowMask, layer: int, rows: int) -> None:
         """Count a layer by the share of the rows on which it runs; warn of a batch too small to leave one out."""
-        if mask.rows is None and mask.counted_in and all(len(kept) == rows for kept in mask.kept(rows)):
+        first = mask.rows is None and mask.counted_in and not self.lowered  # a schedule may come down to nothing
+        if first and all(len(kept) == rows for kept in mask.kept(rows)):
             self._warn(f"of {rows} rows a batch it would drop less than half a row a layer (granularity='row')")
         if not recomputation.in_backward():
             dropped = 1 - len(mask.kept(rows)[layer]) / rows

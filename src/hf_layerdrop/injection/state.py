@@ -165,7 +165,7 @@ class LayerDropState:
     def scale_rates(self, factor: float) -> None:
         """Use the rates that were set, or learned, times ``factor``; every rank has to do the same."""
         for draw in self.draws.values():
-            draw.unscheduled = False
+            draw.unscheduled, draw.lowered = False, factor < 1
         if self.learner is not None:
             self.learner.factor = factor
             self._use_learned_rates()

@@ -43,7 +43,7 @@ from hf_layerdrop.injection.open_blocks import close_block, for_good, open_block
 from hf_layerdrop.injection.own_config import own_config
 from hf_layerdrop.injection.recorded_outputs import recording_models, take_back_recording
 from hf_layerdrop.pruning.generation_cache import settle_cache
-from hf_layerdrop.pruning.remembered import remembered
+from hf_layerdrop.pruning.remembered import forget, remembered
 from hf_layerdrop.samplers.keep_layers import (
     KeepLayers,
     choice_behind,
@@ -98,6 +98,7 @@ def _prune(model: nn.Module, keep_layers: KeepLayers, provenance: Mapping[str, o
             changes.assign(adapter, fields)
         changes.assign(inner.config, {CONFIG_KEY: noted})
         settle_cache(inner, cutter.stacks)
+    forget(inner)
 
 
 @contextmanager

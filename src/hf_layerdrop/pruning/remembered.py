@@ -40,6 +40,11 @@ def remembered(model: PreTrainedModel, look: Callable[[PreTrainedModel], T]) -> 
     return found
 
 
+def forget(model: PreTrainedModel) -> None:
+    """Hold nothing of a model any longer, such as the layers that are cut away for good."""
+    _found.pop(model, None)
+
+
 class _Look:
     """How a model was."""
 

@@ -249,7 +249,8 @@ def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
         said, usual = f"depths {describe(depths)}", {"scale": "none", "schedule": None}
     else:
         said = _describe_rate(trained_with["rate"])
-        usual = {"shape": "uniform", "sampler": "bernoulli", "structure": "layer", "scale": "none", "schedule": None}
+        usual = {"shape": "uniform", "sampler": "bernoulli", "structure": "layer", "granularity": "batch"}
+        usual |= {"scale": "none", "schedule": None}
     extras = [
         f"{_joined(value)} {name}"
         for name, left_out in usual.items()

@@ -27,7 +27,9 @@ from hf_layerdrop.errors import CheckpointError, OutputExistsError, UnsupportedM
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.results.table import RESULTS_FILE
 from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.depth_list import Choice
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread, parse_keep_layers, resolve
+from hf_layerdrop.samplers.nested import nested_set
 from hf_layerdrop.samplers.schedules import Schedule
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
@@ -96,7 +98,7 @@ def train(
         layerdrop: What is dropped; None takes the rates saved in the checkpoint, or its native ones, or 0.
         schedule: How the rates move over training, from `make_schedule`; None for what the `LayerDropConfig` says.
         eval_depths: The sub-networks to measure, at each evaluation and at the end, or a function that chooses them
-            from the depths of the stacks; by default `halved_depths`.
+            from the depths of the stacks; by default `halved_depths`, nested if those are trained.
         max_length: Inputs of more tokens are cut; None for what is usual for the task.
         max_target_length: The same for texts that are generated.
         strict: Refuse data with inputs that would be cut.
@@ -191,30 +193,36 @@ def check_output(output_dir: Path, *, overwrite: bool = False, resume: str | boo
     return found
 
 
-def halved_depths(depths: Mapping[str, int]) -> list[KeepLayers]:
-    """Choose a few sub-networks that show the whole range: all layers, half of them, ..., one a stack."""
+def halved_depths(depths: Mapping[str, int], choose: Choice = evenly_spread) -> list[KeepLayers]:
+    """Choose a few sub-networks that show the whole range: all layers, half of them, ..., one a stack.
+
+    ``choose`` says which layers a depth keeps: those that were trained.
+    """
     share = max(depths.values())
     shares = []
     while share:
         shares.append(share)
         share //= 2
-    return [_scaled(depths, share) for share in shares]
+    return [_scaled(depths, share, choose) for share in shares]
 
 
-def _scaled(depths: Mapping[str, int], share: int) -> dict[str, tuple[int, ...]]:
+def _scaled(depths: Mapping[str, int], share: int, choose: Choice) -> dict[str, tuple[int, ...]]:
     """Keep of every stack the share that ``share`` layers are of the largest one."""
     largest = max(depths.values())
-    return {stack: evenly_spread(max(1, round(depth * share / largest)), depth) for stack, depth in depths.items()}
+    sizes = {stack: max(1, round(depth * share / largest)) for stack, depth in depths.items()}
+    return {stack: tuple(choose(sizes[stack], depth)) for stack, depth in depths.items()}
 
 
 def _checked_depths(eval_depths: Any, model: PreTrainedModel) -> list[KeepLayers]:
     from hf_layerdrop.architectures.stacks import depths_of
     from hf_layerdrop.evaluation.evaluate import listed_depths
+    from hf_layerdrop.injection.injected import states_of
 
     depths = depths_of(model)
     chosen = eval_depths(depths) if callable(eval_depths) else eval_depths
     if chosen is None:
-        return possible(halved_depths(depths), model)
+        nested = any(state.config.nested for state in states_of(model).values())
+        return possible(halved_depths(depths, nested_set if nested else evenly_spread), model)
     specs = [resolve(spec, depths, partial(recommended_of, model)) for spec in listed_depths(chosen)]
     for spec in specs:
         parse_keep_layers(spec, depths)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -65,6 +65,7 @@ class DepthPlan:
 
     def __init__(self, model: PreTrainedModel, training: DepthTraining) -> None:
         self.training = training
+        self._model = ref(model)
         self._state: LayerDropState = getattr(model, STATE_ATTRIBUTE)
         _check_state(self._state)
         self.draws: dict[str, StackDraw] = {draw.stack: draw for draw in self._state.draws.values()}
@@ -86,6 +87,22 @@ class DepthPlan:
             count -= 1
         chosen = choose_depths(among, count, always, seed=self.seed, step=step, micro_step=micro_step)
         return [self.networks[place] for place in chosen]
+
+    def check_in_force(self) -> None:
+        """Refuse a model that has changed since, in which the masks would hold other layers, or none.
+
+        Raises:
+            LayerDropStateError: If its LayerDrop is another, or it is a sub-network for the length of a block.
+        """
+        if getattr(self._model(), STATE_ATTRIBUTE, None) is not self._state:
+            raise LayerDropStateError(
+                "LayerDrop was removed from the model, or injected again, since its depths were prepared; build the "
+                "DepthTrainer, or call prepare_depths, when the model is as it is trained."
+            )
+        if any(draw.paused for draw in self.draws.values()):
+            raise LayerDropStateError(
+                "The model is a sub-network for the length of a with block; train its depths after the block."
+            )
 
     @property
     def seed(self) -> int:
@@ -202,7 +219,9 @@ def _depths_of_config(state: LayerDropState) -> list[Kept]:
     if config.depths is None:
         raise _no_depths()
     draws = {
-        name: draws_of(config.depths, name, depth, config.always_kept(name, depth))
+        name: draws_of(
+            config.depths, name, depth, config.always_kept(name, depth), config.choice(state.sampler_version)
+        )
         for name, depth in state.depths.items()
     }
     if any(len({share for _, share in of_stack}) > 1 for of_stack in draws.values()):
@@ -232,6 +251,11 @@ def _check_state(state: LayerDropState) -> None:
         raise LayerDropStateError(
             f"The model drops {' and '.join(state.config.structures)}s at rates {state.rates}, but to train given "
             "depths is to draw nothing else: call set_rates(model, 0), or inject LayerDropConfig.for_depths."
+        )
+    if state.config.depths is not None and state.config.schedule is not None:
+        raise LayerDropStateError(
+            f"The model was injected with the schedule {state.config.schedule!r}, which moves how often depths are "
+            "drawn, but to train several depths a step draws none of them; inject it with schedule=None."
         )
     if state.config.execution == "mask":
         raise LayerDropStateError(

@@ -45,6 +45,7 @@ class DepthStep:
         """
         if not model.training:
             raise LayerDropStateError("The model is in eval mode, in which no depth is trained; call model.train().")
+        self._plan.check_in_force()
         is_last = network is self.networks[-1]
         quiet = nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
         with held_layers(self._plan.draws, network.masks, self._plan.description), quiet:

@@ -18,6 +18,7 @@ from hf_layerdrop.errors import DistillationError
 from hf_layerdrop.evaluation.trainer_loop import replaced
 from hf_layerdrop.evaluation.trainer_source import evaluates_as_trainer
 from hf_layerdrop.injection.step_callback import LayerDropStepCallback
+from hf_layerdrop.training.callbacks import LayerDropScheduleCallback
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -70,7 +71,12 @@ class DepthTrainerMixin:
         return LayerForwards(self._counter.teacher, self._counter.student)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as Trainer does; what a frozen teacher predicted is written at the end."""
+        """Train as Trainer does; what a frozen teacher predicted is written at the end.
+
+        Raises:
+            DistillationError: If a callback is to move rates, of which none is drawn.
+        """
+        _check_callbacks(self)
         teacher = self.depth_plan.teacher
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
@@ -156,6 +162,13 @@ class DepthTrainer(DepthTrainerMixin, Trainer):
 
 class Seq2SeqDepthTrainer(DepthTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` for several depths; see `DepthTrainerMixin`."""
+
+
+def _check_callbacks(trainer: Any) -> None:
+    if any(isinstance(callback, LayerDropScheduleCallback) for callback in trainer.callback_handler.callbacks):
+        raise DistillationError(
+            "LayerDropScheduleCallback moves drop rates, but a DepthTrainer draws no layers; leave the callback out."
+        )
 
 
 def _check_arguments(trainer: Any) -> None:
