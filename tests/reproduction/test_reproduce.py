@@ -42,6 +42,7 @@ CUTS = {
     "without-middle": [0, 3],
 }
 GENERATED = {"full": "all", "half": "decoder=2", "quarter": "decoder=1"}
+FIRST = CUTS | {"quarter": "first:1"}  # ModernBERT must keep its layer 0
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def tiny(name):
         max_target_length=8,
         importance=3,
         training={**size.training, **TINY},
-        cuts={name: (GENERATED if family == "bart" else CUTS)[name] for name in size.cuts},
+        cuts={name: {"bart": GENERATED, "modernbert": FIRST}.get(family, CUTS)[name] for name in size.cuts},
     )
     return replace(study, sizes={"mini": size})
 
