@@ -58,7 +58,12 @@ def test_what_was_measured_is_not_measured_again(taken, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_no_device_skips_each_part_by_name(tmp_path, capfd):
-    found = gpu.run(parts="steps,search", output=str(tmp_path))
+    assert gpu.run(parts="steps,search", output=str(tmp_path)) == {
+        "results": str(tmp_path / "results.json"),
+        "measured": 0,
+        "skipped": 2,
+    }
+    found = json.loads((tmp_path / "results.json").read_text())
     for name in ("steps", "search"):
         assert "sees no CUDA device" in found["parts"][name][0]["skipped"]
     assert "sees no CUDA device" in (tmp_path / "results.md").read_text()
@@ -67,10 +72,8 @@ def test_no_device_skips_each_part_by_name(tmp_path, capfd):
 def test_a_failed_row_fails_the_command_and_a_part_that_is_done_is_not_run(tmp_path):
     for row in ({"what": "good", "ms": 1.0}, {"what": "done", "done": True}):
         write_row(tmp_path / "steps.jsonl", row)
-    assert gpu.run(device="cpu", parts="steps", output=str(tmp_path))["parts"]["steps"][0] == {
-        "what": "good",
-        "ms": 1.0,
-    }
+    assert gpu.run(device="cpu", parts="steps", output=str(tmp_path))["measured"] == 1
+    assert read_rows(tmp_path / "steps.jsonl")[0] == {"what": "good", "ms": 1.0}
     with (tmp_path / "search.jsonl").open("w") as file:
         for row in ({"what": "6 of 12", "failed": "ValueError: wrong"}, {"what": "done", "done": True}):
             file.write(json.dumps(row) + "\n")
@@ -79,8 +82,8 @@ def test_a_failed_row_fails_the_command_and_a_part_that_is_done_is_not_run(tmp_p
 
 
 def test_no_time_and_other_settings_are_said(tmp_path):
-    found = gpu.run(device="cpu", parts="steps", output=str(tmp_path), minutes=0.01)
-    assert "no time was left" in found["parts"]["steps"][0]["skipped"]
+    assert gpu.run(device="cpu", parts="steps", output=str(tmp_path), minutes=0.01)["skipped"] == 1
+    assert "no time was left" in read_rows(tmp_path / "steps.jsonl")[0]["skipped"]
     with pytest.raises(SystemExit, match="--again"):
         gpu.run(device="cuda", parts="steps", output=str(tmp_path), minutes=0.01)
     with pytest.raises(SystemExit, match="no part nonsense"):

@@ -59,7 +59,12 @@ def run(
     failed = [f"{part}: {row['what']}" for part in chosen for row in rows[part] if row.get("failed")]
     if failed:
         raise SystemExit(f"{len(failed)} failed: {'; '.join(failed)}; the rows of {folder / 'results.md'} say why.")
-    return results
+    measured = [row for part in chosen for row in rows[part] if not row.get("done")]
+    return {
+        "results": str(folder / "results.json"),
+        "measured": sum("skipped" not in row for row in measured),
+        "skipped": sum("skipped" in row for row in measured),
+    }
 
 
 def _same_run(folder: Path, settings: dict[str, Any], again: bool) -> None:
