@@ -26,6 +26,8 @@ def run(
     """Train every arm with every seed, and print accuracy by depth, mean and spread over the seeds."""
     import torch
 
+    from hf_layerdrop.cli.demo_run import _bf16_pays
+
     torch.set_num_threads(threads)
     chosen = list(ARMS) if arms == "all" else arms.split(",")
     if unknown := sorted(set(chosen) - set(ARMS)):
@@ -33,12 +35,13 @@ def run(
     if short:
         steps, seeds, chosen = 2, "0", chosen[:2] if arms == "all" else chosen
     known = _read(Path(journal)) if journal else {}
+    bf16 = False if short else _bf16_pays()  # asked once, so that all arms are trained alike
     runs = []
     for seed in map(int, seeds.split(",")):
         for arm in chosen:
             key = f"{arm}, seed {seed}, {steps} steps"
             if key not in known:
-                known[key] = {"key": key, "arm": arm, "seed": seed, **_measured(arm, seed, steps, short)}
+                known[key] = {"key": key, "arm": arm, "seed": seed, **_measured(arm, seed, steps, short, bf16)}
                 print(f"{key}: {known[key]['accuracy']}, {known[key]['seconds']:.0f} s", flush=True)
                 if journal:
                     with Path(journal).open("a") as file:
@@ -102,7 +105,7 @@ TITLES = {
 }
 
 
-def _measured(arm: str, seed: int, steps: int, short: bool) -> dict[str, Any]:
+def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[str, Any]:
     """Train one arm; return the accuracy at each depth, what it cost and how long it took."""
     import torch
     from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -133,6 +136,9 @@ def _measured(arm: str, seed: int, steps: int, short: bool) -> dict[str, Any]:
             warmup_steps=0.1,
             weight_decay=0.01,
             use_cpu=not torch.accelerator.is_available(),
+            bf16=bf16,
+            optim="adamw_torch_fused",
+            train_sampling_strategy="group_by_length",
             seed=seed,
             logging_strategy="no",
             save_strategy="no",
@@ -162,7 +168,8 @@ def _measured(arm: str, seed: int, steps: int, short: bool) -> dict[str, Any]:
     return {
         "accuracy": {str(own): accuracy[str(own)]} if own else accuracy,
         "optimizer_steps": arguments.max_steps,
-        "layer_forwards": _spent(trainer, arguments.max_steps),
+        "layer_forwards": _spent(trainer),
+        "bf16": bf16,
         "seconds": seconds,
     }
 
@@ -178,7 +185,7 @@ def _layers_a_step(model: Any, together: Mapping[str, Any] | None) -> float:
     return DEPTHS[0] + DEPTHS[-1] + mean(DEPTHS[1:-1])
 
 
-def _spent(trainer: Any, steps: int) -> int:
+def _spent(trainer: Any) -> int:
     from hf_layerdrop import layerdrop_state
 
     (draw,) = layerdrop_state(trainer.model).draws.values()
