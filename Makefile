@@ -104,7 +104,8 @@ DEVICE ?= cuda
 GPU_PYTHON = $(if $(wildcard $(VENV)/.installed-dev),$(BIN)/python,$(PYTHON))
 gpu: $(if $(filter cpu,$(DEVICE)),$(VENV)/.installed-dev)
 ifdef WHEELS
-	$(PYTHON) -m pip install --no-index --no-deps --no-compile --upgrade --target $(WHEELS)/site $(wildcard $(WHEELS)/*.whl)
+	$(PYTHON) -m pip install --no-index --no-deps --no-compile --upgrade --target $(WHEELS)/site $(wildcard $(WHEELS)/*.whl) || \
+		echo "!!! $(WHEELS) does not fit this Python ($$($(PYTHON) --version)): going on without it."
 endif
 	PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests:$(if $(WHEELS),$(abspath $(WHEELS))/site:)$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks gpu \
 		--device $(DEVICE) $(if $(SHORT),--short True --output gpu-results-short) $(GPU_ARGS)

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import part as gpu_part
+from benchmarks.gpu import wheels
 from benchmarks.gpu._device import Skipped
 from benchmarks.gpu._rows import markdown, read_rows, write_row
 
@@ -98,3 +99,10 @@ def test_a_line_that_was_cut_off_in_writing_is_left_out(tmp_path):
     assert read_rows(tmp_path / "a.jsonl") == [{"what": "one", "ms": 2.0}]
     table = markdown({"device": "cpu", "short": True, "machine": {}, "parts": {"steps": [{"what": "a|b", "ms": 2.0}]}})
     assert "| a\\|b | 2 |" in table
+
+
+def test_wheels_go_into_a_new_folder(tmp_path, capsys):
+    (tmp_path / "old.whl").touch()
+    with pytest.raises(SystemExit, match="2"):
+        wheels.main([str(tmp_path)])
+    assert "old.whl" in capsys.readouterr().err
