@@ -11,13 +11,12 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from conftest import build
 from distributed_worker import (
     HEAD,
     MICRO_STEPS,
-    ROWS,
     STEPS,
     counted_gathers,
     distance,
@@ -26,6 +25,7 @@ from distributed_worker import (
     optimizer_for,
     rows,
     spread,
+    trainer_for,
     without_gradient,
 )
 from hf_layerdrop import DepthTrainer, DepthTraining, backward_depths, layerdrop_state, prepare_depths
@@ -108,30 +108,8 @@ def by_trainer(rank: int, size: int, *, folder: Path) -> dict[str, object]:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
             logged.update(logs)
 
-    data = [
-        {name: value[row] for name, value in rows(step, micro_step).items()}
-        for step in range(STEPS)
-        for micro_step in range(MICRO_STEPS)
-        for row in range(ROWS)
-    ]
-    arguments = TrainingArguments(
-        str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=ROWS // size,
-        gradient_accumulation_steps=MICRO_STEPS,
-        train_sampling_strategy="sequential",
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        logging_steps=STEPS,
-        save_strategy="no",
-    )
-    trainer = DepthTrainer(
-        model, arguments, train_dataset=data, depth_training=TRAINING, callbacks=[Logged()],
-        optimizers=(optimizer_for("adamw", model), None),
-    )  # fmt: skip
+    kind = partial(DepthTrainer, depth_training=TRAINING, callbacks=[Logged()])
+    trainer = trainer_for(model, folder, size, kind, logging_strategy="steps", logging_steps=STEPS)
     trainer.train()
     return {"distance": distance(model, expected), "spread": spread(model), "logged": sorted(logged)}
 

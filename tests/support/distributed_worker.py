@@ -283,7 +283,9 @@ class Watch(TrainerCallback):
         self.find_unused = calling_trainer().model_wrapped.find_unused_parameters
 
 
-def trainer_for(model: nn.Module, folder: Path, size: int, kind: type[Trainer] = Trainer, **changes: Any) -> Trainer:
+def trainer_for(
+    model: nn.Module, folder: Path, size: int, kind: Callable[..., Trainer] = Trainer, **changes: Any
+) -> Trainer:
     """Return a Trainer of this rank's share of the rows of `train`, in their order, with no flag of DDP's."""
     register_with_trainer()
     data = [
@@ -303,8 +305,7 @@ def trainer_for(model: nn.Module, folder: Path, size: int, kind: type[Trainer] =
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
-        logging_strategy="no",
-        **{"save_strategy": "no", **changes},
+        **{"save_strategy": "no", "logging_strategy": "no", **changes},
     )
     if kind is Trainer:  # which believes that this head divides its loss, see hf_layerdrop.training.accumulation
         model.accepts_loss_kwargs = False

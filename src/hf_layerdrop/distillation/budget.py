@@ -52,6 +52,21 @@ class LayerForwardCounter(TrainerCallback, ExportableState):
         self.teacher, self.student = (counts["teacher"], counts["student"]) if state.global_step else (0, 0)
 
 
+class CountsLayerForwards:
+    """Mixin of a Trainer to which a `LayerForwardCounter` was added."""
+
+    @property
+    def layer_forwards(self) -> LayerForwards:
+        """What the training took so far, also before it was resumed."""
+        return LayerForwards(self._counter.teacher, round(self._counter.student))
+
+    @property
+    def _counter(self) -> LayerForwardCounter:
+        """Look it up: Trainer may make another of it, from a checkpoint."""
+        callbacks = self.callback_handler.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, LayerForwardCounter))
+
+
 def layers_so_far(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return for each stack in which LayerDrop is injected how many forwards it counted, and the layers they ran."""
     return {name: (draw.forwards, draw.layers_run) for name, draw in _draws(model).items()}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from hf_layerdrop.architectures.stacks import depths_of
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.recommended_file import recommended_of
-from hf_layerdrop.distillation.budget import LayerForwardCounter, LayerForwards, layers_since, layers_so_far
+from hf_layerdrop.distillation.budget import CountsLayerForwards, LayerForwardCounter, layers_since, layers_so_far
 from hf_layerdrop.distillation.config import DistillationConfig
 from hf_layerdrop.distillation.outputs import hidden_loss_of, own_loss, share_of_labels, soft_loss_of
 from hf_layerdrop.distillation.positions import shifts_labels
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
 
 
-class DistillationMixin:
+class DistillationMixin(CountsLayerForwards):
     """Put in front of a Trainer: its model, the student, learns from ``teacher`` too.
 
     The teacher is put in eval mode, moved to the student's device and prepared for the run's precision; each rank
@@ -85,17 +85,6 @@ class DistillationMixin:
         if saved := saved_provenance(student.config):
             saved["distilled_with"] = self.distillation.to_dict()
         self.teacher = trainer.accelerator.prepare_model(teacher.eval(), device_placement=True, evaluation_mode=True)
-
-    @property
-    def _counter(self) -> LayerForwardCounter:
-        """Look it up: Trainer may make another of it, from a checkpoint."""
-        callbacks = self.callback_handler.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, LayerForwardCounter))
-
-    @property
-    def layer_forwards(self) -> LayerForwards:
-        """What the training took so far, also before it was resumed."""
-        return LayerForwards(self._counter.teacher, round(self._counter.student))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does; the teacher fills no caches meanwhile."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
 
-from hf_layerdrop.distillation.budget import LayerForwardCounter, LayerForwards
+from hf_layerdrop.distillation.budget import CountsLayerForwards, LayerForwardCounter
 from hf_layerdrop.distillation.depths.config import TrainedDepths
 from hf_layerdrop.distillation.depths.kept_predictions import ROW_KEYS, WithRowKeys
 from hf_layerdrop.distillation.depths.plan import SubNetwork, prepare_depths
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
 
 
-class DepthTrainerMixin:
+class DepthTrainerMixin(CountsLayerForwards):
     """Put in front of a Trainer: each of its steps trains several depths of the model, from one batch.
 
     Every depth runs forward and right away backward by Trainer's own ``training_step``, so that accumulation, mixed
@@ -64,11 +64,6 @@ class DepthTrainerMixin:
             teacher.model = trainer.accelerator.prepare_model(
                 teacher.model, device_placement=True, evaluation_mode=True
             )
-
-    @property
-    def layer_forwards(self) -> LayerForwards:
-        """What the training took so far, also before it was resumed."""
-        return LayerForwards(self._counter.teacher, self._counter.student)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does; what a frozen teacher predicted is written at the end.
@@ -148,12 +143,6 @@ class DepthTrainerMixin:
             logs |= dict(zip([f"loss_{name}" for name in self._sums], means.tolist(), strict=True))
             self._sums = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
-
-    @property
-    def _counter(self) -> LayerForwardCounter:
-        """Look it up: Trainer may make another of it, from a checkpoint."""
-        callbacks = self.callback_handler.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, LayerForwardCounter))
 
 
 class DepthTrainer(DepthTrainerMixin, Trainer):
