@@ -58,11 +58,11 @@ class CountsLayerForwards:
     @property
     def layer_forwards(self) -> LayerForwards:
         """What the training took so far, also before it was resumed."""
-        return LayerForwards(self._counter.teacher, round(self._counter.student))
+        return LayerForwards(self.layer_forward_counter.teacher, round(self.layer_forward_counter.student))
 
     @property
-    def _counter(self) -> LayerForwardCounter:
-        """Look it up: Trainer may make another of it, from a checkpoint."""
+    def layer_forward_counter(self) -> LayerForwardCounter:
+        """What counts: looked up, since Trainer may make another of it, from a checkpoint."""
         callbacks = self.callback_handler.callbacks  # type: ignore[attr-defined]
         return next(callback for callback in callbacks if isinstance(callback, LayerForwardCounter))
 

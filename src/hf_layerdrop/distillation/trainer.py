@@ -105,7 +105,7 @@ class DistillationMixin(CountsLayerForwards):
             )
         before = layers_so_far(model)
         outputs = model(**inputs, output_hidden_states=bool(self._pairs))
-        self._counter.student += layers_since(model, before, self._depths)
+        self.layer_forward_counter.student += layers_since(model, before, self._depths)
         loss = self._weigh(self._losses(outputs, self._targets(inputs), inputs))
         loss = loss * share_of_labels(self, inputs.get("labels"), num_items_in_batch, shifts=self._shifts)
         return (loss, outputs) if return_outputs else loss
@@ -123,7 +123,7 @@ class DistillationMixin(CountsLayerForwards):
         """Return the teacher's outputs, if anything is learned from them."""
         if not (self.distillation.soft_weight or self._pairs):
             return {}
-        self._counter.teacher += self._teacher_depth
+        self.layer_forward_counter.teacher += self._teacher_depth
         with torch.no_grad():
             return self.teacher(**inputs, output_hidden_states=bool(self._pairs))
 

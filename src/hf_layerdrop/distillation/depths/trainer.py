@@ -96,7 +96,7 @@ class DepthTrainerMixin(CountsLayerForwards):
     ) -> torch.Tensor:
         """Take a training step of Trainer's for each depth, and return the sum of their losses."""
         model.train()
-        counter, teacher = self._counter, self.depth_plan.teacher
+        counter, teacher = self.layer_forward_counter, self.depth_plan.teacher
         asked = teacher.forwards if teacher is not None else 0
         this = DepthStep(self.depth_plan, inputs, *self.depth_plan.place)
         losses = []
