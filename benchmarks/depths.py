@@ -2,12 +2,14 @@
 
 Every arm gets as many layer forwards as ``steps`` steps of the whole model; "alone" cuts first and then trains that
 many steps, so that a shallow model costs its share, and all depths together what training each costs. Accuracy of 872
-rows, evenly spread cuts, without finetuning. Arms, seeds and depths are fixed here, before a run; ``journal`` keeps
-each run, and the same command goes on after an interrupt. ``short`` shows in a minute that it works, and nothing else.
+rows, without finetuning; evenly spread cuts, nested ones where those were trained. Arms, seeds and depths are fixed
+here, before a run; ``journal`` keeps each run and which rows it had right, and the same command goes on after an
+interrupt. ``short`` shows in a minute that it works, and nothing else.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 import time
@@ -16,8 +18,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 DEPTHS = (6, 4, 3, 2)
 LEARNING_RATE, ROWS, MAX_LENGTH = 1e-4, 32, 64
+RESAMPLES = 2000
 
 
 def run(
@@ -49,7 +54,17 @@ def run(
             runs.append(known[key])
     table = {arm: _summary([one for one in runs if one["arm"] == arm], steps) for arm in chosen}
     _print(table, len(seeds.split(",")), steps)
-    return {"steps": steps, "seeds": seeds, "short": short, "depths": DEPTHS, "arms": table, "runs": runs}
+    against = _against_alone(runs)
+    _print_against(against)
+    return {
+        "steps": steps,
+        "seeds": seeds,
+        "short": short,
+        "depths": DEPTHS,
+        "arms": table,
+        "against_alone": against,
+        "runs": runs,
+    }
 
 
 def _standard(seed: int) -> dict[str, Any]:
@@ -78,6 +93,12 @@ def _listed(seed: int) -> dict[str, Any]:
     return {"layerdrop": LayerDropConfig.for_depths(list(DEPTHS), seed=seed)}
 
 
+def _nested(seed: int) -> dict[str, Any]:
+    from hf_layerdrop import LayerDropConfig
+
+    return {"layerdrop": LayerDropConfig.for_depths(list(DEPTHS), nested=True, seed=seed)}
+
+
 def _together(**settings: Any) -> Callable[[int], dict[str, Any]]:
     return lambda seed: {"layerdrop": 0.0, "depths": {"seed": seed, **settings}}
 
@@ -87,6 +108,7 @@ ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "layerdrop": _dropping,
     "sampler": _by_depth,
     "list": _listed,
+    "nested": _nested,
     "together": _together(),
     "together-labels": _together(distillation_weight=0.0),
     "together-all": _together(per_step=len(DEPTHS)),
@@ -98,6 +120,7 @@ TITLES = {
     "layerdrop": "LayerDrop 0.25",
     "sampler": "sampler `depth`, rate 0.5",
     "list": "`for_depths`: one depth a step",
+    "nested": "`for_depths`, nested sets",
     "together": "`DepthTraining`: three depths a step, distilled",
     "together-labels": "`DepthTraining`: three depths a step, labels alone",
     "together-all": "`DepthTraining`: all four a step, distilled",
@@ -117,7 +140,7 @@ def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[
     from hf_layerdrop.tasks.task import tokenize
 
     settings = ARMS[arm](seed)
-    together = settings.pop("depths", None)
+    together, nested = settings.pop("depths", None), arm == "nested"
     set_seed(seed)
     model = AutoLayerDropModelForSequenceClassification.from_pretrained(demo_checkpoint(), num_labels=2, **settings)
     model.get_input_embeddings().requires_grad_(False)
@@ -125,6 +148,7 @@ def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[
     data = tokenize(demo_data(), tokenizer, max_length=MAX_LENGTH)
     validation = next(iter(data.validation.values()))
     validation = validation.select(range(64)) if short else validation
+    right: list[str] = []  # the rows that were right, by depth as measured
     lengths = [len(tokens) for tokens in validation["input_ids"]]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -151,7 +175,7 @@ def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[
             "train_dataset": data.train,
             "eval_dataset": validation.select(sorted(range(len(lengths)), key=lengths.__getitem__)),
             "data_collator": padding_collator(tokenizer),
-            "compute_metrics": compute_metrics_for(data.task),
+            "compute_metrics": _noting(right, compute_metrics_for(data.task)),
         }
         trainer = (
             Trainer(**given)
@@ -162,16 +186,30 @@ def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[
         trainer.train()
         seconds = time.perf_counter() - start
         depth = model.config.num_hidden_layers
-        found = evaluate_depths(trainer, depths=[one for one in DEPTHS if one <= depth])
-    own = settings.get("keep_layers")
-    accuracy = {str(len(one.keep_layers["encoder"])): one.metrics["accuracy"] for one in found}
+        own = settings.get("keep_layers")
+        measured = [own] if own else list(DEPTHS)
+        found = evaluate_depths(
+            trainer, depths=[f"nested:{one}" if nested and one < depth else one for one in measured]
+        )
     return {
-        "accuracy": {str(own): accuracy[str(own)]} if own else accuracy,
+        "accuracy": {str(one): result.metrics["accuracy"] for one, result in zip(measured, found, strict=True)},
+        "right": dict(zip(map(str, measured), right, strict=True)),
         "optimizer_steps": arguments.max_steps,
         "layer_forwards": _spent(trainer),
         "bf16": bf16,
         "seconds": seconds,
     }
+
+
+def _noting(right: list[str], compute_metrics: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
+    """Note which rows are right, a bit each, every time that metrics are computed."""
+
+    def noting(prediction: Any) -> dict[str, float]:
+        rows = prediction.predictions.argmax(-1) == prediction.label_ids
+        right.append(base64.b64encode(np.packbits(rows).tobytes()).decode())
+        return compute_metrics(prediction)
+
+    return noting
 
 
 def _layers_a_step(model: Any, together: Mapping[str, Any] | None) -> float:
@@ -205,6 +243,44 @@ def _summary(runs: list[dict[str, Any]], steps: int) -> dict[str, Any]:
         if values := [one["accuracy"][depth] for one in runs if depth in one["accuracy"]]:
             by_depth[depth] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
     return {"accuracy": by_depth, "budget": mean(one["layer_forwards"] for one in runs) / (6 * steps)}
+
+
+def _against_alone(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what each arm is better by than each depth trained alone: mean over seeds and rows, and its interval.
+
+    Of the seeds that both have; rows are drawn again, the same for both and for all seeds.
+    """
+    found: dict[str, Any] = {}
+    rows = {(one["arm"], one["seed"], depth): _bits(bits) for one in runs for depth, bits in one["right"].items()}
+    random = np.random.default_rng(0)
+    for arm in dict.fromkeys(one["arm"] for one in runs if not one["arm"].startswith("alone")):
+        for depth in map(str, DEPTHS):
+            own = "standard" if depth == str(DEPTHS[0]) else f"alone-{depth}"
+            seeds = [one["seed"] for one in runs if one["arm"] == arm and (own, one["seed"], depth) in rows]
+            if arm == own or not seeds:
+                continue
+            gaps = np.mean([rows[arm, seed, depth] - rows[own, seed, depth] for seed in seeds], axis=0)
+            drawn = gaps[random.integers(len(gaps), size=(RESAMPLES, len(gaps)))].mean(axis=1)
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            of_depth = {"gap": float(gaps.mean()), "low": float(low), "high": float(high), "seeds": len(seeds)}
+            found.setdefault(arm, {})[depth] = of_depth
+    return found
+
+
+def _bits(text: str) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8)).astype(np.int8)
+
+
+def _print_against(against: Mapping[str, Any]) -> None:
+    print("\nPoints of accuracy against each depth trained alone (6: against standard), 95 % interval over the rows\n")
+    print(f"| training | {' | '.join(map(str, DEPTHS))} |\n| --- |{' ---: |' * len(DEPTHS)}")
+    for arm, by_depth in against.items():
+        shown = ["" if (one := by_depth.get(str(depth))) is None else _points(one) for depth in DEPTHS]
+        print(f"| {TITLES[arm]} | {' | '.join(shown)} |")
+
+
+def _points(one: Mapping[str, float]) -> str:
+    return f"{100 * one['gap']:+.1f} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
 
 
 def _print(table: Mapping[str, Any], seeds: int, steps: int) -> None:

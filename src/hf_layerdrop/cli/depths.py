@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError
 from hf_layerdrop.samplers.config import LayerDropConfig
@@ -66,6 +66,21 @@ def no_other_drop(layerdrop: LayerDropConfig | None, schedule: str | None) -> La
             "--depths trains these depths and draws nothing else: leave out --layerdrop and --schedule."
         )
     return LayerDropConfig(0.0)
+
+
+def depths_of_step(listed: str | None, per_step: int | None) -> dict[str, Any]:
+    """Return the settings of `DepthTraining` for so many depths a step: by default one, which learns from the labels.
+
+    Raises:
+        LayerDropConfigError: If no depths are listed.
+    """
+    if per_step is not None and listed is None:
+        raise LayerDropConfigError(
+            f"--depths-per-step is {per_step} without depths; add --depths with a list, such as 12,6,4,3."
+        )
+    if per_step in (None, 1):  # measured: docs/depths.md
+        return {"per_step": 1, "always": (), "distillation_weight": 0.0}
+    return {"per_step": per_step}
 
 
 def _kept(

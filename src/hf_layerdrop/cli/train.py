@@ -30,7 +30,7 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.console import PlainConsole, drawn
-from hf_layerdrop.cli.depths import check_once, no_other_drop, parse_depths
+from hf_layerdrop.cli.depths import check_once, depths_of_step, no_other_drop, parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
@@ -158,9 +158,18 @@ def train_command(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Depths to train together, in place of a rate: 12,6,4,3; of stacks: 'encoder=6,3;decoder=6,3'. Each "
-            "step trains the whole model, the shallowest and one more, which learn from the whole one, too.",
+            help="Depths to train together, in place of a rate: 12,6,4,3; of stacks: 'encoder=6,3;decoder=6,3'.",
             show_default=False,
+        ),
+    ] = None,
+    depths_per_step: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With --depths: how many of them a step trains. From 2 on the whole model and the shallowest are "
+            "always among them, and what is shallower learns from the whole model, too.",
+            show_default="1",
         ),
     ] = None,
     schedule: Annotated[
@@ -230,6 +239,7 @@ def train_command(
         schedule=None if preset is None else schedule,
         depths=depths,
     )
+    together = depths_of_step(depths, depths_per_step)
     if depths is not None:
         drop = no_other_drop(drop, schedule)
     factor = None if schedule is None else read_schedule(schedule)
@@ -274,7 +284,7 @@ def train_command(
         freeze_embeddings=freeze_embeddings,
         overwrite=overwrite,
         on_start=lambda trainer, encoded: _print_start(console, trainer, encoded, schedule),
-        build=None if trained is None else depth_trainer_for(chosen, trained),
+        build=None if trained is None else depth_trainer_for(chosen, trained, **together),
     )
     if run.trainer.is_world_process_zero():
         measured = ", ".join(filter(None, (f"{name} on {data.task.name}", measured_rows(run.results))))
