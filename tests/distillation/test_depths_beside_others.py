@@ -59,6 +59,17 @@ def test_a_schedule_is_refused() -> None:
         backward_depths(model, labelled(HEAD), step=0)
 
 
+@pytest.mark.parametrize(
+    ("head", "setting", "said"),
+    [("LlamaForCausalLM", {"scale": "kept"}, "scale='none'"), (HEAD, {"granularity": "row"}, "granularity='batch'")],
+)
+def test_what_is_about_drawn_layers_is_refused(head: str, setting: dict[str, str], said: str) -> None:
+    model = model_of(head)
+    inject_layerdrop(model, LayerDropConfig(0.0, **setting))
+    with pytest.raises(LayerDropStateError, match=said):
+        backward_depths(model, labelled(head), DepthTraining([4, 2]), step=0)
+
+
 def test_a_model_that_is_a_sub_network_is_refused_though_its_depths_are_known() -> None:
     model, training, batch = model_of(HEAD), DepthTraining([4, 2]), labelled(HEAD)
     backward_depths(model, batch, training, step=0)

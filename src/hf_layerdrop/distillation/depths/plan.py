@@ -257,6 +257,12 @@ def _check_state(state: LayerDropState) -> None:
             f"The model was injected with the schedule {state.config.schedule!r}, which moves how often depths are "
             "drawn, but to train several depths a step draws none of them; inject it with schedule=None."
         )
+    for name, usual in (("scale", "none"), ("granularity", "batch")):
+        if (value := getattr(state.config, name)) != usual:
+            raise LayerDropStateError(
+                f"The model was injected with {name}={value!r}, which is about layers that are drawn, but to train several "
+                f"depths a step draws none; inject it with {name}={usual!r}."
+            )
     if state.config.execution == "mask":
         raise LayerDropStateError(
             "execution='mask' computes every layer, so that a shallow sub-network would cost as much as the whole "
