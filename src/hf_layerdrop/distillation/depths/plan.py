@@ -260,7 +260,7 @@ def _check_state(state: LayerDropState) -> None:
     for name, usual in (("scale", "none"), ("granularity", "batch")):
         if (value := getattr(state.config, name)) != usual:
             raise LayerDropStateError(
-                f"The model was injected with {name}={value!r}, which is about layers that are drawn, but to train several "
+                f"The model was injected with {name}={value!r}, which is about drawn layers, but to train several "
                 f"depths a step draws none; inject it with {name}={usual!r}."
             )
     if state.config.execution == "mask":
