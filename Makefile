@@ -27,17 +27,18 @@ unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
 	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
-.PHONY: demo test all-but-claim quality quick unit oldest next claim readme integrations notebooks site serve-site mutants gpu gpu-short architectures clean
+.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations notebooks site serve-site mutants gpu gpu-short architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
 
-# All of it side by side, so that no core waits. The claim is one process for minutes: the others give way to it.
+# Every promise, side by side, so that no core waits: twelve minutes on two of them, which what is added keeps to.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(MAKE) --jobs 3 --output-sync=target claim all-but-claim
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target unit oldest-short notebooks quality readme site
 
-all-but-claim: $(VENV)/.installed-dev
-	nice $(MAKE) unit oldest notebooks gpu-short quality readme site
+# What `test` tries in a short form: the demo's claim, more cases, all of the oldest transformers, each part of `make gpu`.
+long: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target claim long-cases oldest gpu-short
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -49,12 +50,16 @@ quick: quality
 	$(BIN)/python -m pytest $(QUICK) $(PYTEST_ARGS)
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests -m "not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests -m "not alone and not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-oldest: export PYTHONPATH := $(abspath $(VENV))/oldest
-oldest: $(VENV)/.installed-oldest
+long-cases: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests -m "long and not alone" $(PYTEST_ARGS)
+
+oldest oldest-short: export PYTHONPATH := $(abspath $(VENV))/oldest
+oldest-short: CASES := --cases 3
+oldest oldest-short: $(VENV)/.installed-oldest
 	$(BIN)/python -c "from transformers import __version__ as v; print('transformers', v); assert v.startswith('$(OLDEST)')"
-	$(BIN)/python -m pytest $(CORE) $(OURS_ALONE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(CORE) $(OURS_ALONE) $(CASES) $(PYTEST_ARGS)
 
 # The registry's newest of everything but torch, in an environment of its own that is made anew each time: what users who
 # update today will get. No part of `test`, whose outcome would then change from day to day.
@@ -73,7 +78,7 @@ claim: $(VENV)/.installed-dev
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/support/readme_blocks.py README.md docs/integrations.md
 
-# A part of `unit` and `readme`: what other libraries are needed for.
+# A part of `unit`, `long-cases` and `readme`: what other libraries are needed for.
 integrations: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/integration tests/injection/test_precision.py $(PYTEST_ARGS)
 	$(BIN)/python tests/support/readme_blocks.py docs/integrations.md
@@ -110,7 +115,7 @@ endif
 	PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests:$(if $(WHEELS),$(abspath $(WHEELS))/site:)$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks gpu \
 		--device $(DEVICE) $(if $(SHORT),--short True --output gpu-results-short) $(GPU_ARGS)
 
-# A part of `test`: that every part of it runs.
+# That every part of it runs; tests/test_gpu_parts.py is its short form.
 gpu-short: $(VENV)/.installed-dev
 	$(MAKE) gpu DEVICE=cpu SHORT=1 GPU_ARGS="--again True"
 

@@ -110,9 +110,37 @@ ALL_HEADS = [head for heads in HEADS.values() for head in heads]
 ONE_EACH = ["BertForSequenceClassification", "RobertaForMaskedLM", "BartForConditionalGeneration", "BartForCausalLM"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a second environment try some cases of each test."""
+    parser.addoption("--cases", type=int, help="of each test so many cases, spread over all; its own mark comes first")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; mark as long what is beyond the cases of a test's short form."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: list[pytest.Item] = []
+    for cases in by_test.values():
+        marker = cases[0].get_closest_marker("cases")
+        short = marker.args[0] if marker else None
+        for item in _beyond(short, cases):
+            item.add_marker("long")
+        if asked := config.getoption("--cases"):
+            left_out += _beyond(short or asked, cases)
+    if left := {*left_out}:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left]
+
+
+def _beyond(count: int | None, cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Return all cases of a test but ``count`` of them, the first and the last among these."""
+    if count is None or count >= len(cases):
+        return []
+    taken = {place * (len(cases) - 1) // max(count - 1, 1) for place in range(count)}
+    return [item for place, item in enumerate(cases) if place not in taken]
 
 
 def pytest_collection_finish() -> None:

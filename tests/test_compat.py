@@ -22,6 +22,8 @@ from hf_layerdrop import compat
 from hf_layerdrop.errors import IncompatibleVersionError
 from warm import run_python
 
+pytestmark = pytest.mark.cases(1_000)  # all names, also where transformers is the oldest
+
 ROOT = Path(hf_layerdrop.__file__).parent
 ELSEWHERE = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "compat.py"]
 # What this package itself puts on models, layers, checkpoints and classes of others.

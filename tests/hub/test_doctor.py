@@ -1,5 +1,6 @@
 """What `hf-layerdrop inspect` says of a checkpoint, held against what injecting and pruning do to it."""
 
+import copy
 import json
 import math
 import shutil
@@ -87,7 +88,7 @@ def test_no_structure_is_called_impossible_that_can_be_dropped(model_type, saved
     stacks = facts_of(folder, capsys)["stacks"]
     for structure in ("layer", "attention", "ffn", "head"):
         said = {found["drop"] for stack in stacks for found in stack["structures"] if found["structure"] == structure}
-        copied = type(model)(model.config)
+        copied = type(model)(copy.deepcopy(model.config))  # of its own: no search for who else holds it
         try:
             inject_layerdrop(copied, LayerDropConfig(0.5, structure=structure))
         except LayerDropError:

@@ -104,6 +104,7 @@ def assert_trains_alike(found, model, expected, head, steps):
 # --- regional compilation, and skipping ---------------------------------------------------------------------------
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("how", ["by hand", "before", "compile_regions"])
 @pytest.mark.parametrize("head", COMPILED)
 def test_regional_compilation_makes_a_graph_for_each_shape_of_block_whatever_is_dropped(head, how):
@@ -204,6 +205,7 @@ def test_masking_gives_the_loss_and_gradients_of_skipping_and_zeros_where_that_g
     assert len(patterns) > 2
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("head", COMPILED)
 def test_a_masked_model_is_one_full_graph_for_all_drops(head):
     graphs = CompileCounterWithBackend("aot_eager")
@@ -213,6 +215,7 @@ def test_a_masked_model_is_one_full_graph_for_all_drops(head):
     assert graphs.frame_count == 1
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("how", ["model.compile", "wrapper", "function", "by hand", "compile_regions"])
 def test_a_masked_model_draws_anew_wherever_the_compiled_region_begins(how):
     class Wrapper(nn.Module):

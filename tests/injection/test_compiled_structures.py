@@ -57,6 +57,7 @@ def patterns_alike(found: Callable[..., Any], model: Any, expected: Any, steps: 
     return len(patterns)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("name", "structure"),
     [
@@ -76,6 +77,7 @@ def test_regional_compilation_makes_no_graph_for_another_set_of_parts(name: str,
     assert graphs.frame_count == after_three
 
 
+@pytest.mark.cases(1)
 @BY_STRUCTURE
 def test_a_whole_model_that_drops_parts_is_compiled_in_parts_and_says_so(
     structure: tuple[str, ...], caplog: pytest.LogCaptureFixture
@@ -91,6 +93,7 @@ def test_a_whole_model_that_drops_parts_is_compiled_in_parts_and_says_so(
     assert "regional compilation" in caplog.text
 
 
+@pytest.mark.cases(1)
 @BY_STRUCTURE
 def test_regional_compilation_of_parts_is_not_warned_of(
     structure: tuple[str, ...], caplog: pytest.LogCaptureFixture
@@ -102,6 +105,7 @@ def test_regional_compilation_of_parts_is_not_warned_of(
     assert "regional" not in caplog.text
 
 
+@pytest.mark.cases(2)
 @BY_STRUCTURE
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_where_no_part_can_be_dropped_it_is_one_full_graph(rate: float, structure: tuple[str, ...]) -> None:
@@ -112,6 +116,7 @@ def test_where_no_part_can_be_dropped_it_is_one_full_graph(rate: float, structur
     assert graphs.frame_count == 1
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("how", "keep"),
     [

@@ -17,6 +17,8 @@ from transformers import EncoderDecoderModel, PreTrainedModel
 from conftest import batch_for, build, output_of, tiny_config
 from hf_layerdrop import inject_layerdrop, prune_heads, prune_layers, remove_layerdrop, set_rates, sub_network
 from hf_layerdrop.architectures.stacks import depths_of
+from hf_layerdrop.pruning.prune import Cutter
+from searching import search
 from structure_models import CONFIGS, shaken
 
 HEADS = ["BertForSequenceClassification", "BartForConditionalGeneration", "ViTModel"]
@@ -121,3 +123,20 @@ def test_a_block_takes_no_longer_where_a_script_still_has_the_config(monkeypatch
     monkeypatch.setattr(gc, "get_referrers", fails)
     with sub_network(model, [0, 3]):
         assert model.config.num_hidden_layers == 2
+
+
+def test_what_is_remembered_of_a_model_makes_nothing_search_for_who_holds_its_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_: object) -> None:
+        raise AssertionError("all objects were looked at")
+
+    monkeypatch.setattr(gc, "get_referrers", fails)
+    model = build("BertForSequenceClassification")
+    cutters = [Cutter(model) for _ in range(2)]
+    for _ in range(2):
+        with sub_network(model, [0, 3]):
+            assert len(cutters) == 2
+        search(model)
+    prune_layers(model, [0, 3])
+    assert model.config.num_hidden_layers == 2

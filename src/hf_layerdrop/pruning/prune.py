@@ -144,7 +144,8 @@ class Cutter:
         self.lists = {name: stack.layers(model) for name, stack in self.stacks.items()}
         self._layers = {name: list(layers) for name, layers in self.lists.items()}
         self._numbered = {name: list(numbered_parts(layers)) for name, layers in self._layers.items()}
-        self._configs = {name: configs_of(model, stack) for name, stack in self.stacks.items()}
+        # Nor their configs: what else holds one is searched for among all objects (own_config).
+        self._configs = {name: [*map(ref, configs_of(model, stack))] for name, stack in self.stacks.items()}
         self._answers: dict[tuple[tuple[int, ...], ...], str | None] = {}  # why a cut is refused; None if it is not
         self._passed: set[tuple[int, ...]] = set()
         self._copies_nothing: set[tuple[bool, ...]] = set()
@@ -245,7 +246,7 @@ class Cutter:
         for name, stack in self.stacks.items():
             if len(kept[name]) == stack.depth:
                 continue
-            for config in self._configs[name]:
+            for config in filter(None, (held() for held in self._configs[name])):
                 changes.assign(config, _cut_fields(config, stack, kept[name]))
             changes.assign(self.lists[name], {compat.CHILDREN.name: self._modules(name, kept[name])})
             self._move_bias(name, stack, kept[name][0], changes)

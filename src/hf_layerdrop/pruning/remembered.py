@@ -50,7 +50,7 @@ class _Look:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._modules, configs = _walk(model)
-        self._configs = [(config, copy.deepcopy(_fields(config))) for config in configs]
+        self._configs = [(ref(config), copy.deepcopy(_fields(config))) for config in configs]
         self._references = 0
 
     def note_references(self, model: PreTrainedModel) -> None:
@@ -65,7 +65,7 @@ class _Look:
         if modules != self._modules or len(configs) != len(self._configs):
             return False
         return all(
-            config is noted and _fields(config) == fields
+            config is noted() and _fields(config) == fields
             for config, (noted, fields) in zip(configs, self._configs, strict=True)
         )
 
