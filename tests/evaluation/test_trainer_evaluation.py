@@ -123,6 +123,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.cases(26)
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("head", HEADS)
 def test_sub_networks_score_what_trainer_says_of_the_cut_model(

@@ -42,6 +42,7 @@ def modern_bert() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
     return model, [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}]
 
 
+@pytest.mark.cases(11)
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -182,6 +183,7 @@ def test_a_rule_whose_set_cannot_be_cut_is_refused_with_the_reason_before_anythi
             search(model, data, strategy="last", test_dataset=data, **settings)
 
 
+@pytest.mark.cases(16)
 @pytest.mark.parametrize(
     "strategy",
     ["beam", "greedy_removal", "exhaustive", "random", "leave_one_out", "angular_distance", "weight_norm", "first"],

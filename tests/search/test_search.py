@@ -91,6 +91,7 @@ def test_rules(strategy: str, depth: int, kept: tuple[int, ...]) -> None:
     assert found.layer_forwards == found.layer_forwards_alone == depth
 
 
+@pytest.mark.cases(23)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("head", [BERT, "RobertaForCausalLM", BART])
 def test_every_strategy_returns_a_set_of_the_depth_with_its_own_score_and_leaves_the_model_alone(
