@@ -16,7 +16,7 @@ from hf_layerdrop.cli.arguments import MAX_SEED
 from hf_layerdrop.cli.console import PlainConsole
 from reproduction.errors import ReproductionError
 from reproduction.experiment import Experiment
-from reproduction.journal import FILE, SHIPPED, read_journal, records_of
+from reproduction.journal import FILE, SHIPPED, SHIPPED_DEPTHS, read_journal, records_of
 from reproduction.plan import plan_runs
 from reproduction.reading import all_experiments, all_studies, find_experiment
 from reproduction.rows import Source
@@ -126,7 +126,14 @@ def _reproduce(
         return
     if not main:
         return
-    records = read_journal(output / "journal.jsonl")
+    records = read_journal(output / FILE)
+    if experiment.ours and not train:
+        from reproduction.results_page import write_results
+
+        names = [name for one in all_experiments().values() if one.ours for name in one.studies]
+        for path in write_results([all_studies()[name] for name in names], [*read_journal(SHIPPED_DEPTHS), *records]):
+            say(f"Wrote {path}")
+        return
     for path in write_pages(experiment, all_studies(), runs[0].size_name, records, output / "pages"):
         say(f"Wrote {path}")
 
@@ -158,7 +165,7 @@ def _check_source(source: Source, runs: Sequence[Run]) -> None:
 
 def _print_list(console: Console) -> None:
     """Show what there is; the costs are those of the journal that comes with the package."""
-    records = read_journal(SHIPPED)
+    records = [*read_journal(SHIPPED), *read_journal(SHIPPED_DEPTHS)]
     table = Table("experiment", "study", "arm", "mini: CPU seconds a seed", title="Experiments", title_justify="left")
     for experiment in all_experiments().values():
         for name in experiment.all_studies:

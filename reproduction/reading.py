@@ -77,7 +77,7 @@ def read_experiment(path: Path, studies: Mapping[str, Study]) -> Experiment:
     Raises:
         ReproductionError: If the file cannot be read, or names a study, an arm or a cut that there is not.
     """
-    values = _load(path)
+    values = load_yaml(path)
     claims = tuple(_claim(given, path.name) for given in values.pop("claims", []))
     experiment = _record(Experiment, {"name": path.stem, "claims": claims, **values}, path.name)
     _check_among("chart", experiment.chart, CHARTS, path.name)
@@ -97,7 +97,7 @@ def read_experiment(path: Path, studies: Mapping[str, Study]) -> Experiment:
 
 
 def _with_base(path: Path) -> dict[str, Any]:
-    values = _load(path)
+    values = load_yaml(path)
     base = values.pop("like", None)
     return values if base is None else _merged(_with_base(path.with_name(f"{base}.yaml")), values)
 
@@ -149,7 +149,12 @@ def _check_among(what: str, name: str, known: Any, where: str) -> None:
         raise ReproductionError(f"{where} names the {what} {name!r}; choose one of {', '.join(sorted(known))}.")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of keys and values.
+
+    Raises:
+        ReproductionError: If it cannot be read, or holds something else.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

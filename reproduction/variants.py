@@ -13,14 +13,15 @@ from reproduction.study import DEEP, WHOLE, Study
 CHOSEN_BY = 0  # the seed that decides; the others are then run for the best alone
 
 
-def best_variant(study: Study, size: str, records: Sequence[Record], arm: str) -> str | None:
-    """Return the best variant of an arm among those that were measured with seed 0; None if there is none.
+def best_variant(study: Study, size: str, records: Sequence[Record], *arms: str) -> str | None:
+    """Return the best variant of an arm, or several, among those that were measured with seed 0; None without one.
 
     The standard model is chosen by the whole, every other arm by the mean over the cuts that it is measured at: one
     training serves them all. Of perplexities the logarithm is averaged.
     """
     scores = {
         variant: _score(study, record, arm)
+        for arm in arms
         for variant in study.variants_of(arm)
         for record in records_of(records, study.name, variant, size)
         if record["seed"] == CHOSEN_BY
@@ -65,9 +66,3 @@ def of_best_variants(
     if not chosen:
         raise ReproductionError(f"No study here has the arms {', '.join(wanted)}; with --best, leave variants out.")
     return chosen
-
-
-def with_bests(study: Study, size: str, records: Sequence[Record]) -> dict[str, str]:
-    """Return the arm that stands for each, where it is known."""
-    found = {arm: best_variant(study, size, records, arm) for arm in study.variants or study.arms}
-    return {arm: best for arm, best in found.items() if best is not None}
