@@ -16,11 +16,12 @@ from hf_layerdrop.cli.arguments import MAX_SEED
 from hf_layerdrop.cli.console import PlainConsole
 from reproduction.errors import ReproductionError
 from reproduction.experiment import Experiment
-from reproduction.journal import SHIPPED, read_journal, records_of
+from reproduction.journal import FILE, SHIPPED, SHIPPED_DEPTHS, read_journal, records_of
 from reproduction.plan import plan_runs
 from reproduction.reading import all_experiments, all_studies, find_experiment
 from reproduction.rows import Source
 from reproduction.study import MINI, PAPER, SIZES
+from reproduction.variants import of_best_variants
 
 if TYPE_CHECKING:
     from reproduction.plan import Run
@@ -55,6 +56,9 @@ def reproduce_command(
     seeds: Annotated[
         str | None, typer.Option(metavar="N[,N]", help="Seeds.", show_default="those of the study")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of arms that differ in one setting only the one that was best with seed 0.")
+    ] = False,
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the journal, the models and the pages.")
     ] = Path("runs/reproduce"),
@@ -81,15 +85,11 @@ def reproduce_command(
         raise typer.BadParameter("Missing argument 'EXPERIMENT', such as figure-2; --list shows them all")
     chosen = find_experiment(experiment)
     source = Source(data_dir, train_file, validation_file)
-    runs = plan_runs(
-        chosen,
-        all_studies(),
-        size=size,
-        seeds=_seeds(seeds),
-        arms=_words(arms),
-        only=_words(studies),
-        short=short,
-    )
+    only, wanted = _words(studies), _words(arms)
+    if best:
+        shown = [all_studies()[name] for name in only or chosen.studies_at(size) if name in all_studies()]
+        wanted = of_best_variants(shown, size, read_journal(output / FILE), wanted)
+    runs = plan_runs(chosen, all_studies(), size=size, seeds=_seeds(seeds), arms=wanted, only=only, short=short)
     _check_source(source, runs)
     if dry_run:
         _print_estimates(console, chosen, runs, data_dir)
@@ -126,7 +126,14 @@ def _reproduce(
         return
     if not main:
         return
-    records = read_journal(output / "journal.jsonl")
+    records = read_journal(output / FILE)
+    if experiment.ours and not train:
+        from reproduction.results_page import write_results
+
+        names = [name for one in all_experiments().values() if one.ours for name in one.studies]
+        for path in write_results([all_studies()[name] for name in names], [*read_journal(SHIPPED_DEPTHS), *records]):
+            say(f"Wrote {path}")
+        return
     for path in write_pages(experiment, all_studies(), runs[0].size_name, records, output / "pages"):
         say(f"Wrote {path}")
 
@@ -158,7 +165,7 @@ def _check_source(source: Source, runs: Sequence[Run]) -> None:
 
 def _print_list(console: Console) -> None:
     """Show what there is; the costs are those of the journal that comes with the package."""
-    records = read_journal(SHIPPED)
+    records = [*read_journal(SHIPPED), *read_journal(SHIPPED_DEPTHS)]
     table = Table("experiment", "study", "arm", "mini: CPU seconds a seed", title="Experiments", title_justify="left")
     for experiment in all_experiments().values():
         for name in experiment.all_studies:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduction.disk import telling_of_a_full_disk
 from reproduction.journal import FILE, Journal
 from reproduction.plan import Run
 from reproduction.rows import Source
@@ -39,7 +40,8 @@ class Engine:
 
     def train(self, runs: Sequence[Run]) -> list[Any]:
         """Train the runs that are missing, and return the records of all."""
-        return [self.train_one(run) for run in runs]
+        with telling_of_a_full_disk(self._output):
+            return [self.train_one(run) for run in runs]
 
     def train_one(self, run: Run) -> Any:
         """Return the record of a run; train it first if it is not in the journal."""
@@ -84,6 +86,8 @@ class Engine:
             self._say(f"{run.name}, seed {run.seed}: its model is gone, so it is trained again")
             source = None if run.source is None else self._model(run.source)
             train_run(run, self._inputs.of(run), self._folder(run), source)
+            if processes().is_main_process:
+                self._remove_checkpoints(run)
             processes().wait_for_everyone()
 
     def _folder(self, run: Run) -> Path:
@@ -93,5 +97,8 @@ class Engine:
         return self._folder(run) / "model"
 
     def _remove_checkpoints(self, run: Run) -> None:
-        for folder in self._folder(run).glob("checkpoint-*"):
-            shutil.rmtree(folder)
+        folder = self._folder(run)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

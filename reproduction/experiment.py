@@ -53,7 +53,8 @@ class Experiment:
         title: What it shows.
         studies: Names of the studies it is made of.
         paper_studies: Instead of them, those at the size of the paper; empty for the same.
-        arms: Names of the arms it shows; a study without one of them goes without.
+        ours: Whether it is none of the paper's: it is read by `criteria`, and shown on the page of results.
+        arms: Names of the arms it shows, empty for all; a study without one of them goes without.
         chart: How it is drawn.
         cuts: The cuts it shows; empty for all.
         claims: What the paper says of it.
@@ -67,6 +68,7 @@ class Experiment:
     cuts: tuple[str, ...] = ()
     claims: Sequence[Claim] = ()
     paper_studies: tuple[str, ...] = ()
+    ours: bool = False
 
     @property
     def all_studies(self) -> tuple[str, ...]:

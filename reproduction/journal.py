@@ -11,6 +11,7 @@ from hf_layerdrop.checkpoints.journal import Record
 
 FILE = "journal.jsonl"
 SHIPPED = Path(__file__).with_name("measured.jsonl")
+SHIPPED_DEPTHS = Path(__file__).with_name("depths.jsonl")  # of several depths, with the scores of all rows
 
 _KIND, _FIELDS = "runs", ("key", "study", "arm", "seed", "cuts")
 

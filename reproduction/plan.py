@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reproduction.budget import layers_a_step
 from reproduction.errors import ReproductionError
 from reproduction.experiment import Experiment
-from reproduction.study import DEEP, MINI, SHALLOWER, Arm, Size, Study, settings_of
+from reproduction.study import DEEP, LAYERS, MINI, SHALLOWER, Arm, Size, Study, settings_of
 
 SHORT_STEPS, SHORT_ROWS = 4, 64
 
@@ -45,7 +46,10 @@ class Run:
     @property
     def steps(self) -> int:
         """How many optimizer steps it takes."""
-        return max(1, round(self.size.training["max_steps"] * self.arm.steps))
+        steps = self.size.training["max_steps"] * self.arm.steps
+        if self.arm.budget == LAYERS and not self.short:
+            steps *= sum(self.size.layers.values()) / layers_a_step(self.size, self.arm)
+        return max(1, round(steps))
 
     @property
     def training(self) -> dict[str, Any]:
@@ -53,7 +57,14 @@ class Run:
         training: dict[str, Any] = {**self.size.training, "max_steps": self.steps}
         if training.get("warmup_steps", 0) >= 1:  # less is a share of the steps
             training["warmup_steps"] = round(training["warmup_steps"] * self.arm.steps)
+        if self.arm.learning_rate is not None:
+            training["learning_rate"] = self.arm.learning_rate
         return training
+
+    @property
+    def keeps_model(self) -> bool:
+        """Whether its model is kept on the disk: another arm begins with it, or all are kept."""
+        return self.size.keep_models or any(arm.source == self.arm.name for arm in self.study.arms.values())
 
     @property
     def vocab_size(self) -> int:
@@ -74,8 +85,7 @@ class Run:
         own["settings"]["training"] = self.training
         own["settings"].pop("seeds")
         own["settings"].pop("differs")
-        if own["arm"]["structure"] == "layer":  # journals from before there were others stay valid
-            own["arm"].pop("structure")
+        own["settings"].pop("keep_models", None)
         return own | ({"source": self.source.settings()} if self.source else {})
 
     def key(self, digest_of: Callable[[Run], str]) -> str:
@@ -173,6 +183,6 @@ def _size_of(study: Study, name: str, short: bool) -> Size:
     size = study.sizes[name]
     if not short:
         return size
-    data = replace(size.data, train_rows=SHORT_ROWS, validation_rows=SHORT_ROWS // 4)
+    data = replace(size.data, train_rows=SHORT_ROWS, validation_rows=SHORT_ROWS // 4, train_tokens=0)
     training = {**size.training, "max_steps": SHORT_STEPS, "save_steps": SHORT_STEPS // 2}
     return replace(size, training=training, data=data, importance=0)

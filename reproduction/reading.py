@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import yaml
 
 from reproduction.errors import ReproductionError
 from reproduction.experiment import CHARTS, METRIC, QUANTITIES, Claim, Experiment, Side
-from reproduction.study import SIZES, WHOLE, Arm, Data, Size, Study
+from reproduction.study import BUDGETS, SIZES, WHOLE, Arm, Data, Size, Study
 
 _STUDIES = Path(__file__).with_name("studies")
 _EXPERIMENTS = Path(__file__).with_name("experiments")
@@ -57,11 +57,13 @@ def read_study(path: Path) -> Study:
     values = _with_base(path)
     given_sizes = {name: values.pop(name, None) for name in SIZES}
     sizes = {name: _size(given, f"{path.name}, {name}") for name, given in given_sizes.items() if given}
+    given_arms, variants = _varied(values.pop("arms", {}), values.pop("variants", {}))
     arms = {
-        name: _record(Arm, {"name": name, **(given or {})}, f"{path.name}, arm {name}")
-        for name, given in values.pop("arms", {}).items()
+        name: _record(Arm, {"name": name, **given}, f"{path.name}, arm {name}") for name, given in given_arms.items()
     }
-    study = _record(Study, {"name": path.stem, "arms": arms, "sizes": sizes, **values}, path.name)
+    study = _record(Study, {"name": path.stem, "arms": arms, "sizes": sizes, "variants": variants, **values}, path.name)
+    for arm in arms.values():
+        _check_among("budget", arm.budget, BUDGETS, f"{path.name}, arm {arm.name}")
     for size in sizes.values():
         missing = {arm.cut for arm in arms.values()} - set(size.cuts)
         if missing or WHOLE not in size.cuts:
@@ -75,7 +77,7 @@ def read_experiment(path: Path, studies: Mapping[str, Study]) -> Experiment:
     Raises:
         ReproductionError: If the file cannot be read, or names a study, an arm or a cut that there is not.
     """
-    values = _load(path)
+    values = load_yaml(path)
     claims = tuple(_claim(given, path.name) for given in values.pop("claims", []))
     experiment = _record(Experiment, {"name": path.stem, "claims": claims, **values}, path.name)
     _check_among("chart", experiment.chart, CHARTS, path.name)
@@ -86,14 +88,16 @@ def read_experiment(path: Path, studies: Mapping[str, Study]) -> Experiment:
                 _check_among("arm", side.arm, studies[name].arms, path.name)
                 for size in studies[name].sizes.values():
                     _check_among("cut", side.cut, size.cuts, path.name)
-    known = {arm for name in experiment.all_studies for arm in studies[name].arms}
+    known = dict.fromkeys(arm for name in experiment.all_studies for arm in studies[name].arms)
+    if not experiment.arms:  # of all
+        experiment = replace(experiment, arms=tuple(known))
     for arm in experiment.arms:
         _check_among("arm", arm, known, path.name)
     return experiment
 
 
 def _with_base(path: Path) -> dict[str, Any]:
-    values = _load(path)
+    values = load_yaml(path)
     base = values.pop("like", None)
     return values if base is None else _merged(_with_base(path.with_name(f"{base}.yaml")), values)
 
@@ -102,6 +106,22 @@ def _merged(base: Any, values: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(values, dict):
         return values
     return {**base, **{name: _merged(base.get(name), value) for name, value in values.items()}}
+
+
+def _varied(
+    arms: Mapping[str, Any], variants: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, ...]]]:
+    """Return every arm once for each variant, ``<arm>-<variant>``, which begins with the same variant of its source."""
+    if not variants:
+        return {name: given or {} for name, given in arms.items()}, {}
+    varied = {}
+    for name, given in arms.items():
+        for variant, more in variants.items():
+            own = {**(given or {}), **(more or {})}
+            if own.get("source") in arms:
+                own["source"] = f"{own['source']}-{variant}"
+            varied[f"{name}-{variant}"] = own
+    return varied, {name: tuple(f"{name}-{variant}" for variant in variants) for name in arms}
 
 
 def _size(values: dict[str, Any], where: str) -> Size:
@@ -129,7 +149,12 @@ def _check_among(what: str, name: str, known: Any, where: str) -> None:
         raise ReproductionError(f"{where} names the {what} {name!r}; choose one of {', '.join(sorted(known))}.")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of keys and values.
+
+    Raises:
+        ReproductionError: If it cannot be read, or holds something else.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.registry import load_task
 from hf_layerdrop.tasks.task import TaskData
 from hf_layerdrop.training.from_config import ModelFromConfig, describe_model
 from reproduction.errors import ReproductionError
 from reproduction.plan import Run
+from reproduction.pretrained import checkpoint_of
 from reproduction.rows import Source, load_rows
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _LONGEST = 512
@@ -22,11 +25,12 @@ _LONGEST = 512
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """Encoded rows, tokenizer and config."""
+    """Encoded rows, tokenizer, config, and the checkpoint that arms begin with, if they do."""
 
     data: TaskData
     tokenizer: PreTrainedTokenizerBase
     config: PreTrainedConfig
+    checkpoint: Path | None = None
 
 
 def described(run: Run) -> ModelFromConfig:
@@ -35,6 +39,27 @@ def described(run: Run) -> ModelFromConfig:
     positions = max(size.max_length or 0, size.max_target_length or 0) or _LONGEST
     model = describe_model(size.model, load_task(run.study.task).head, positions=positions, vocab_size=size.vocab_size)
     return replace(model, fields={**model.fields, **size.fields})
+
+
+def _arranged(data: TaskData, run: Run) -> TaskData:
+    """Keep the first tokens of the training text; where steps take rows of about one length, so does measuring."""
+    train, validation = data.train, data.validation
+    if run.size.data.train_tokens and train is not None:
+        inputs = run.size.data.train_tokens // len(train[0]["input_ids"])
+        if len(train) < inputs:
+            raise ReproductionError(
+                f"Study {run.study.name} wants {run.size.data.train_tokens:,} tokens of training text, but there are "
+                f"{len(train)} inputs of {len(train[0]['input_ids'])}: give more text."
+            )
+        train = train.select(range(inputs))
+    if run.training.get("train_sampling_strategy") == "group_by_length":
+        validation = {name: _by_length(rows) for name, rows in validation.items()}
+    return replace(data, train=train, validation=validation)
+
+
+def _by_length(rows: Dataset) -> Dataset:
+    lengths = [len(tokens) for tokens in rows["input_ids"]]
+    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))
 
 
 class InputsOfStudies:
@@ -54,16 +79,16 @@ class InputsOfStudies:
         size = run.size
         rows = load_rows(run.study, size.data, self._source)
         model = described(run)
-        tokenizer = self._tokenizer(run, model, rows)
+        checkpoint = checkpoint_of(size.pretrained) if size.pretrained else None
+        tokenizer = load_tokenizer(str(checkpoint)) if checkpoint else self._tokenizer(run, model, rows)
         encoded = rows.task.encode(
             rows, tokenizer, max_length=size.max_length, max_target_length=size.max_target_length
         )
         config = model.make_config(tokenizer, **rows.task.kind.settings(rows.task))
-        return SharedInputs(encoded, tokenizer, config)
+        return SharedInputs(_arranged(encoded, run), tokenizer, config, checkpoint)
 
     def _tokenizer(self, run: Run, model: ModelFromConfig, rows: TaskData) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was trained before, or train it; one of another study has to be there."""
-        from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
         from reproduction.launch import processes
 
         owner = run.size.tokenizer_of or run.study.name

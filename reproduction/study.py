@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
 SIZES = MINI, PAPER = "mini", "paper"
 WHOLE = "full"  # the cut that cuts nothing
+BUDGETS = STEPS, LAYERS = "steps", "layers"
+# Fields that journals do not have from before they came.
+_LATER = {
+    *("structure", "train_tokens", "pretrained", "freeze_embeddings", "layers", "depths", "dropout_of"),
+    *("keep_models", "budget", "drop", "together", "dropout", "learning_rate"),
+}
 DEEP, SHALLOWER = "standard", ("scratch-half", "scratch-quarter")  # depth pays where the first beats the others
 
 
@@ -24,6 +30,7 @@ class Data:
         text_columns: Columns, where they are not the task's.
         train_rows: Only so many of the training rows; 0 for all.
         validation_rows: Only so many of the measured rows; 0 for all.
+        train_tokens: Of language modelling only the first so many tokens, in whole inputs; 0 for all.
     """
 
     folder: str
@@ -34,6 +41,7 @@ class Data:
     text_columns: tuple[str, ...] = ()
     train_rows: int = 0
     validation_rows: int = 0
+    train_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,13 @@ class Size:
         importance: Random sets that are scored for the importance of layers (Figure 5), at the depth of cut ``half``.
         seeds: The seeds that are run if none are asked for.
         differs: What is not as in the paper, and why.
+        pretrained: The checkpoint that arms begin with in place of random weights, one of `pretrained.CHECKPOINTS`.
+            ``model`` is then its shape, for estimates.
+        freeze_embeddings: Whether the token embeddings stay as they are.
+        layers: How many layers the whole model has, by stack; needed where an arm gets its budget in layer forwards.
+        depths: What the arms ``depths`` and ``together`` train, as `LayerDropConfig.for_depths` takes it.
+        dropout_of: Names of the modules that end a residual branch, on whose outputs an arm's dropout falls.
+        keep_models: Whether the trained models are kept; else only those that another arm begins with.
     """
 
     model: str
@@ -69,6 +84,12 @@ class Size:
     importance: int = 0
     seeds: tuple[int, ...] = (0,)
     differs: tuple[str, ...] = ()
+    pretrained: str | None = None
+    freeze_embeddings: bool = False
+    layers: Mapping[str, int] = field(default_factory=dict)
+    depths: Any = ()
+    dropout_of: tuple[str, ...] = ()
+    keep_models: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,13 +98,20 @@ class Arm:
 
     Attributes:
         name: What tables and claims call it.
-        start: What it begins with, one of `arms.ARMS`.
+        start: What it begins with: one of `model_for_arm.ARMS`, or ``depths`` (one of the size's depths a step) or
+            ``together`` (several of them a step, distilled).
         rate: Its drop rate, where it drops.
         structure: What it drops, as `LayerDropConfig` takes it.
         cut: The cut that is trained: of random weights, of the teacher, or of the model that ``source`` left.
         source: The arm, or ``study/arm``, whose trained model it begins with or learns from.
         steps: Its share of the steps of the size.
         importance: Whether the importance of its layers is measured.
+        budget: ``steps``: as many steps as the size says, or ``layers``: as many as give the layer forwards of these
+            steps of the whole model.
+        drop: Other settings of `LayerDropConfig`, in place of rate and structure.
+        together: Settings of `DepthTraining`.
+        dropout: Ordinary dropout on the residual branches.
+        learning_rate: Another one than the size's.
     """
 
     name: str
@@ -94,6 +122,11 @@ class Arm:
     source: str | None = None
     steps: float = 1.0
     importance: bool = False
+    budget: str = STEPS
+    drop: Mapping[str, Any] = field(default_factory=dict)
+    together: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float = 0.0
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +141,7 @@ class Study:
         lower_is_better: Whether less of it is better.
         arms: The arms by name.
         sizes: The sizes by name.
+        variants: Names of the arms that differ in a setting alone, by that of the arm that they are variants of.
     """
 
     name: str
@@ -117,8 +151,22 @@ class Study:
     lower_is_better: bool
     arms: Mapping[str, Arm]
     sizes: Mapping[str, Size]
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def variants_of(self, arm: str) -> tuple[str, ...]:
+        """Return the arms that are variants of one; itself, if it has none."""
+        return self.variants.get(arm, (arm,))
 
 
 def settings_of(value: Any) -> dict[str, Any]:
-    """Return plain JSON values of a record above."""
-    return asdict(value)
+    """Return plain JSON values of a record above; what came later and says nothing is left out."""
+    found = {}
+    for one in fields(value):
+        own = getattr(value, one.name)
+        if one.name not in _LATER or own != _default(one):
+            found[one.name] = settings_of(own) if is_dataclass(own) else own
+    return found
+
+
+def _default(one: Any) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()

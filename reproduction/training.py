@@ -7,34 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from torch import accelerator
-from transformers import PreTrainedModel, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from hf_layerdrop.architectures.stacks import depths_of
-from hf_layerdrop.distillation.model_for_arm import model_for_arm
-from hf_layerdrop.distillation.trainer import DistillationMixin
-from hf_layerdrop.injection.inject import inject_layerdrop
-from hf_layerdrop.pruning.prune import prune_layers
+from hf_layerdrop.evaluation.trainer_loop import replaced
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
 from hf_layerdrop.search.average_without_layer import average_without_layer
 from hf_layerdrop.training.callbacks import LayerForwardsCallback
 from hf_layerdrop.training.train import continue_training, last_complete_checkpoint, measure_depths
-from hf_layerdrop.training.trainers import GeneratingTrainer, TaskTrainer, build_trainer, generation_flags
+from hf_layerdrop.training.trainers import generation_flags
 from reproduction.clock import StepClock
+from reproduction.models import TRAINED_TOGETHER, model_of, trainer_of
 from reproduction.plan import Run
+from reproduction.row_scores import KeepsRows
 from reproduction.shared_inputs import SharedInputs
 from reproduction.study import WHOLE
 
 MODEL = "model"  # the folder of the trained model, in that of the run
 IMPORTANCE_SEED = 0  # the sets of layers that are scored are the same for every model
-
-
-class DistillingTaskTrainer(DistillationMixin, TaskTrainer):
-    """A `TaskTrainer` with a teacher."""
-
-
-class DistillingGeneratingTrainer(DistillationMixin, GeneratingTrainer):
-    """A `GeneratingTrainer` with a teacher."""
 
 
 def train_run(run: Run, shared: SharedInputs, folder: Path, source: Path | None) -> dict[str, Any]:
@@ -47,11 +38,17 @@ def train_run(run: Run, shared: SharedInputs, folder: Path, source: Path | None)
         source: The folder of the model that it begins with or learns from.
     """
     arguments = _arguments(run, shared, folder)
-    model = _model(run, shared, source)
-    trainer, clock, count = _trainer(run, shared, arguments, model, source)
+    model = model_of(run, shared, source)
+    clock = StepClock()
+    count = (
+        None if run.arm.start in ("distill", TRAINED_TOGETHER) else LayerForwardsCallback()
+    )  # these count themselves
+    callbacks = [clock, *([] if count is None else [count])]
+    trainer = trainer_of(run, shared, arguments, model, source, callbacks)
     continue_training(trainer, folder, last_complete_checkpoint(folder))
     forwards = _layer_forwards(trainer, count)
-    trainer.save_model(str(folder / MODEL))
+    if run.keeps_model:
+        trainer.save_model(str(folder / MODEL))
     rows_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     rows = trainer.state.global_step * rows_a_step
     record = {
@@ -91,49 +88,6 @@ def _arguments(run: Run, shared: SharedInputs, folder: Path) -> TrainingArgument
     return kind(**settings, **generation_flags(task, size.max_target_length, size.num_beams))
 
 
-def _model(run: Run, shared: SharedInputs, source: Path | None) -> PreTrainedModel:
-    """Return the model that an arm trains; one that begins with another's is cut before, if it is to be small."""
-    arm, task = run.arm, shared.data.task
-    small = arm.start in ("scratch", "distill")
-    model = model_for_arm(
-        arm.start,
-        str(source) if source is not None else shared.config,
-        head=task.head,
-        depth=run.size.cuts[arm.cut] if small else None,
-        rate=arm.rate,
-        structure=arm.structure,
-        seed=run.seed,
-        **(task.kind.settings(task) if source is not None else {}),
-    )
-    if arm.cut != WHOLE and not small:
-        prune_layers(model, run.size.cuts[arm.cut])
-        inject_layerdrop(model, 0.0)  # a cut takes LayerDrop out; at rate 0 it counts the layers that run
-    return model
-
-
-def _trainer(
-    run: Run, shared: SharedInputs, arguments: TrainingArguments, model: PreTrainedModel, source: Path | None
-) -> tuple[Trainer, StepClock, LayerForwardsCallback | None]:
-    clock = StepClock()
-    if run.arm.start != "distill":
-        count = LayerForwardsCallback()
-        trainer = build_trainer(shared.data, model, shared.tokenizer, arguments, callbacks=[clock, count])
-        return trainer, clock, count
-    task = shared.data.task
-    distilling = DistillingGeneratingTrainer if task.generation else DistillingTaskTrainer
-    teacher = task.model_class.from_pretrained(str(source), layerdrop=0.0)
-    trainer = build_trainer(
-        shared.data,
-        model,
-        shared.tokenizer,
-        arguments,
-        callbacks=[clock],
-        trainer_class=distilling,
-        teacher=teacher,
-    )
-    return trainer, clock, None
-
-
 def _layer_forwards(trainer: Any, count: LayerForwardsCallback | None) -> dict[str, int]:
     if count is not None:
         return {"layer_forwards": count.layer_forwards}
@@ -143,12 +97,18 @@ def _layer_forwards(trainer: Any, count: LayerForwardsCallback | None) -> dict[s
 
 def _measure(run: Run, trainer: Trainer, shared: SharedInputs) -> dict[str, Any]:
     """Measure the whole model and its cuts; a model that was trained small has only the cut that it is."""
-    if run.arm.cut != WHOLE:
-        return {run.arm.cut: _plain(measure_depths(trainer, shared.data, ["all"])[0])}
+    trainer.args.train_sampling_strategy = "sequential"  # else Trainer measures in groups of about the same length
     depths = depths_of(trainer.model)
-    specs: list[KeepLayers] = [parse_keep_layers(spec, depths) for spec in run.size.cuts.values()]
-    results = measure_depths(trainer, shared.data, specs)
-    return {name: _plain(result) for name, result in zip(run.size.cuts, results, strict=True)}
+    cuts = run.size.cuts if run.arm.cut == WHOLE else {run.arm.cut: "all"}
+    rows = KeepsRows(trainer.compute_metrics, run.study.metric, shared.data, shared.tokenizer)
+    with replaced(trainer, compute_metrics=rows):  # one cut at a time, so that it is known whose rows these are
+        return {name: _cut(trainer, shared, parse_keep_layers(spec, depths), rows) for name, spec in cuts.items()}
+
+
+def _cut(trainer: Trainer, shared: SharedInputs, kept: KeepLayers, rows: KeepsRows) -> dict[str, Any]:
+    rows.last = None
+    (result,) = measure_depths(trainer, shared.data, [kept])
+    return {**_plain(result), **({} if rows.last is None else {"row_scores": rows.last.pack()})}
 
 
 def _plain(result: SubNetworkResult) -> dict[str, Any]:
