@@ -97,10 +97,11 @@ def build_page(app: AppModel) -> gradio.Blocks:
                     label="Layers",
                     visible=bool(app.measured.choices),
                 )
-                sliders = [
-                    gradio.Slider(1, depth, value=(depth + 1) // 2, step=1, label=f"Depth of the {stack}")
-                    for stack, depth in app.depths.items()
-                ]
+                with gradio.Group() as depths:
+                    sliders = [
+                        gradio.Slider(1, depth, value=(depth + 1) // 2, step=1, label=f"Depth of the {stack}")
+                        for stack, depth in app.depths.items()
+                    ]
                 length = gradio.Slider(
                     1, MOST_NEW_TOKENS, NEW_TOKENS, step=1, label="New tokens", visible=app.head.generates
                 )
@@ -110,8 +111,8 @@ def build_page(app: AppModel) -> gradio.Blocks:
         table = gradio.HTML(elem_id="ld-table")
 
         def show(choice: int, length: int, *given: Any) -> list[str]:
-            depths, words = given[: len(sliders)], given[len(sliders) :]
-            by_depth = dict(zip(app.depths, map(int, depths), strict=True))
+            numbers, words = given[: len(sliders)], given[len(sliders) :]
+            by_depth = dict(zip(app.depths, map(int, numbers), strict=True))
             return answer_as_html(app, words, choice, by_depth, int(length))
 
         gradio.on(
@@ -131,9 +132,9 @@ def build_page(app: AppModel) -> gradio.Blocks:
             api_visibility="private",
         )
         choice.input(
-            lambda choice: [gradio.update(visible=choice == BY_DEPTH) for _ in sliders],
+            lambda choice: gradio.update(visible=choice == BY_DEPTH),
             choice,
-            sliders,
+            depths,
             queue=False,
             api_visibility="private",
         )
