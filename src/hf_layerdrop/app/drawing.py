@@ -28,7 +28,7 @@ STYLE = """
   margin-bottom: 8px; }
 .ld-rows span i { display: block; height: 100%; border-radius: 3px; background: var(--ld-kept); }
 .ld-text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
-.ld-cost { display: grid; grid-template-columns: repeat(auto-fit, minmax(125px, 1fr)); gap: 10px; margin: 0; }
+.ld-cost { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 10px; margin: 0; }
 .ld-cost dt { color: var(--ld-quiet); font-size: .85rem; }
 .ld-cost dd { margin: 0; font-size: 1.2rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 .ld-cost dd small { display: block; font-size: .8rem; font-weight: 400; }
@@ -46,7 +46,7 @@ STYLE = """
 .ld-table tr[aria-current] td:first-child { box-shadow: inset 4px 0 0 var(--ld-kept); }
 @media (max-width: 560px) { /* their number is above, and the score has to be seen */
   .ld-table th:nth-child(3), .ld-table td:nth-child(3) { display: none; }
-  .ld-table th, .ld-table td { white-space: normal; padding: 4px 7px !important; }
+  .ld-table th, .ld-table td { padding: 5px 6px !important; font-size: .85rem; }
 }
 """
 

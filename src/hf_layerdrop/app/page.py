@@ -75,7 +75,8 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else error
+        code = getattr(error, "errno", None) or 0
+        reason = os.strerror(code) if code > 0 else error  # a name that is not known has a number of its own
         raise LayerDropConfigError(
             f"The app cannot listen at {host}:{port} ({reason}): give another by --port, such as {port % 65535 + 1}."
         ) from error
