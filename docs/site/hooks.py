@@ -76,7 +76,7 @@ _SECTIONS = (
     "Measure:results evaluation checkpoints",
     "Choose layers:search",
     "Train:training tasks distillation",
-    "Save, publish, serve:hub",
+    "Save, publish, serve, show:hub app",
     "Reports:reports",
     "Errors:errors",
     "Demo:cli",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a test compares the two lists
+    from .app.page import launch_app as launch_app
     from .checkpoints.recommended import RecommendedSet as RecommendedSet
     from .checkpoints.recommended import RecommendedSets as RecommendedSets
     from .checkpoints.recommended_file import read_recommended as read_recommended
@@ -272,6 +273,7 @@ _HOMES = {
     "distillation.run": ["distill"],
     "distillation.student": ["student_of"],
     "distillation.trainer": ["DistillationTrainer", "Seq2SeqDistillationTrainer"],
+    "app.page": ["launch_app"],
     "cli.demo_run": ["demo_checkpoint"],
 }
 # fmt: on

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 EXTRAS = {
     "tasks": ("datasets", "evaluate", "sklearn", "scipy", "sacrebleu", "rouge_score", "pyarrow", "pandas"),
     "reports": ("matplotlib", "plotly"),
+    "app": ("gradio",),
 }
 
 

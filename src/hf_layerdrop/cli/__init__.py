@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from hf_layerdrop.cli import demo, distill, inspect, prune, push, recipe, search, sweep, train
+from hf_layerdrop.cli import app_page, demo, distill, inspect, prune, push, recipe, search, sweep, train
 from hf_layerdrop.cli.errors import run_app
 from hf_layerdrop.errors import LayerDropError
 
@@ -28,6 +28,7 @@ app.command("prune")(prune.prune_command)
 app.command("push")(push.push_command)
 app.command("inspect")(inspect.inspect_command)
 app.command("run")(recipe.run_command)
+app.command("app")(app_page.app_command)
 
 
 def main() -> None:

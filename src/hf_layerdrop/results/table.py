@@ -89,11 +89,13 @@ def measured_rows(results: Sequence[SubNetworkResult]) -> str:
     return told and f"{told} {'row' if told == '1' else 'rows'}{brackets}"
 
 
-def render_html(results: Sequence[SubNetworkResult]) -> str:
-    """Render the same table as HTML, for notebooks."""
+def render_html(results: Sequence[SubNetworkResult], *, marked: int | None = None) -> str:
+    """Render the same table as HTML, for notebooks and pages, the row number ``marked`` as the current one."""
     header, *rows = [_columns(results, None), *_rows(results, None)]
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    current = (' aria-current="true"' if place == marked else "" for place in range(len(rows)))
+    body = "".join(f"<tr{mark}>{row}</tr>" for mark, row in zip(current, cells, strict=True))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
