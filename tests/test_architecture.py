@@ -33,6 +33,7 @@ FOLDERS = (
     "training",
     "hub",
     "distillation",
+    "healing",
     "cli",
 )
 EXEMPT = ("__init__", "__main__")
