@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import assert_same_tensors, build, layers_of, output_of
+from healed import PROJECTIONS, apply_by_hand, some_batches, whole_model
 from hf_layerdrop import merge_linear_maps, student_of
 from hf_layerdrop.distillation.positions import real_tokens
 from hf_layerdrop.errors import HealingError
@@ -13,7 +14,6 @@ from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
 from hf_layerdrop.healing.least_squares import NormalEquations
 from hf_layerdrop.healing.linear_map import RemovedRun, removed_runs
 from hf_layerdrop.healing.projection import find_projection, recorded_calls
-from healed import PROJECTIONS, apply_by_hand, some_batches, whole_model
 
 
 @pytest.fixture(params=PROJECTIONS)
@@ -22,7 +22,7 @@ def head(request):
 
 
 def cut_of(whole, kept=(0, 3)):
-    return student_of(whole, {stack: kept for stack in layers_of(whole)})
+    return student_of(whole, dict.fromkeys(layers_of(whole), kept))
 
 
 def projections_of(model, name):

@@ -127,4 +127,3 @@ def apply_by_hand(model, layers, maps, norms):
             )
         )
     return handles
-

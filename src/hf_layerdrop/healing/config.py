@@ -76,18 +76,18 @@ def planned_cuts(kept: Kept, depths: Mapping[str, int], healing: HealingConfig) 
     if not count:
         every = " and ".join(f"all {depth} layers of the {stack}" for stack, depth in depths.items())
         raise HealingError(f"keep_layers keeps {every}, so that there is nothing to heal; keep fewer.")
-    rounds = healing.rounds
+    rounds, most = healing.rounds, max(map(len, removed.values()))
     if rounds is None:
-        rounds = 2 if healing.trains and 2 * count > sum(depths.values()) and count > 1 else 1
-    if rounds > max(map(len, removed.values())):
+        rounds = 2 if healing.trains and 2 * count > sum(depths.values()) and most > 1 else 1
+    if rounds > most:
         raise HealingError(f"{count} layers cannot be removed in {rounds} rounds; give fewer rounds.")
-    return [
-        {
-            stack: tuple(sorted({*kept[stack], *_spread_over(gone, len(gone) * (rounds - number) // rounds)}))
-            for stack, gone in removed.items()
-        }
-        for number in range(1, rounds + 1)
-    ]
+    cuts: list[Kept] = []
+    left: Mapping[str, Sequence[int]] = removed
+    for number in range(1, rounds + 1):  # each within the one before
+        counts = {stack: len(gone) * (rounds - number) // rounds for stack, gone in removed.items()}
+        left = {stack: _spread_over(layers, counts[stack]) for stack, layers in left.items()}
+        cuts.append({stack: tuple(sorted({*kept[stack], *layers})) for stack, layers in left.items()})
+    return cuts
 
 
 def _spread_over(layers: Sequence[int], count: int) -> list[int]:

@@ -24,11 +24,10 @@ from hf_layerdrop.distillation.positions import real_tokens
 from hf_layerdrop.errors import HealingError
 from hf_layerdrop.evaluation.model_or_trainer import Batches, Collator, as_batches, on_device, quiet_eval, steady
 from hf_layerdrop.evaluation.random_streams import RandomStreams
+from hf_layerdrop.healing.config import HealingConfig
 from hf_layerdrop.healing.least_squares import NormalEquations
 from hf_layerdrop.healing.projection import Projection, find_projection, first_tensor, recorded_calls
 from hf_layerdrop.samplers.keep_layers import KeepLayers, parse_keep_layers
-
-RIDGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def merge_linear_maps(
     data: Batches | Dataset[Any],
     *,
     keep_layers: KeepLayers | None = None,
-    ridge: float = RIDGE,
+    ridge: float = HealingConfig.ridge,
     batch_size: int = 32,
     collator: Collator | None = None,
 ) -> MergedMaps:
@@ -118,7 +117,9 @@ def merge_linear_maps(
             a way that takes no map; nothing is changed then.
     """
     if not ridge > 0:
-        raise HealingError(f"ridge is {ridge!r}; it must be above 0, such as {RIDGE}: the larger, the nearer to the cut.")
+        raise HealingError(
+            f"ridge is {ridge!r}; it must be above 0, such as {HealingConfig.ridge}: a larger one is nearer to the cut."
+        )
     kept = kept_layers(model, whole, keep_layers)
     depths = {name: stack.depth for name, stack in find_stacks(whole).items()}
     runs = removed_runs(kept, depths)
@@ -278,7 +279,7 @@ def _tapped(model: PreTrainedModel, batch: Mapping[str, Any], *taps: nn.Module |
 
 def _merge(found: LinearMap, place: _Place, before: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
     """Change the weights of a projection, and of the LayerNorm behind it, noting what they were."""
-    linear = place.own.linear
+    linear: Any = place.own.linear
     weight = linear.weight.double()
     factor = found.matrix.to(weight.device) + torch.eye(len(found.matrix), dtype=weight.dtype, device=weight.device)
     changes = [(linear.weight, weight @ factor if isinstance(linear, Conv1D) else factor.T @ weight)]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+Linear: TypeAlias = "nn.Linear | Conv1D"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 _CLOSE = 0.02  # of the nudge, that bfloat16 may lose of it
@@ -31,7 +32,7 @@ class Projection:
         norm: The LayerNorm of the sum, in a post-norm block; None in a pre-norm one.
     """
 
-    linear: nn.Linear | Conv1D
+    linear: Linear
     norm: nn.LayerNorm | None
 
 
@@ -40,8 +41,8 @@ class _Trace:
     """What a block gave, and which of its parts gave what."""
 
     output: torch.Tensor
-    linears: dict[nn.Module, torch.Tensor]
-    norms: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]  # what went in, what came out
+    linears: dict[Linear, torch.Tensor]
+    norms: dict[nn.LayerNorm, tuple[torch.Tensor, torch.Tensor]]  # what went in, what came out
 
 
 def find_projection(layer: nn.Module, call: Call) -> Projection | None:
@@ -61,9 +62,9 @@ def find_projection(layer: nn.Module, call: Call) -> Projection | None:
             with _nudged(linear, nudge):
                 after = _trace(layer, call)
             if norm is not None and _moved_by(nudge, before.norms[norm][0], after.norms[norm][0]):
-                return Projection(linear, norm)  # type: ignore[arg-type]
+                return Projection(linear, norm)
             if norm is None and _moved_by(nudge, before.output, after.output):
-                return Projection(linear, None)  # type: ignore[arg-type]
+                return Projection(linear, None)
     return None
 
 
@@ -89,11 +90,11 @@ def recorded_calls(layers: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Call]]
 
 
 def _trace(layer: nn.Module, call: Call) -> _Trace:
-    linears: dict[nn.Module, torch.Tensor] = {}
-    norms: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-    twice: set[nn.Module] = set()
+    linears: dict[Linear, torch.Tensor] = {}
+    norms: dict[nn.LayerNorm, tuple[torch.Tensor, torch.Tensor]] = {}
+    twice: set[Linear] = set()
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def note(module: Linear | nn.LayerNorm, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.LayerNorm):
             norms[module] = (args[0], output)
         elif module in linears:
