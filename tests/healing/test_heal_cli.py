@@ -81,15 +81,15 @@ def test_a_map_that_does_not_help_leaves_the_cut_as_it_is(model, rows, tmp_path,
 
 def test_over_half_is_cut_in_two_rounds(model, rows, tmp_path, capsys):
     output = tmp_path / "healed"
-    assert run(command(model, rows, output, "--method", "whole", *FLAGS, kept="0,")) == 0
+    assert run(command(model, rows, output, "--method", "distill", "--bf16", *FLAGS, kept="0,")) == 0
     stages = json.loads((output / "healing.json").read_text())
-    assert [stage["name"] for stage in stages[2:]] == ["round 1: whole", "round 2: whole"]
+    assert [stage["name"] for stage in stages[2:]] == ["round 1: distill", "round 2: distill"]
     kept = [stage["result"]["keep_layers"]["encoder"] for stage in stages[2:]]
     assert kept == [[0, 3], [0]]
     config = json.loads((output / "config.json").read_text())
     assert config["num_hidden_layers"] == 1
     assert config["hf_layerdrop"]["keep_layers"] == config["hf_layerdrop"]["root_keep_layers"] == {"encoder": [0]}
-    assert "round 2: whole" in capsys.readouterr().out
+    assert "round 2: distill" in capsys.readouterr().out
 
 
 def test_a_language_model_is_healed(tmp_path, capsys):
