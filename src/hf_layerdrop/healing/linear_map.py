@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -22,7 +21,7 @@ from hf_layerdrop.architectures.stacks import find_stacks
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.distillation.positions import real_tokens
 from hf_layerdrop.errors import HealingError
-from hf_layerdrop.evaluation.model_or_trainer import Batches, Collator, as_batches, on_device, quiet_eval, steady
+from hf_layerdrop.evaluation.model_or_trainer import Batches, Collator, Data, as_batches, on_device, quiet_eval, steady
 from hf_layerdrop.evaluation.random_streams import RandomStreams
 from hf_layerdrop.healing.config import HealingConfig
 from hf_layerdrop.healing.least_squares import NormalEquations
@@ -88,7 +87,7 @@ class MergedMaps:
 def merge_linear_maps(
     model: PreTrainedModel,
     whole: PreTrainedModel,
-    data: Batches | Dataset[Any],
+    data: Data,
     *,
     keep_layers: KeepLayers | None = None,
     ridge: float = HealingConfig.ridge,
