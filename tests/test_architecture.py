@@ -33,6 +33,7 @@ FOLDERS = (
     "training",
     "hub",
     "distillation",
+    "healing",
     "app",
     "cli",
 )

@@ -75,7 +75,7 @@ _SECTIONS = (
     "Take a sub-network out:pruning",
     "Measure:results evaluation checkpoints",
     "Choose layers:search",
-    "Train:training tasks distillation",
+    "Train:training tasks distillation healing",
     "Save, publish, serve, show:hub app",
     "Reports:reports",
     "Errors:errors",

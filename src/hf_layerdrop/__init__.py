@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .distillation.trainer import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
     from .errors import CheckpointError as CheckpointError
     from .errors import DistillationError as DistillationError
+    from .errors import HealingError as HealingError
     from .errors import HubError as HubError
     from .errors import KeepLayersError as KeepLayersError
     from .errors import LayerDropConfigError as LayerDropConfigError
@@ -41,6 +42,9 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .errors import TrainingArgumentsError as TrainingArgumentsError
     from .errors import UnsupportedModelError as UnsupportedModelError
     from .evaluation.evaluate import evaluate_depths as evaluate_depths
+    from .healing.config import HealingConfig as HealingConfig
+    from .healing.linear_map import merge_linear_maps as merge_linear_maps
+    from .healing.run import heal as heal
     from .hub.push import push_pruned_to_hub as push_pruned_to_hub
     from .hub.save import save_pruned as save_pruned
     from .hub.serve import pipeline as pipeline
@@ -185,7 +189,7 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
 # fmt: off
 _HOMES = {
     "errors": [
-        "CheckpointError", "DistillationError", "HubError", "KeepLayersError", "LayerDropConfigError",
+        "CheckpointError", "DistillationError", "HealingError", "HubError", "KeepLayersError", "LayerDropConfigError",
         "LayerDropError", "LayerDropStateError", "OutputExistsError", "TaskError", "TrainingArgumentsError",
         "UnsupportedModelError",
     ],
@@ -273,6 +277,9 @@ _HOMES = {
     "distillation.run": ["distill"],
     "distillation.student": ["student_of"],
     "distillation.trainer": ["DistillationTrainer", "Seq2SeqDistillationTrainer"],
+    "healing.config": ["HealingConfig"],
+    "healing.linear_map": ["merge_linear_maps"],
+    "healing.run": ["heal"],
     "app.page": ["launch_app"],
     "cli.demo_run": ["demo_checkpoint"],
 }

@@ -7,6 +7,7 @@ EXTRAS = {
     "tasks": ("datasets", "evaluate", "sklearn", "scipy", "sacrebleu", "rouge_score", "pyarrow", "pandas"),
     "reports": ("matplotlib", "plotly"),
     "app": ("gradio",),
+    "lora": ("peft",),
 }
 
 
@@ -40,6 +41,10 @@ class TrainingArgumentsError(LayerDropError, ValueError):
 
 class DistillationError(LayerDropError, ValueError):
     """A teacher and a student do not fit each other, or a setting of distillation is not allowed."""
+
+
+class HealingError(LayerDropError, ValueError):
+    """A cut cannot be healed as asked: nothing was cut, no weight takes a map, or a setting is not allowed."""
 
 
 class OutputExistsError(LayerDropError, ValueError):

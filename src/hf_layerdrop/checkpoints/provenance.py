@@ -62,6 +62,7 @@ class _Provenance(BaseModel):
     keep_heads: dict[str, list[list[Index]]] | None = None
     trained_with: _Training | None = None
     distilled_with: dict[str, StrictFloat] | None = None
+    healed_with: list[str] | None = None
     measured_on: _Measured | None = None
     seed: Index | None = None
     sampler_version: Index | None = None

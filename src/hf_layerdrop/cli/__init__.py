@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from hf_layerdrop.cli import app_page, demo, distill, inspect, prune, push, recipe, search, sweep, train
+from hf_layerdrop.cli import app_page, demo, distill, heal, inspect, prune, push, recipe, search, sweep, train
 from hf_layerdrop.cli.errors import run_app
 from hf_layerdrop.errors import LayerDropError
 
@@ -22,6 +22,7 @@ app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown
 app.command("distill", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     distill.distill_command
 )
+app.command("heal", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(heal.heal_command)
 app.command("sweep")(sweep.sweep_command)
 app.command("search")(search.search_command)
 app.command("prune")(prune.prune_command)

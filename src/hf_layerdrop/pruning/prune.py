@@ -54,7 +54,7 @@ from hf_layerdrop.samplers.keep_layers import (
 
 M = TypeVar("M", bound=nn.Module)
 
-_OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with")  # provenance that a further cut does not inherit
+_OF_ONE_CUT = ("strategy", "metric", "score", "distilled_with", "healed_with")  # not for a further cut
 
 
 def prune_layers(model: M, keep_layers: KeepLayers, **provenance: object) -> M:

@@ -30,6 +30,12 @@ _OF_SENTENCES = {
     "feature-extraction": "SparseEncoder",
     "text-ranking": "CrossEncoder",
 }
+_HEALED = {
+    "map": "a linear map in place of the removed layers",
+    "lora": "LoRA, merged",
+    "whole": "a training of all weights",
+    "distill": "distillation from the whole model",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -134,6 +140,7 @@ def render_card(
         chosen_by=_escaped(_describe_choice(provenance)),
         trained_with=_escaped(_describe_training(provenance.get("trained_with"))),
         distilled=_escaped(_describe_distillation(provenance.get("distilled_with"))),
+        healed=_escaped(", then ".join(_HEALED.get(one, one) for one in provenance.get("healed_with") or ())),
         parameters=format_parameters(parameters),
         table=render_markdown(results, marked=own) if results else None,
         plot=quote(plot) if plot else None,
