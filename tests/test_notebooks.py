@@ -23,9 +23,7 @@ def test_outputs_are_those_of_the_cells(path: Path) -> None:
     if path.stem in WITHOUT:
         assert not outputs
         return
-    assert notebook.metadata[RAN] == digest(notebook), (
-        f"make notebook-outputs NOTEBOOKS={path.name}"
-    )
+    assert notebook.metadata[RAN] == digest(notebook), f"make notebook-outputs NOTEBOOKS={path.name}"
     assert all(cell.execution_count for cell in cells)
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}  # no errors

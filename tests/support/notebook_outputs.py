@@ -6,7 +6,9 @@ a digest is kept, by which tests/test_notebooks.py knows outputs of other cells.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import re
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 RAN = "outputs_of"  # in the notebook's metadata: the digest of the cells that were run
 _TEMPORARY = re.compile(r"(?:/[\w.-]+)*/layerdrop-\w+")  # what mkdtemp made
@@ -46,13 +49,22 @@ def is_told(output: Any) -> bool:
 
 
 def cleaned(output: Any) -> Any:
-    """Return an output without the times and the folders of one run."""
+    """Return an output without the times and the folders of one run, and pictures as small as they can be."""
     if "text" in output:
         output.text = _clean(output.text)
     for kind, content in output.get("data", {}).items():
-        if isinstance(content, str) and not kind.startswith("image/png"):
-            output.data[kind] = _clean(content)
+        if isinstance(content, str):
+            output.data[kind] = _smaller(content) if kind == "image/png" else _clean(content)
     return output
+
+
+def _smaller(png: str) -> str:
+    """Return a picture at most 800 pixels wide, of few colours: it is a plot."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.thumbnail((800, 2000))
+    file = io.BytesIO()
+    picture.quantize(48).save(file, format="PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _clean(text: str) -> str:
