@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
 	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
-.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations notebooks site serve-site mutants gpu gpu-short app architectures clean
+.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations notebooks notebook-outputs site serve-site mutants gpu gpu-short app architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -83,8 +83,13 @@ integrations: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/integration tests/injection/test_precision.py $(PYTEST_ARGS)
 	$(BIN)/python tests/support/readme_blocks.py docs/integrations.md
 
+# That every cell of them works, in short. What they store is of whole runs: `make notebook-outputs`, in half an hour.
 notebooks: $(VENV)/.installed-dev
 	SHORT=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
+notebook-outputs: $(VENV)/.installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/support/notebook_outputs.py $(addprefix notebooks/,$(notdir $(NOTEBOOKS)))
 
 # The documentation: every link and every public name in it is checked.
 site: $(VENV)/.installed-dev

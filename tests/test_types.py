@@ -105,7 +105,7 @@ def documented_code() -> Iterator[tuple[str, str]]:
     for path in PROJECT.glob("notebooks/*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         lines = [line for cell in cells if cell["cell_type"] == "code" for line in [*cell["source"], "\n"]]
-        yield path.name, "".join(line for line in lines if not line.startswith("!"))  # which the shell runs
+        yield path.name, "".join(line for line in lines if not line.startswith(("!", "%")))  # which are no Python
     for path in PROJECT.glob("examples/*.py"):
         yield path.name, path.read_text(encoding="utf-8")
 

@@ -11,6 +11,7 @@ from hf_layerdrop.checkpoints.remote_headers import read_headers
 from hf_layerdrop.checkpoints.stored_model import find_stored_model
 from hf_layerdrop.cli import run
 from hf_layerdrop.evaluation.evaluate import evaluate_depths
+from hf_layerdrop.results.table import format_kept
 from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.strategies import STRATEGIES
 from light import run_lightly
@@ -43,7 +44,7 @@ def test_the_selection_is_written_shown_and_read_by_prune(model, rows, tmp_path,
     assert found.metric == "loss"
     assert "held out" in found.split
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"kept layers {found.spec}" in shown
+    assert f"kept layers {format_kept(found.keep_layers)}" in shown
     assert f"{found.score:.4f}" in shown
     assert f"{found.test_score:.4f} on separate data" in shown
     assert f"--keep-layers {output}" in shown

@@ -10,7 +10,7 @@ import pytest
 from classifiers import model, rows  # noqa: F401 - fixtures
 from hf_layerdrop.cli import run
 from hf_layerdrop.models.auto import AutoLayerDropModelForSequenceClassification
-from hf_layerdrop.reports.card import _describe_training
+from hf_layerdrop.reports.card import describe_training
 
 TRAINER = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--max_steps", "2", "--eval-depths", "2"]
 
@@ -34,7 +34,7 @@ def test_the_pretraining_recipe_by_one_word(command: list[str], tmp_path: Path, 
     assert {name: settings[name] for name in ("rate", "shape", "scale", "schedule")} == {
         "rate": 0.3, "shape": "linear", "scale": "kept", "schedule": "falling",
     }  # fmt: skip
-    assert _describe_training(settings) == "0.3, linear shape, kept scale, falling schedule"
+    assert describe_training(settings) == "0.3, linear shape, kept scale, falling schedule"
 
 
 def test_nested_sets_by_one_word(command: list[str], model: Path, tmp_path: Path) -> None:

@@ -270,12 +270,11 @@ def test_a_trainer_with_its_own_evaluate_trains_with_the_callback(tmp_path: Path
 def test_what_a_trainer_collects_stays_with_the_network_that_gave_it(tmp_path: Path) -> None:
     trainer = training(build(CLASSES), tmp_path, DepthEvaluationCallback([DEPTH, 2]), cls=Collecting)
     trainer.train()
-    whole = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    depths = [entry for entry in trainer.state.log_history if "eval_depth_2_loss" in entry]
-    assert len(whole) == len(depths) == 2
-    for alone, cut in zip(whole, depths, strict=True):
-        assert "eval_collected" not in cut
-        assert cut["eval_depth_4_collected"] == alone["eval_collected"] != cut["eval_depth_2_collected"]
+    records = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert records == [entry for entry in trainer.state.log_history if "eval_depth_2_loss" in entry]
+    assert len(records) == 2
+    for record in records:
+        assert record["eval_depth_4_collected"] == record["eval_collected"] != record["eval_depth_2_collected"]
 
 
 @pytest.mark.parametrize("cls", [Trainer, Collecting])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hf_layerdrop import LayerDropConfig
-from hf_layerdrop.reports.card import _describe_training
+from hf_layerdrop.reports.card import describe_training
 
 
 def test_rows_are_said_beside_the_rest() -> None:
     config = LayerDropConfig.for_pretraining(0.2, granularity="row")
-    assert _describe_training(config.to_dict()) == ("0.2, linear shape, row granularity, kept scale, falling schedule")
-    assert _describe_training(LayerDropConfig(0.2).to_dict()) == "0.2"
+    assert describe_training(config.to_dict()) == ("0.2, linear shape, row granularity, kept scale, falling schedule")
+    assert describe_training(LayerDropConfig(0.2).to_dict()) == "0.2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,8 @@ def drawn(console: Console, draw: Callable[[], list[Path]]) -> list[Path]:
     except Exception as error:
         console.print(f"Warning: the picture could not be drawn ({said_by(error)}).", style="yellow", soft_wrap=True)
         return []
+
+
+def print_next(console: Console, *words: object) -> None:
+    """End a command with the line that usually comes next, to be copied."""
+    console.print(f"Next: hf-layerdrop {shlex.join(map(str, words))}", soft_wrap=True)

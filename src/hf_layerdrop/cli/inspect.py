@@ -24,18 +24,20 @@ from hf_layerdrop.cli.arguments import Model, Revision, TrustRemoteCode, check_r
 from hf_layerdrop.cli.console import PlainConsole
 from hf_layerdrop.errors import LayerDropError
 from hf_layerdrop.results.recommended import recommended_table
+from hf_layerdrop.results.table import format_kept, format_parameters
 
 
 def inspect_command(
     model: Model,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables, with exact numbers.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show what goes for every model, too.")] = False,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a checkpoint holds and what LayerDrop and a cut will mean for it, without loading it.
 
     Stacks, depths, saved rates and parameters; the structures that can be dropped or pruned; the config fields that a
-    cut changes; the traps that were found; what distributed training and torch.compile need.
+    cut changes; the traps that were found; what this model needs in distributed training and for torch.compile.
     """
     check_revision(model, revision)
     if has_only_pickle(model):
@@ -61,7 +63,7 @@ def inspect_command(
         typer.echo(json.dumps(facts, indent=2))
         return
     console = PlainConsole()
-    for shown in _tables(facts):
+    for shown in _tables(facts, everything=everything):
         console.print(shown)
     if table is not None:
         console.print(recommended_table(table))
@@ -113,13 +115,16 @@ def _of_the_whole(headers: CheckpointHeaders) -> dict[str, Any]:
     }
 
 
-def _tables(facts: Mapping[str, Any]) -> list[Table]:
+def _tables(facts: Mapping[str, Any], *, everything: bool) -> list[Table]:
     tables = [_facts_table(facts)]
     if facts["stacks"]:
         tables += [_stacks_table(facts["stacks"]), _structures_table(facts["stacks"])]
     tables.append(_said("traps", _traps(facts["traps"])))
-    if facts["notes"]:
-        tables.append(_said("in use", list(facts["notes"].items())))
+    from hf_layerdrop.hub.doctor.notes import NOTES
+
+    notes = {name: note for name, note in facts["notes"].items() if everything or name not in NOTES}
+    if notes:
+        tables.append(_said("in use", list(notes.items())))
     return tables
 
 
@@ -129,13 +134,13 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
     table.add_row("model", facts["model"])
     table.add_row("model type", f"{facts['model_type']} ({', '.join(facts['architectures'] or ['no architecture'])})")
-    table.add_row("parameters", "not looked at" if facts["parameters"] is None else f"{facts['parameters']:,}")
+    table.add_row("parameters", "not looked at" if facts["parameters"] is None else _rounded(facts["parameters"]))
     if adapter := facts.get("adapter"):
-        size = "" if adapter["parameters"] is None else f", {adapter['parameters']:,} parameters"
+        size = "" if adapter["parameters"] is None else f", {_rounded(adapter['parameters'])} parameters"
         table.add_row("adapter", f"{adapter['type'] or 'PEFT'}{size}; all else is said of its base, {adapter['base']}")
     for name, value in (facts["hf_layerdrop"] or {}).items():
         if name != "rates" and value is not None:
-            table.add_row(name.replace("_", " "), _line(value))
+            table.add_row(name.replace("_", " "), _line(name, value))
     return table
 
 
@@ -150,7 +155,7 @@ def _stacks_table(stacks: list[Mapping[str, Any]]) -> Table:
             str(stack["depth"]),
             _same_or_each(stack["rates"]) if stack["rates"] else "-",
             _same_or_each(per_layer),
-            f"{sum(per_layer):,}",
+            _rounded(sum(per_layer)),
             ", ".join(stack["fields_that_change"]),
         )
     return table
@@ -192,8 +197,27 @@ def _said(title: str, rows: list[tuple[str, str]]) -> Table:
 
 def _same_or_each(values: list[float]) -> str:
     """Show a list of equal values by the value."""
-    return ", ".join(f"{value:,}" for value in (values[:1] if len(set(values)) == 1 else values))
+    return ", ".join(_rounded(value) for value in (values[:1] if len(set(values)) == 1 else values))
 
 
-def _line(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _rounded(value: float) -> str:
+    """Write a count to three digits, ``22.7M``; a rate to three as well."""
+    return format_parameters(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def _line(name: str, value: Any) -> str:
+    """Write what a checkpoint's record says, as the card does; what is none of its usual forms as JSON."""
+    from hf_layerdrop.reports.card import MeasuredOn, describe_training
+
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if name == "trained_with" and (said := describe_training(value)):
+            return said
+        if name == "measured_on":
+            return str(MeasuredOn.of(value))
+        if all(isinstance(layers, list) and all(type(layer) is int for layer in layers) for layers in value.values()):
+            return format_kept(value)
+    return json.dumps(value)

@@ -31,11 +31,12 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.budgets import check_budgets, read_count
-from hf_layerdrop.cli.console import PlainConsole
+from hf_layerdrop.cli.console import PlainConsole, print_next
 from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, asked_data, asked_task, evaluating_trainer
 from hf_layerdrop.errors import OutputExistsError, TaskError
+from hf_layerdrop.results.table import format_kept
 from hf_layerdrop.search.selection import Selection
 from hf_layerdrop.search.space import Space, parse_depth
 from hf_layerdrop.search.strategies import (
@@ -194,8 +195,7 @@ def search_command(
         console.print(f"Wrote {path}", soft_wrap=True)
     if noted:
         console.print(noted, soft_wrap=True)
-    command = f"hf-layerdrop prune {model} --keep-layers {output} --output {Path(model).name}-pruned"
-    console.print(command, soft_wrap=True)
+    print_next(console, "prune", model, "--keep-layers", output, "--output", f"{Path(model).name}-pruned")
 
 
 def _note(model: str, selection: Selection, trainer: Trainer, encoded: TaskData) -> str | None:
@@ -222,7 +222,7 @@ def show(console: Console, selection: Selection, model: str) -> None:
 
 
 def _lines(selection: Selection) -> Iterator[tuple[str, str]]:
-    yield "kept layers", selection.spec
+    yield "kept layers", format_kept(selection.keep_layers)
     score = f"{selection.score:.4f} (whole model {selection.whole_score:.4f})"
     if selection.test_score is not None and selection.whole_test_score is not None:
         separate = f"{selection.test_score:.4f} on separate data (whole model {selection.whole_test_score:.4f})"

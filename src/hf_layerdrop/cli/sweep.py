@@ -32,13 +32,13 @@ from hf_layerdrop.cli.arguments import (
     loading_arguments,
     require_tokenizer,
 )
-from hf_layerdrop.cli.console import PlainConsole, drawn
+from hf_layerdrop.cli.console import PlainConsole, drawn, print_next
 from hf_layerdrop.cli.depths import KeptByStack, parse_depths
 from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.results.plot import draw_depth_plot
-from hf_layerdrop.results.table import measured_rows, render_table, write_results
+from hf_layerdrop.results.table import format_kept, measured_rows, render_table, write_results
 from hf_layerdrop.samplers.keep_layers import format_keep_layers
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
@@ -113,13 +113,16 @@ def sweep_command(
     written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
     for line in (*(f"Wrote {path}" for path in (folder, *written)), *([noted] if noted else [])):
         console.print(line, soft_wrap=True)
+    if half := [result for result in results if 2 * result.depth <= sum(stacks.values())]:
+        kept = format_keep_layers(max(half, key=lambda result: result.depth).keep_layers)
+        print_next(console, "prune", model, "--keep-layers", kept, "--output", f"{folder}-pruned")
 
 
 def _possible(sub_networks: list[KeptByStack], trainer: Trainer, console: PlainConsole) -> list[KeptByStack]:
     """Leave out what the model cannot be cut to, and say so."""
     found = possible(sub_networks, trainer.accelerator.unwrap_model(trainer.model))
     for kept in (one for one in sub_networks if one not in found):
-        console.print(f"Left out: layers {format_keep_layers(kept)}, to which the model cannot be cut.")
+        console.print(f"Left out: layers {format_kept(kept)}, to which the model cannot be cut.")
     return found
 
 

@@ -29,7 +29,7 @@ from hf_layerdrop.cli.arguments import (
     listed,
     require_tokenizer,
 )
-from hf_layerdrop.cli.console import PlainConsole, drawn
+from hf_layerdrop.cli.console import PlainConsole, drawn, print_next
 from hf_layerdrop.cli.depths import check_once, depths_of_step, no_other_drop, parse_depths
 from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
@@ -292,6 +292,7 @@ def train_command(
         _print_cost(console, run)
         _write_learned(console, run)
         console.print(f"Wrote {run.output_dir}", soft_wrap=True)
+        print_next(console, "sweep", run.output_dir)
 
 
 def _start(

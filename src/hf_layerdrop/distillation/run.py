@@ -24,7 +24,8 @@ from hf_layerdrop.tasks.classification import padding_collator
 from hf_layerdrop.tasks.metrics import compute_metrics_for
 from hf_layerdrop.tasks.task import MAX_LENGTH, TaskData, tokenize
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
-from hf_layerdrop.training.train import check_output, continue_training, measure_depths, measured_on
+from hf_layerdrop.training.card import measured_on
+from hf_layerdrop.training.train import check_output, continue_training, measure_depths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from hf_layerdrop import compat
+from hf_layerdrop.checkpoints.card_metadata import said_by_card
 from hf_layerdrop.checkpoints.companions import (
     COMPANIONS,
     SENTENCES,
@@ -24,7 +25,6 @@ from hf_layerdrop.checkpoints.companions import (
 )
 from hf_layerdrop.checkpoints.headers import CONFIG_NAME
 from hf_layerdrop.checkpoints.hub_waits import bounded_waits
-from hf_layerdrop.checkpoints.strangers import LARGE, check_kind
 from hf_layerdrop.checkpoints.tokenizers import PROCESSOR_FILES, copied_processor_files, none_beside, vocabulary_files
 from hf_layerdrop.checkpoints.unreadable import unreadable
 from hf_layerdrop.errors import CheckpointError, HubError, UnsupportedModelError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 _FROM_SOURCE = ("token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -90,19 +89,8 @@ class Source:
     def card_metadata(self) -> dict[str, Any]:
         """Read what the source's card says that goes for its sub-networks too, and of which other library it is."""
         task = sentence_task(self.folder) if self.folder else None
-        return {**self._said(), **({"library_name": SENTENCES, "pipeline_tag": task} if task else {})}
-
-    def _said(self) -> dict[str, Any]:
-        card = self.root / "README.md" if self.root else None
-        if card is None or not card.is_file():
-            return {}
-        try:
-            check_kind(card, LARGE)
-            data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-        except Exception as error:  # anyone's YAML: a card that cannot be read only means that less is known
-            logger.debug("The card of %s cannot be read: %s", self.name, type(error).__name__)
-            return {}
-        return {name: data[name] for name in _INHERITED if data.get(name)}
+        said = said_by_card(self.root / "README.md") if self.root else {}
+        return {**said, **({"library_name": SENTENCES, "pipeline_tag": task} if task else {})}
 
 
 def find_source(

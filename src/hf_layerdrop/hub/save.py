@@ -23,6 +23,7 @@ from hf_layerdrop.errors import CheckpointError, LayerDropError, MissingExtraErr
 from hf_layerdrop.hub.carried import found_results, measured_source, source_table, table_of_cut
 from hf_layerdrop.hub.origin import Processor, Source, check_cut, check_processors, find_source, load_pruned
 from hf_layerdrop.reports.card import CardInfo, MeasuredOn, render_card
+from hf_layerdrop.reports.card_facts import made_with, task_of
 from hf_layerdrop.results.plot import draw_depth_plot
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.results.table import metric_names
@@ -171,7 +172,7 @@ def write_checkpoint(pruned: PreTrainedModel, folder: Path, name: str, source: S
         write_recommended(extras.recommended, folder)
     plot = _write_plot(folder, extras.results, extras.plot)
     config = pruned.config.to_dict()
-    info = _card_info(name, config, source, extras.measured_on)
+    info = _card_info(name, config, source, extras.measured_on, _machine_of(extras.recommended))
     card = render_card(
         config,
         info,
@@ -215,24 +216,28 @@ def _copy_beside(folder: Path, home: Path, paths: Iterable[Path]) -> None:
             shutil.copyfile(path, target)
 
 
-def _card_info(name: str, config: Mapping[str, Any], source: Source | None, given: MeasuredOn | None) -> CardInfo:
-    from transformers.modelcard import TASK_MAPPING
-    from transformers.pipelines import PIPELINE_REGISTRY
-
-    architecture = (config.get("architectures") or [""])[0]
-    # the last match, as in transformers' own card: BART's generation head is listed as a masked language model too
-    tags = [tag for tag, mapping in TASK_MAPPING.items() if mapping.get(config.get("model_type")) == architecture]
-    tag = tags[-1] if tags else None
+def _card_info(
+    name: str, config: Mapping[str, Any], source: Source | None, given: MeasuredOn | None, machine: str | None
+) -> CardInfo:
+    tag, served = task_of(config)
     provenance = saved_provenance(config)
     return CardInfo(
         name=name,
         source=source.name if source else provenance.get("source"),
         revision=(source.revision if source else None) or provenance.get("revision"),
         pipeline_tag=tag,
-        served=tag in PIPELINE_REGISTRY.get_supported_tasks(),
+        served=served,
         inherited=source.card_metadata() if source else {},
         measured_on=given or MeasuredOn.of(provenance.get("measured_on") or {}),
+        machine=machine,
+        made_with=made_with(),
     )
+
+
+def _machine_of(recommended: RecommendedSets | None) -> str | None:
+    """Return what the recommended sets were timed on, if it was one machine."""
+    names = {one.machine for one in recommended.sets if one.seconds_per_batch} if recommended else set()
+    return names.pop() if len(names) == 1 else None
 
 
 def _write_plot(

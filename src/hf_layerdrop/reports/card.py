@@ -1,4 +1,4 @@
-"""The model card of a pruned checkpoint: what was kept, what it scored, how to load it without this package."""
+"""The model card of a checkpoint, pruned or trained: what was kept, what it scored, how to use it without us."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_layerdrop.checkpoints.companions import SENTENCES
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.recommended import RecommendedSets
+from hf_layerdrop.reports.card_facts import call_of, labels_of
 from hf_layerdrop.results.escaping import code, markdown, plain, quoted
 from hf_layerdrop.results.recommended import recommended_markdown
 from hf_layerdrop.results.record import SubNetworkResult
@@ -88,6 +89,9 @@ class CardInfo:
         inherited: Metadata of the source's own card that goes for its sub-network too: licence, language, data; the
             library and the task of a model that is not for transformers alone.
         measured_on: The data behind the results.
+        trained_on: The data and the length of the training, in words, for a card of what was trained.
+        machine: What the times were measured on.
+        made_with: Versions of what wrote the checkpoint.
     """
 
     name: str
@@ -97,6 +101,9 @@ class CardInfo:
     served: bool = False
     inherited: Mapping[str, Any] = field(default_factory=dict)
     measured_on: MeasuredOn = field(default_factory=MeasuredOn)
+    trained_on: str | None = None
+    machine: str | None = None
+    made_with: str | None = None
 
 
 def render_card(
@@ -109,7 +116,7 @@ def render_card(
     unplotted: bool = False,
     recommended: RecommendedSets | None = None,
 ) -> ModelCard:
-    """Render the card of a pruned checkpoint.
+    """Render the card of a checkpoint: of a sub-network, or, where no layer was taken out, of a whole model.
 
     Args:
         config: The checkpoint's config as a dict; provenance is read from its ``hf_layerdrop``.
@@ -122,31 +129,57 @@ def render_card(
         recommended: The checkpoint's own recommended sets, in its numbering.
     """
     provenance = saved_provenance(config)
-    own = _find_own(results, provenance)
+    own = _find_own(results, provenance, parameters)
     base_model = _base_model(info)
+    served = info.pipeline_tag if info.served else None
     return ModelCard.from_template(
         _metadata(config, info, base_model, results[own].metrics if own is not None else {}),
         template_path=str(_TEMPLATE),
         title=markdown(info.name.split("/")[-1]),
         name=quoted(info.name),
-        pipeline_tag=quoted(info.pipeline_tag) if info.served and info.pipeline_tag else None,
-        source=_linked(base_model, info.source),
-        revision=_linked_revision(base_model, info.revision),
+        pipeline_tag=quoted(served) if served else None,
+        call=call_of(served),
+        source=_linked(info.source),
+        whole=not provenance.get("keep_layers"),
+        facts=_facts(config, info, base_model, parameters),
         measured_on=markdown(str(info.measured_on)) + (f" ({rows})" if (rows := measured_rows(results)) else ""),
+        machine=_escaped(info.machine),
         model_class=_class_of(config),
         sentences=_OF_SENTENCES[info.inherited["pipeline_tag"]] if _is_of_sentences(info) else None,
-        kept=_describe_kept(provenance),
-        root_kept=_describe_root(provenance),
-        chosen_by=_escaped(_describe_choice(provenance)),
-        trained_with=_escaped(_describe_training(provenance.get("trained_with"))),
-        distilled=_escaped(_describe_distillation(provenance.get("distilled_with"))),
+        trained_with=describe_training(provenance.get("trained_with")),
+        distilled=_describe_distillation(provenance.get("distilled_with")),
         healed=_escaped(", then ".join(_HEALED.get(one, one) for one in provenance.get("healed_with") or ())),
-        parameters=format_parameters(parameters),
         table=render_markdown(results, marked=own) if results else None,
         plot=quote(plot) if plot else None,
         unplotted=unplotted,
         recommended=recommended_markdown(recommended) if recommended else None,
     )
+
+
+def _facts(
+    config: Mapping[str, Any], info: CardInfo, base_model: str | None, parameters: int
+) -> list[tuple[str, str | None]]:
+    """Return the table at the top of a card, without what nobody knows."""
+    provenance = saved_provenance(config)
+    base = None if base_model == info.source else _linked(base_model)
+    licence = info.inherited.get("license")
+    kept = provenance.get("keep_layers")
+    rows = {
+        "Kept layers (counted from 0)": format_kept(kept) if kept else None,
+        "Same layers in the root checkpoint": _describe_root(provenance),
+        "Chosen by": _escaped(_describe_choice(provenance)),
+        "Source" if kept else "Trained from": _linked(info.source),
+        "Source revision" if kept else "Revision": _linked_revision(base_model, info.revision),
+        "Base model": base,
+        "Licence": markdown(str(licence)) if licence else "that of the source, whose card was not found to name one",
+        "Labels": _escaped(labels_of(config)),
+        "Trained on": _escaped(info.trained_on),
+        "Distilled with": _escaped(_describe_distillation(provenance.get("distilled_with"))),
+        "LayerDrop rate in training": _escaped(describe_training(provenance.get("trained_with"))) or "none recorded",
+        "Parameters": format_parameters(parameters),
+        "Made with": _escaped(info.made_with),
+    }
+    return [(name, value) for name, value in rows.items() if value]
 
 
 def _base_model(info: CardInfo) -> str | None:
@@ -155,9 +188,10 @@ def _base_model(info: CardInfo) -> str | None:
     return next((one for one in named if isinstance(one, str) and _is_repo_id(one)), None)
 
 
-def _linked(base_model: str | None, source: str | None) -> str | None:
-    if base_model:
-        return f"[{markdown(base_model)}](https://huggingface.co/{base_model})"
+def _linked(source: str | None) -> str | None:
+    """Link a Hub id; of a folder show the last name."""
+    if source and _is_repo_id(source):
+        return f"[{markdown(source)}](https://huggingface.co/{source})"
     return code(_last_name(source)) if source else None
 
 
@@ -220,18 +254,15 @@ def _plain(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
-def _find_own(results: Sequence[SubNetworkResult], provenance: Mapping[str, Any]) -> int | None:
-    """Find the record of this checkpoint: the one whose kept layers are the ones that were kept."""
+def _find_own(results: Sequence[SubNetworkResult], provenance: Mapping[str, Any], parameters: int) -> int | None:
+    """Find the record of this checkpoint: the one with the layers that were kept, or with all of them."""
     kept = {stack: tuple(indices) for stack, indices in (provenance.get("keep_layers") or {}).items()}
     for number, result in enumerate(results):
-        if {stack: tuple(indices) for stack, indices in result.keep_layers.items()} == kept:
+        found = {stack: tuple(indices) for stack, indices in result.keep_layers.items()}
+        whole = not kept and all(indices == tuple(range(len(indices))) for indices in found.values())
+        if found == kept or (whole and result.parameters == parameters):
             return number
     return None
-
-
-def _describe_kept(provenance: Mapping[str, Any]) -> str:
-    kept = provenance.get("keep_layers")
-    return format_kept(kept) if kept else "all"
 
 
 def _describe_root(provenance: Mapping[str, Any]) -> str | None:
@@ -248,7 +279,7 @@ def _describe_choice(provenance: Mapping[str, Any]) -> str | None:
     return f"{strategy} ({metric} {score:.4g})" if isinstance(score, int | float) else str(strategy)
 
 
-def _describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
+def describe_training(trained_with: Mapping[str, Any] | None) -> str | None:
     """Write the rate the source was trained with, and the settings that are not the usual ones."""
     if not trained_with or "rate" not in trained_with:
         return None

@@ -10,7 +10,6 @@ from hf_layerdrop.results import table
 from hf_layerdrop.results.fitting_table import FittingTable
 from hf_layerdrop.results.plot import find_evenly_spread
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.samplers.keep_layers import format_keep_layers
 
 _TEXTS = ("evenly spread", "model")
 
@@ -52,7 +51,7 @@ def comparison_rows(series: Mapping[str, Sequence[SubNetworkResult]], metric: st
     summaries = {name: summarize_depths(results, metric) for name, results in series.items()}
     for same in zip(*summaries.values(), strict=True):
         for place, (name, summary) in enumerate(zip(summaries, same, strict=True)):
-            which = [str(summary.depth), format_keep_layers(summary.spread.keep_layers), str(summary.count)]
+            which = [str(summary.depth), table.format_kept(summary.spread.keep_layers), str(summary.count)]
             found = [summary.spread.metrics[metric], summary.mean, summary.worst.metrics[metric]]
             values = [f"{value:.3f}" for value in (*found, summary.best.metrics[metric])]
             rows.append([*(which if place == 0 else [""] * 3), name, *values])
@@ -63,7 +62,7 @@ def extreme_rows(series: Mapping[str, Sequence[SubNetworkResult]], metric: str) 
     """Return a header and one row a depth: the sets behind each model's worst and best value."""
     rows = [["layers", *(f"{name} {which}" for name in series for which in ("worst", "best"))]]
     for same in zip(*(summarize_depths(results, metric) for results in series.values()), strict=True):
-        sets = [format_keep_layers(r.keep_layers) for summary in same for r in (summary.worst, summary.best)]
+        sets = [table.format_kept(r.keep_layers) for summary in same for r in (summary.worst, summary.best)]
         rows.append([str(same[0].depth), *sets])
     return rows
 

@@ -24,6 +24,7 @@ from hf_layerdrop.reports.numbers import as_csv, as_json, as_markdown, chosen_se
 from hf_layerdrop.reports.points import Checkpoint, finite, selection_points, series_points
 from hf_layerdrop.reports.series import LayerScores, Series, as_series, check_metric, find_depths, known_metrics
 from hf_layerdrop.results.record import SubNetworkResult
+from hf_layerdrop.results.table import format_kept, format_parameters
 from hf_layerdrop.search.objective import find_objective
 from hf_layerdrop.search.selection import Selection
 
@@ -146,6 +147,8 @@ def _render(data: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     environment = Environment(loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.jinja").render(
         **facts,
+        format_kept=format_kept,
+        format_parameters=format_parameters,
         style=(_PAGE / "page.css").read_text(encoding="utf-8"),
         script=script,
         allowed=" ".join(_source_hash(text) for text in (script, plotly)),

@@ -92,7 +92,9 @@ def selection_points(selection: Selection, checkpoint: Checkpoint, *, timed: boo
     if whole != {stack: tuple(kept) for stack, kept in selection.keep_layers.items()}:
         yield point("whole", whole, selection.whole_score, _separate(selection.whole_test_score))
     for scored in selection.runner_ups:
-        yield point("runner-up", scored.keep_layers, scored.score)
+        size = [] if scored.parameters is None else [_parameters_fact(scored.parameters)]
+        runner_up = point("runner-up", scored.keep_layers, scored.score, [*_separate(scored.test_score), *size])
+        yield {**runner_up, "parameters": scored.parameters}
     for other in selection.outside:
         costs = _cost_facts(other.parameters, other.size_mb, other.latency_ms)
         outside = point("outside", other.keep_layers, other.score, costs, other.latency_ms)

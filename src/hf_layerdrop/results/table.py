@@ -118,6 +118,12 @@ def _runs(layers: Sequence[int]) -> list[str]:
     return [part for run in runs for part in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run))]
 
 
+def _depth_column(results: Sequence[SubNetworkResult]) -> str:
+    """Title the column of depths; of several stacks it names them, in the order of the depths."""
+    stacks = list(dict.fromkeys(stack for result in results for stack in result.keep_layers))
+    return "depth" if len(stacks) < 2 else f"depth, {' + '.join(stacks)}"
+
+
 def _depth(result: SubNetworkResult) -> str:
     """Write how deep a sub-network is; of several stacks the depth of each, in their order."""
     return " + ".join(str(len(kept)) for kept in result.keep_layers.values())
@@ -162,13 +168,13 @@ def _no_results(path: Path, reason: str) -> str:
 def _columns(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]] | None) -> list[str]:
     kept = ["kept layers", "root's layers"] if root else ["kept layers"]
     timed = ["ms/batch", "speed-up"] if any(result.seconds_per_batch for result in results) else []
-    return ["depth", *kept, "parameters", *metric_names(results), *timed]
+    return [_depth_column(results), *kept, "parameters", *metric_names(results), *timed]
 
 
 def _rows(results: Sequence[SubNetworkResult], root: Mapping[str, Sequence[int]] | None) -> list[list[str]]:
     slowest = _seconds_of_deepest(results)
     cells: dict[str, Callable[[SubNetworkResult], str]] = {
-        "depth": _depth,
+        _depth_column(results): _depth,
         "kept layers": lambda result: format_kept(result.keep_layers),
         "root's layers": lambda result: format_kept(_in_root(result, root or {})),
         "parameters": lambda result: format_parameters(result.parameters),

@@ -71,7 +71,9 @@ class Search:
         runner_ups = sorted(self.scorer.known(space), key=self.objective.order)
         outside = tuple(self._outside(space.target)) if self.budget.asks else ()
         good = self._good(space, winner)
-        test_score, whole_test_score = self._test_scores(kept)
+        others = [result for result in runner_ups if result is not winner][:RUNNER_UPS]
+        shown = [kept, whole(self.cutter.depths), *map(_layers, others)]
+        test_score, whole_test_score, *test_scores = self._test_scores(shown)
         score = self.objective.score(winner)
         latency = self.costs.measured_ms(kept)
         return Selection(
@@ -99,7 +101,7 @@ class Search:
             share_is_exact=good.is_exact,
             share_samples=good.samples,
             share_between=good.between,
-            runner_ups=tuple(self._scored(result) for result in runner_ups if result is not winner)[:RUNNER_UPS],
+            runner_ups=tuple(map(self._scored, others, test_scores)),
             outside=outside,
             importances=next((proposal.importances for proposal in proposals if sets and proposal.importances), None),
             warnings=tuple(self._warnings((score, test_score), (whole_score, whole_test_score), latency)),
@@ -161,12 +163,11 @@ class Search:
         score = self.objective.score(winner)
         return sum(self.objective.gain(self.objective.score(result), score) >= 0 for result in results)
 
-    def _test_scores(self, kept: Layers) -> tuple[float | None, float | None]:
-        """Score the winner and the whole model on the separate data."""
+    def _test_scores(self, sets: Sequence[Layers]) -> list[float] | list[None]:
+        """Score sub-networks on the separate data."""
         if self.scores.test is None:
-            return None, None
-        results = Scorer(self.scores.test, progress=False).results([kept, whole(self.cutter.depths)])
-        return self.objective.score(results[0]), self.objective.score(results[1])
+            return [None] * len(sets)
+        return [self.objective.score(result) for result in Scorer(self.scores.test, progress=False).results(sets)]
 
     def _warnings(
         self, scores: tuple[float, float | None], whole_scores: tuple[float, float | None], latency: float | None
@@ -183,8 +184,8 @@ class Search:
                 "max_latency_ms: this machine is not quiet, or its layers differ; leave some room."
             )
 
-    def _scored(self, result: SubNetworkResult) -> Scored:
-        return Scored(_layers(result), self.objective.score(result))
+    def _scored(self, result: SubNetworkResult, test_score: float | None) -> Scored:
+        return Scored(_layers(result), self.objective.score(result), result.parameters, test_score)
 
 
 def _layers(result: SubNetworkResult) -> Layers:

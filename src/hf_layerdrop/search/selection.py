@@ -17,10 +17,12 @@ Layers = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Scored:
-    """A sub-network and its score."""
+    """A sub-network and its score; its parameters and its score on separate data, as far as they are known."""
 
     keep_layers: Layers
     score: float
+    parameters: int | None = None
+    test_score: float | None = None
 
 
 @dataclass(frozen=True)

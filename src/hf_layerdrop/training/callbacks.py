@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,8 @@ from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer
 from hf_layerdrop.injection.inject import injected_model, layerdrop_state, scale_rates
 from hf_layerdrop.pruning.prune import Cutter
+from hf_layerdrop.results.collection import SubNetworkResults
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.keep_layers import KeepLayers
 from hf_layerdrop.samplers.schedules import SCHEDULES, Schedule, make_schedule
 
@@ -80,12 +82,17 @@ class DepthEvaluationCallback(TrainerCallback):
     Args:
         depths: The sub-networks, each in any form of ``keep_layers``.
 
+    Attributes:
+        results: The records of the last evaluation of each name (``eval``, or ``eval_`` and the name of a set), with
+            the step after which it was.
+
     Raises:
         TaskError: If ``depths`` is no list, or empty.
     """
 
     def __init__(self, depths: Sequence[KeepLayers]) -> None:
         self.depths = listed_depths(depths)
+        self.results: dict[str, tuple[int, SubNetworkResults]] = {}
         self._kept: KeptBatches | None = None
         self._fits = True
 
@@ -140,8 +147,10 @@ class DepthEvaluationCallback(TrainerCallback):
         calls = (frame for frame in callers() if frame.f_locals.get("self") is trainer)
         call = next((frame for frame in calls if frame.f_code is type(trainer).evaluate.__code__), None)
         evaluation = Evaluation(arguments_of(call) if call is not None else {}, loader)
-        found = depth_metrics(trainer, evaluation, self.depths)
-        trainer.log(dict(found))
+        results = evaluate_depths(trainer, evaluation, depths=self.depths, progress=not args.disable_tqdm)
+        self.results[evaluation.prefix] = (state.global_step, results)
+        found = depth_metrics(trainer, evaluation.prefix, results)
+        _log(trainer, evaluation.prefix, found)
         # In front: the table of a notebook takes the last name of a loss for that of the whole model.
         theirs = dict(metrics)
         metrics.clear()
@@ -234,12 +243,22 @@ def _check_best(metric: str | None, names: Sequence[str]) -> None:
         )
 
 
-def depth_metrics(trainer: Trainer, evaluation: Evaluation, depths: Sequence[KeepLayers]) -> dict[str, float]:
+def depth_metrics(trainer: Trainer, prefix: str, results: Sequence[SubNetworkResult]) -> dict[str, float]:
     """Return the metrics of sub-networks under the keys by which they are logged."""
-    results = evaluate_depths(trainer, evaluation, depths=depths, progress=not trainer.args.disable_tqdm)
     model_depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
     return {
-        f"{evaluation.prefix}_{depth_name(result.keep_layers, model_depths)}_{name}": value
+        f"{prefix}_{depth_name(result.keep_layers, model_depths)}_{name}": value
         for result in results
         for name, value in result.metrics.items()
     }
+
+
+def _log(trainer: Trainer, prefix: str, found: Mapping[str, float]) -> None:
+    """Report numbers, and keep them in the record of the evaluation that Trainer has just made, if it has."""
+    history = trainer.state.log_history
+    known = len(history)
+    trainer.log(dict(found))
+    if known and any(name.startswith(f"{prefix}_") for name in history[known - 1]):
+        for record in history[known:]:
+            history[known - 1].update(record)
+        del history[known:]

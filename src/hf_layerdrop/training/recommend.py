@@ -63,7 +63,7 @@ def note_recommended(
         return None
     depths = depths_of(trainer.accelerator.unwrap_model(trainer.model))
     metric = data.task.headline + data.task.metric_suffixes[0]
-    machine = _machine(trainer)
+    machine = machine_of(trainer)
     try:
         table = RecommendedSets(
             depths=depths,
@@ -188,7 +188,8 @@ def _listing(folder: Path) -> str:
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
-def _machine(trainer: Trainer) -> str:
+def machine_of(trainer: Trainer) -> str:
+    """Say what a Trainer measures times on: the device, its threads, and the rows of a batch."""
     import torch
 
     device = trainer.args.device

@@ -34,11 +34,14 @@ from hf_layerdrop.samplers.schedules import Schedule
 from hf_layerdrop.tasks.columns import all_texts
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import before_first_step, check_arguments
+from hf_layerdrop.training.card import measured_on, write_card
 from hf_layerdrop.training.from_config import ModelFromConfig
 from hf_layerdrop.training.recommend import forget_recommended, note_recommended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+    from hf_layerdrop.training.callbacks import DepthEvaluationCallback
 
 T = TypeVar("T", bound=KeepLayers)
 
@@ -146,7 +149,8 @@ def train(
     if not accelerator.is_available():
         arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
     start = StartCallback()
-    callbacks = [DepthEvaluationCallback(depths), LayerForwardsCallback(), start]
+    evaluation = DepthEvaluationCallback(depths)
+    callbacks = [evaluation, LayerForwardsCallback(), start]
     if schedule is not None:
         callbacks.insert(0, LayerDropScheduleCallback(schedule))
     with before_first_step(output_dir, lambda: start.begun):
@@ -162,14 +166,18 @@ def train(
     trainer.save_state()
     results_file = output_dir / RESULTS_FILE
     keep = partial(keep_records, results_file if writes else None)
-    results = measure_depths(trainer, encoded, depths, done=keep)
+    results = measure_depths(trainer, encoded, depths, done=keep, known=_of_the_last_step(trainer, evaluation))
     if writes:
         _write(results, results_file)
         note_recommended(output_dir, results, trainer, encoded)
-    signatures = getattr(trainer.compute_metrics, "signatures", {})
     # Not the one that was given: Trainer may have made another of it, from a checkpoint.
     count = next(one for one in trainer.callback_handler.callbacks if isinstance(one, LayerForwardsCallback))
-    return TrainingRun(trainer, results, output_dir, results_file, count.layer_forwards, dict(signatures))
+    signatures = getattr(trainer.compute_metrics, "signatures", {})
+    run = TrainingRun(trainer, results, output_dir, results_file, count.layer_forwards, dict(signatures))
+    if writes and not arguments.push_to_hub:  # else there is a card of Trainer's
+        name = model if isinstance(model, str) else None
+        write_card(output_dir, trainer, encoded, results, base=name, layer_forwards=count.layer_forwards)
+    return run
 
 
 def check_output(output_dir: Path, *, overwrite: bool = False, resume: str | bool | None = None) -> Path | None:
@@ -245,18 +253,6 @@ def _note_data(model: PreTrainedModel, data: TaskData) -> None:
     """Note in the config what the model is measured on: the cards of its sub-networks say so."""
     saved = saved_provenance(model.config)
     model.config.hf_layerdrop = {**saved, "measured_on": measured_on(data)}
-
-
-def measured_on(data: TaskData) -> dict[str, Any]:
-    """Name validation data as `MeasuredOn` does; nobody shall take local rows for the data set of the Hub."""
-    task = data.task
-    local = {"dataset": f"local-{task.name}"}
-    folder = task.hub_name is not None and Path(task.hub_name).is_dir()  # whose path is nobody's business
-    hub_name = Path(task.hub_name).resolve().name if task.hub_name and folder else task.hub_name
-    named = {"dataset": hub_name, "config": task.hub_config} if hub_name else local
-    split, *more = data.validation
-    marked = dict(zip(task.metric_suffixes[1:], more, strict=False))
-    return {**named, "split": split, **({"more_splits": marked} if marked else {})}
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
@@ -437,15 +433,17 @@ def measure_depths(
     depths: Sequence[KeepLayers],
     *,
     done: Callable[[list[SubNetworkResult]], None] | None = None,
+    known: Sequence[SubNetworkResult] = (),
 ) -> list[SubNetworkResult]:
     """Measure on every validation set; the metrics of the second one (MNLI) join the first's under their suffix.
 
-    All processes hand all records so far to ``done``, each time that there are more.
+    All processes hand all records so far to ``done``, each time that there are more. ``known`` are the records of the
+    first set where they are measured already.
     """
     from hf_layerdrop.evaluation.evaluate import Evaluator
 
-    sets: list[list[SubNetworkResult]] = []
-    for rows in data.validation.values():
+    sets = [[*known]] if known else []
+    for rows in list(data.validation.values())[len(sets) :]:
         evaluator = Evaluator(trainer, rows)
         kept = [evaluator.cutter.parse(spec) for spec in depths]
         of_first = None if sets else done
@@ -453,6 +451,14 @@ def measure_depths(
         if done is not None:
             done(_joined_sets(sets, data.task.metric_suffixes))
     return _joined_sets(sets, data.task.metric_suffixes)
+
+
+def _of_the_last_step(trainer: Trainer, evaluation: DepthEvaluationCallback) -> Sequence[SubNetworkResult]:
+    """Return what the last evaluation measured, if the model still has the weights that it had then."""
+    step, results = evaluation.results.get("eval", (None, ()))
+    state = trainer.state
+    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+    return results if step == state.global_step and best in (None, step) else ()
 
 
 def keep_records(path: Path | None, results: Sequence[SubNetworkResult]) -> None:
