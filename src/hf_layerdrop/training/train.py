@@ -40,6 +40,8 @@ from hf_layerdrop.training.recommend import forget_recommended, note_recommended
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from hf_layerdrop.evaluation.ranks import Ranks
+
 T = TypeVar("T", bound=KeepLayers)
 
 LAST = ("last", "true")  # values of resume_from_checkpoint that mean the last complete checkpoint of output_dir
@@ -437,16 +439,19 @@ def measure_depths(
     depths: Sequence[KeepLayers],
     *,
     done: Callable[[list[SubNetworkResult]], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[SubNetworkResult]:
     """Measure on every validation set; the metrics of the second one (MNLI) join the first's under their suffix.
 
-    All processes hand all records so far to ``done``, each time that there are more.
+    All processes hand all records so far to ``done``, each time that there are more. Trainer divides batches among
+    them, unless ``ranks`` are given, which divide the sub-networks.
     """
     from hf_layerdrop.evaluation.evaluate import Evaluator
+    from hf_layerdrop.evaluation.ranks import ALONE
 
     sets: list[list[SubNetworkResult]] = []
     for rows in data.validation.values():
-        evaluator = Evaluator(trainer, rows)
+        evaluator = Evaluator(trainer, rows, ranks=ranks or ALONE)
         kept = [evaluator.cutter.parse(spec) for spec in depths]
         of_first = None if sets else done
         sets.append(evaluator.measure(kept, progress=not trainer.args.disable_tqdm, done=of_first))
