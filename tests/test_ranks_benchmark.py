@@ -16,5 +16,5 @@ def test_two_ranks_give_the_record_of_one_process() -> None:
     numbers = json.loads(done.stdout.splitlines()[-1])
     assert numbers["same_record"]
     assert numbers["ranks"] == len(numbers["cpu_seconds_by_rank"]) == 2
-    assert 0 < numbers["cpu_seconds_alone"]
-    assert 0 < numbers["seconds_alone"]
+    assert numbers["cpu_seconds_alone"] > 0
+    assert numbers["seconds_alone"] > 0

@@ -1,4 +1,4 @@
-"""What each of two processes does for tests/search/test_ranks.py: search and measure together, and as one process does.
+"""What each of two processes does for tests/search/test_search_ranks.py: search and measure together, and as one process does.
 
 Inside of `ranks_of_launch` a search is one process's own: that is what the records of both are compared with.
 """
@@ -29,8 +29,7 @@ from searching import BART, BERT, examples, half, labelled, search
 SEARCHES: list[tuple[str, str, dict[str, Any]]] = [
     ("exhaustive", BERT, {"num_hidden_layers": 6}),
     ("exhaustive", BART, {}),
-    ("beam", BERT, {"num_hidden_layers": 6}),
-    ("greedy_addition", BART, {}),
+    ("beam", BERT, {}),
     ("leave_one_out", BERT, {}),
     ("spread", BERT, {}),  # a single candidate: one rank has nothing to do
 ]
@@ -132,8 +131,7 @@ def of_depths_by_trainer(rank: int, size: int) -> dict[str, object]:
 def of_depths_within_an_evaluation(rank: int, size: int) -> dict[str, object]:
     """A callback measures depths on the batches that Trainer has given to each rank, as it does the whole model."""
     trainer = trainer_for(build(BERT), 27)
-    trainer.add_callback(DepthEvaluationCallback([2]))
-    trainer.add_callback(DepthEvaluationCallback([4]))
+    trainer.add_callback(DepthEvaluationCallback([2, 4]))
     found, runs = counted(trainer.model, trainer.evaluate)
     by_depth = {f"{name}accuracy": found[f"eval_{name}accuracy"] for name in ("", "depth_4_", "depth_2_")}
     return {**by_depth, "loss": found["eval_loss"] == found["eval_depth_4_loss"], "runs": runs}

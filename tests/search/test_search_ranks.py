@@ -30,7 +30,6 @@ COMPARED = [
     "exhaustive, BertForSequenceClassification",
     "exhaustive, BartForConditionalGeneration",
     "beam, BertForSequenceClassification",
-    "greedy_addition, BartForConditionalGeneration",
     "leave_one_out, BertForSequenceClassification",
     "spread, BertForSequenceClassification",
     "trainer",
