@@ -1,4 +1,4 @@
-"""What each of two processes does for tests/search/test_search_ranks.py: search and measure together, and as one process does.
+"""What each of two processes does for test_search_ranks.py: search and measure together, and as one process does.
 
 Inside of `ranks_of_launch` a search is one process's own: that is what the records of both are compared with.
 """

@@ -102,7 +102,7 @@ def shares_of(walk: Sequence[Layers], ranks: int, *, shares_prefixes: bool) -> l
     """
     alone = [_BESIDE_LAYERS + sum(map(len, kept.values())) for kept in walk]
     common = [_common(*pair) if shares_prefixes else 0 for pair in pairwise(walk)]
-    costs = [cost - shared for cost, shared in zip(alone, [0, *common], strict=True)]
+    costs = [cost - shared for cost, shared in zip(alone, [0, *common], strict=False)]
     # A share that begins in the middle runs the sub-network before it as well, if the two have layers in common.
     extra = [0, *(alone[place] if shared else 0 for place, shared in enumerate(common))]
     low, high = 0, sum(costs)
