@@ -51,7 +51,7 @@ class Engine:
             return known
         if run.source is not None:
             self._have_model(run.source)
-        from reproduction.launch import processes
+        from hf_layerdrop.evaluation.ranks import processes
         from reproduction.training import train_run
 
         self._say(f"{run.name}, seed {run.seed}: {run.steps:,} steps")
@@ -80,7 +80,7 @@ class Engine:
         """Train the model that another run needs, also where the journal has it but its files are gone."""
         self.train_one(run)
         if not (self._model(run) / "config.json").is_file():
-            from reproduction.launch import processes
+            from hf_layerdrop.evaluation.ranks import processes
             from reproduction.training import train_run
 
             self._say(f"{run.name}, seed {run.seed}: its model is gone, so it is trained again")

@@ -89,7 +89,7 @@ class InputsOfStudies:
 
     def _tokenizer(self, run: Run, model: ModelFromConfig, rows: TaskData) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was trained before, or train it; one of another study has to be there."""
-        from reproduction.launch import processes
+        from hf_layerdrop.evaluation.ranks import processes
 
         owner = run.size.tokenizer_of or run.study.name
         folder = self._folder / f"tokenizer-{owner}-{run.size_name}{'-short' if run.short else ''}"

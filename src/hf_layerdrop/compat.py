@@ -246,7 +246,8 @@ ACTIVE_DDP = Private(
     "torch.nn.parallel:DistributedDataParallel._get_active_ddp_module", "gradients of dropped layers under DDP"
 )
 RANKS_STORE = Private(
-    "torch.distributed:distributed_c10d._get_default_store", "comparing the draws of ranks before they train"
+    "torch.distributed:distributed_c10d._get_default_store",
+    "comparing the draws, or the models, of ranks before they wait for each other",
 )
 CHECKPOINT_WRAPPER = Private(
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper:ActivationWrapper",

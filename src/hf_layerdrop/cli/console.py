@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,21 @@ from hf_layerdrop.results.escaping import without_controls
 class PlainConsole(Console):
     """A console that takes every text literally; a style is given beside it, by ``style=``."""
 
-    def __init__(self) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False)
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, quiet=quiet)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Render a text, wherever it stands: a line, a cell, a title."""
         return super().render_str(without_controls(text), **{**settings, "markup": False, "emoji": False})
+
+
+def console_of_launch() -> PlainConsole:
+    """Join the other processes of a launch, if there is one, and return a console that is silent but for the first."""
+    if "LOCAL_RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1":
+        return PlainConsole()
+    from hf_layerdrop.evaluation.ranks import processes  # imports Trainer
+
+    return PlainConsole(quiet=not processes().is_main_process)
 
 
 def drawn(console: Console, draw: Callable[[], list[Path]]) -> list[Path]:

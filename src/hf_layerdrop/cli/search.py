@@ -31,10 +31,10 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.budgets import check_budgets, read_count
-from hf_layerdrop.cli.console import PlainConsole, print_next
+from hf_layerdrop.cli.console import console_of_launch, print_next
 from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
-from hf_layerdrop.cli.sweep import Sizes, asked_data, asked_task, evaluating_trainer
+from hf_layerdrop.cli.sweep import Sizes, asked_data, asked_task, evaluating_trainer, measured_together
 from hf_layerdrop.errors import OutputExistsError, TaskError
 from hf_layerdrop.results.table import format_kept
 from hf_layerdrop.search.selection import Selection
@@ -138,7 +138,10 @@ def search_command(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Choose which layers of MODEL to keep, at a depth or within a budget, by what sub-networks score."""
+    """Choose which layers of MODEL to keep, at a depth or within a budget, by what sub-networks score.
+
+    Under accelerate launch or torchrun, processes divide the candidates.
+    """
     name = find_strategy(strategy)
     settings = {"width": width, "swaps": swaps, "samples": samples, "max_sub_networks": max_sub_networks}
     asked: dict[str, Any] = {setting: value for setting, value in settings.items() if value is not None}
@@ -160,7 +163,7 @@ def search_command(
     for file in (output, journal):
         check_writable(file)
     check_wanted(report, overwrite=overwrite)
-    console = PlainConsole()
+    console = console_of_launch()
     columns, lengths = listed(text_columns), (max_length, max_target_length, num_beams)
     asked_for = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
     asked_for = recalled(asked_for, model, console)
@@ -189,8 +192,12 @@ def search_command(
             **asked,
         )
         show(console, selection, model)  # first, whatever becomes of the files
-        selection.write(output, overwrite=overwrite)
+        writes = trainer.is_world_process_zero()
+        if writes:
+            selection.write(output, overwrite=overwrite)
         noted = _note(model, selection, trainer, encoded)
+    if not writes:
+        return
     for path in (output, *write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)):
         console.print(f"Wrote {path}", soft_wrap=True)
     if noted:
@@ -203,10 +210,11 @@ def _note(model: str, selection: Selection, trainer: Trainer, encoded: TaskData)
     if not Path(model).is_dir():
         return None
     from hf_layerdrop.training.recommend import note_recommended
-    from hf_layerdrop.training.train import measure_depths
 
     data = replace(encoded, validation={name: rows for name, rows in encoded.validation.items() if name != TEST})
-    results = measure_depths(trainer, data, ["all", selection])
+    results = measured_together(trainer, data, ["all", selection])
+    if not trainer.is_world_process_zero():
+        return None
     chosen_by = {**selection.keep_layers, "strategy": selection.strategy}
     return note_recommended(model, results, trainer, data, chosen_by=chosen_by)
 

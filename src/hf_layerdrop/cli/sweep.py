@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,14 +32,15 @@ from hf_layerdrop.cli.arguments import (
     loading_arguments,
     require_tokenizer,
 )
-from hf_layerdrop.cli.console import PlainConsole, drawn, print_next
+from hf_layerdrop.cli.console import PlainConsole, console_of_launch, drawn, print_next
 from hf_layerdrop.cli.depths import KeptByStack, parse_depths
 from hf_layerdrop.cli.recall import Asked, recalled
 from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.results.plot import draw_depth_plot
+from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.results.table import format_kept, measured_rows, render_table, write_results
-from hf_layerdrop.samplers.keep_layers import format_keep_layers
+from hf_layerdrop.samplers.keep_layers import KeepLayers, format_keep_layers
 from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.registry import custom_task, load_task, with_dataset
 from hf_layerdrop.tasks.task import Task, TaskData
@@ -81,7 +82,7 @@ def sweep_command(
 ) -> None:
     """Measure MODEL on a validation set at each depth, without finetuning: table, plot (PNG, SVG) and JSON.
 
-    Records are written as they come.
+    Records are written as they come. Under accelerate launch or torchrun, processes divide the depths.
     """
     name = Path(model).resolve().name
     folder = output or Path("runs") / f"sweep-{name}"
@@ -89,7 +90,7 @@ def sweep_command(
     check_wanted(report, overwrite=overwrite)
     config, stacks = checkpoint_facts(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
     sub_networks = parse_depths(depths, stacks, partial(read_recommended, model, revision=revision))
-    console = PlainConsole()
+    console = console_of_launch()
     columns, lengths = listed(text_columns), (max_length, max_target_length, num_beams)
     asked = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
     asked = recalled(asked, model, console)
@@ -103,7 +104,11 @@ def sweep_command(
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
         if depths.strip() == "all":  # and none of them asked for by name
             sub_networks = _possible(sub_networks, trainer, console)
-        results = measure_depths(trainer, encoded, sub_networks, done=partial(keep_records, folder / RESULTS_FILE))
+        writes = trainer.is_world_process_zero()
+        keep = partial(keep_records, folder / RESULTS_FILE if writes else None)
+        results = measured_together(trainer, encoded, sub_networks, done=keep)
+        if not writes:
+            return
         noted = note_recommended(model, results, trainer, encoded)
     measured = ", ".join(filter(None, (f"{name} on {data.task.name}", measured_rows(results))))
     console.print(render_table(results, title=f"{measured}, cut without finetuning"))
@@ -116,6 +121,20 @@ def sweep_command(
     if half := [result for result in results if 2 * result.depth <= sum(stacks.values())]:
         kept = format_keep_layers(max(half, key=lambda result: result.depth).keep_layers)
         print_next(console, "prune", model, "--keep-layers", kept, "--output", f"{folder}-pruned")
+
+
+def measured_together(
+    trainer: Trainer,
+    data: TaskData,
+    depths: Sequence[KeepLayers],
+    *,
+    done: Callable[[list[SubNetworkResult]], None] | None = None,
+) -> list[SubNetworkResult]:
+    """Measure as one process would, the sub-networks divided among the processes of a launch."""
+    from hf_layerdrop.evaluation.ranks import ranks_of_launch
+
+    with ranks_of_launch(trainer) as ranks:
+        return measure_depths(trainer, data, depths, done=done, ranks=ranks)
 
 
 def _possible(sub_networks: list[KeptByStack], trainer: Trainer, console: PlainConsole) -> list[KeptByStack]:
@@ -186,6 +205,7 @@ def evaluating_trainer(
             unused,
             per_device_eval_batch_size=sizes.batch_size,
             dataloader_pin_memory=accelerator.is_available(),  # without one, torch warns
+            use_cpu=not accelerator.is_available(),  # else Trainer does not see the other processes of a launch
             report_to="none",
             **generation_flags(data.task, sizes.max_target_length, sizes.num_beams),
         )

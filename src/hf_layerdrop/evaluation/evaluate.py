@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import combinations
 from statistics import median
@@ -16,6 +16,7 @@ from hf_layerdrop.architectures.wrappers import check_module
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.evaluation.batches import fresh
 from hf_layerdrop.evaluation.confidence import NO_ROWS, Rows, interval_of
+from hf_layerdrop.evaluation.divided import Done, Measure, in_shares, key_of
 from hf_layerdrop.evaluation.encoder_sharing import EncoderMemory, encoder_memory, shared_encoder
 from hf_layerdrop.evaluation.fingerprints import fingerprint
 from hf_layerdrop.evaluation.model_or_trainer import (
@@ -32,6 +33,7 @@ from hf_layerdrop.evaluation.model_or_trainer import (
 from hf_layerdrop.evaluation.parameter_counts import parameters_of
 from hf_layerdrop.evaluation.prefix_sharing import Kept, PrefixRunner, Run, in_walking_order, shared_prefixes
 from hf_layerdrop.evaluation.random_streams import RandomStreams, seeded_streams
+from hf_layerdrop.evaluation.ranks import ALONE, Ranks, ranks_of_launch
 from hf_layerdrop.evaluation.stopwatch import Stopwatch
 from hf_layerdrop.evaluation.trainer_source import Evaluation, TrainerSource
 from hf_layerdrop.evaluation.unchanged import Comparison, Doubts, Held, tensors_of
@@ -66,6 +68,9 @@ def evaluate_depths(
     weight is copied or changed, no random stream is moved, and the model is as before afterwards; only an optimizer
     with averaged weights (schedule-free) is left with those, as ``Trainer.evaluate`` leaves it.
 
+    In a launch of several processes, all of them call it; they divide the sub-networks, and each returns the records
+    that one process gives.
+
     Args:
         model_or_trainer: A model, or a Trainer, whose own data loader, loss and ``compute_metrics`` are then used.
             Where its ``evaluate``, ``evaluation_loop`` or ``log`` is not that of transformers, or with
@@ -85,11 +90,16 @@ def evaluate_depths(
     Raises:
         KeepLayersError: If one of ``depths`` cannot be read or does not fit the model; nothing was run then.
         TaskError: If there is no data to evaluate on, or the metric is unknown.
+        LayerDropStateError: If a rank of a launch has another model or data, does not come, or fails.
     """
     specs = listed_depths(depths)
-    evaluator = Evaluator(model_or_trainer, dataset, metric=metric, batch_size=batch_size, collator=collator)
-    kept = [evaluator.cutter.parse(spec) for spec in specs]
-    return SubNetworkResults(evaluator.measure(kept, progress=progress))
+    # Within an evaluation of Trainer, each rank has the batches that it was given.
+    with nullcontext(ALONE) if isinstance(dataset, Evaluation) else ranks_of_launch(model_or_trainer) as ranks:
+        evaluator = Evaluator(
+            model_or_trainer, dataset, metric=metric, batch_size=batch_size, collator=collator, ranks=ranks
+        )
+        kept = [evaluator.cutter.parse(spec) for spec in specs]
+        return SubNetworkResults(evaluator.measure(kept, progress=progress))
 
 
 def listed_depths(depths: Iterable[KeepLayers]) -> list[KeepLayers]:
@@ -129,6 +139,7 @@ class Evaluator:
     Args:
         seed: What the order of the batches, and whatever else the data draws, begins with; None goes on from the
             present random streams, as ``Trainer.evaluate`` does. Either way, every reading is the same.
+        ranks: Those among which sub-networks are divided; all of them have to do the same.
 
     Attributes:
         source: What predicts and scores.
@@ -146,8 +157,9 @@ class Evaluator:
         collator: Collator | None = None,
         memory_limit: int | None = None,
         seed: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        start = RandomStreams() if seed is None else seeded_streams(seed)
+        start = ranks.from_first(RandomStreams) if seed is None else seeded_streams(seed)
         if isinstance(model_or_trainer, Trainer):
             self.source: Source = TrainerSource(model_or_trainer, dataset, metric, start)
         else:
@@ -157,13 +169,16 @@ class Evaluator:
         self.cutter = Cutter(self.source.model)
         self.peak = 0
         self._memory_limit = memory_limit
+        self._ranks = ranks
+        if ranks.size > 1:  # what is compared has to be measured on the same batches, as far as the first one shows it
+            ranks.check_same(next(iter(self.source.batches), None))
 
     def measure(
         self,
         kept: Sequence[Layers],
         *,
         progress: bool = True,
-        done: Callable[[list[SubNetworkResult]], None] | None = None,
+        done: Done | None = None,
     ) -> list[SubNetworkResult]:
         """Measure sub-networks in one pass over the data; return one record each, in the given order.
 
@@ -175,36 +190,33 @@ class Evaluator:
         for layers in kept:
             self.cutter.check(layers)
         measured: dict[Hashable, SubNetworkResult] = {}
-        keys = [_key_of(layers) for layers in kept]
+        keys = [key_of(layers) for layers in kept]
 
         def note(results: Sequence[SubNetworkResult]) -> None:
-            measured.update({_key_of(result.keep_layers): result for result in results})
+            measured.update({key_of(result.keep_layers): result for result in results})
             if done is not None:
                 done([measured[key] for key in keys if key in measured])
 
         few = SUB_NETWORKS_A_RECORD if self.source.shares_prefixes else 1
+        shown = progress and self._ranks.is_first
+        measure: Measure = partial(self._measure_at_once, progress=shown)
         if done is not None:
-            self.measure_in_turn(kept, note, at_most=few, progress=progress)
-        else:
-            with self._runner() as (runner, encoder):
-                walk = [kept[place] for place in in_walking_order(kept)]
-                note(self._pass(runner, encoder, walk, None, progress))
+            measure = partial(self._measure_in_turn, at_most=few, progress=shown)
+        distinct = list(dict(zip(keys, kept, strict=True)).values())
+        in_shares(measure, self._ranks, shares_prefixes=self.source.shares_prefixes)(distinct, note)
         return [measured[key] for key in keys]
 
-    def measure_in_turn(
-        self,
-        kept: Sequence[Layers],
-        done: Callable[[list[SubNetworkResult]], None],
-        *,
-        at_most: int = SUB_NETWORKS_A_PASS,
-        progress: bool = False,
-    ) -> None:
+    def measure_in_turn(self, kept: Sequence[Layers], done: Done, *, at_most: int = SUB_NETWORKS_A_PASS) -> None:
         """Measure sub-networks a few at a time, in walking order, and hand the records of each pass to ``done``.
 
         The prefix that one pass shares with the next is held over, batch by batch, as far as the memory limit allows,
         so passes cost no extra layer forwards. Predictions count against the limit as well: they decide how many
         sub-networks go into a pass, ``at_most`` so many.
         """
+        measure = partial(self._measure_in_turn, at_most=at_most)
+        in_shares(measure, self._ranks, shares_prefixes=self.source.shares_prefixes)(kept, done)
+
+    def _measure_in_turn(self, kept: Sequence[Layers], done: Done, *, at_most: int, progress: bool = False) -> None:
         walk = [kept[place] for place in in_walking_order(kept)]
         with self._runner() as (runner, encoder):
             begin, count = 0, 1  # one, to see how large its predictions are
@@ -213,6 +225,11 @@ class Evaluator:
                 following = walk[end] if end < len(walk) else None
                 done(self._pass(runner, encoder, walk[begin:end], following, progress))
                 begin, count = end, min(at_most, self._next_count(runner))
+
+    def _measure_at_once(self, kept: Sequence[Layers], done: Done, *, progress: bool) -> None:
+        walk = [kept[place] for place in in_walking_order(kept)]
+        with self._runner() as (runner, encoder):
+            done(self._pass(runner, encoder, walk, None, progress))
 
     @contextmanager
     def _runner(self) -> Iterator[tuple[PrefixRunner, EncoderMemory | None]]:
@@ -327,10 +344,6 @@ def _content_of(batch: Any) -> str | Held:
 
 def _scored(tally: Tally) -> Scores:
     return tally.metrics(), tally.rows
-
-
-def _key_of(kept: Kept) -> Hashable:
-    return tuple(sorted((stack, tuple(layers)) for stack, layers in kept.items()))
 
 
 def _shown(parts: Iterable[Any], sub_networks: int, progress: bool, *, unit: str = "batch") -> Iterable[Any]:

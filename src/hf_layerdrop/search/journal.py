@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from hf_layerdrop.checkpoints.journal import Journal, Record, reading_records
@@ -15,7 +15,22 @@ _LATER = ("rows", "intervals")  # which a journal of an older version has not
 _FIELDS = [field.name for field in fields(SubNetworkResult) if field.name not in _LATER]
 
 
-class ScoreJournal:
+class KnownScores:
+    """Results of sub-networks that another process keeps: it writes down what is added here."""
+
+    def __init__(self, known: Mapping[Key, SubNetworkResult]) -> None:
+        self.known = dict(known)
+
+    def find(self, kept: Layers) -> SubNetworkResult | None:
+        """Return the result of a sub-network, or None if it was not scored yet."""
+        return self.known.get(key_of(kept))
+
+    def add(self, results: Sequence[SubNetworkResult]) -> None:
+        """Know results."""
+        self.known.update({key_of(result.keep_layers): result for result in results})
+
+
+class ScoreJournal(KnownScores):
     """Results of sub-networks of one model on one data set, by one metric; all three make the fingerprint.
 
     Records of other fingerprints may stand in the same file, and are left alone.
@@ -25,21 +40,14 @@ class ScoreJournal:
         self._journal = Journal(path, _KIND, ["fingerprint", *_FIELDS])
         self._fingerprint = fingerprint
         ours = (record for record in self._journal.records if record["fingerprint"] == fingerprint)
-        self._known: dict[Key, SubNetworkResult] = {}
         with reading_records(path, _KIND):
-            self._know([SubNetworkResult.from_dict(_without_fingerprint(record)) for record in ours])
-
-    def find(self, kept: Layers) -> SubNetworkResult | None:
-        """Return the result of a sub-network, or None if it was not scored yet."""
-        return self._known.get(key_of(kept))
+            results = [SubNetworkResult.from_dict(_without_fingerprint(record)) for record in ours]
+            super().__init__({key_of(result.keep_layers): result for result in results})
 
     def add(self, results: Sequence[SubNetworkResult]) -> None:
         """Write down results; they are on the disk afterwards."""
         self._journal.add(*({"fingerprint": self._fingerprint, **result.to_dict()} for result in results))
-        self._know(results)
-
-    def _know(self, results: Sequence[SubNetworkResult]) -> None:
-        self._known.update({key_of(result.keep_layers): result for result in results})
+        super().add(results)
 
 
 def _without_fingerprint(record: Record) -> Record:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_layerdrop.evaluation.model_or_trainer import quiet_eval
+from hf_layerdrop.evaluation.ranks import ALONE, Ranks
 from hf_layerdrop.evaluation.stopwatch import Stopwatch
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.samplers.keep_layers import KeepLayers
@@ -47,17 +48,21 @@ def measure_latency(
 
 @dataclass
 class LatencyMeter:
-    """Time sub-networks of one model on one input."""
+    """Time sub-networks of one model on one input; of several ranks, rank 0 does, and the others wait in silence."""
 
     model: PreTrainedModel
     cutter: Cutter
     batch: Mapping[str, Any]
     batch_size: int = 1
     length: int | None = None
+    ranks: Ranks = ALONE
     _inputs: dict[str, Any] | None = field(default=None, repr=False)
 
     def milliseconds(self, kept: Layers) -> float:
         """Return the median time of a forward of a sub-network."""
+        return self.ranks.from_first(lambda: self._milliseconds(kept))
+
+    def _milliseconds(self, kept: Layers) -> float:
         if self._inputs is None:
             self._inputs = without_labels(sized(self.batch, self.batch_size, self.length), self.model)
         with torch.no_grad(), quiet_eval(self.model), self.cutter.sub_network(kept):

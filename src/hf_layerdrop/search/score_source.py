@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop import compat
+from hf_layerdrop.evaluation.divided import Measure, in_shares
 from hf_layerdrop.evaluation.evaluate import Evaluator
 from hf_layerdrop.evaluation.fingerprints import fingerprint
 from hf_layerdrop.evaluation.model_or_trainer import LOSS_ALONE, Batches, Collator, as_batches
+from hf_layerdrop.evaluation.ranks import ALONE, Ranks
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.held_out import (
     FROM_TEST_DATASET,
@@ -26,7 +28,6 @@ from hf_layerdrop.search.held_out import (
     data_of,
     halves,
 )
-from hf_layerdrop.search.scoring import Measure
 from hf_layerdrop.search.scoring_function import Evaluate, FunctionMeasure
 
 # How scores are made, for journals: those of another way are not mixed with these.
@@ -64,12 +65,13 @@ class ScoreSource:
 
 @dataclass(frozen=True)
 class Setting:
-    """How examples become batches, and how much of what they give may be held."""
+    """How examples become batches, how much of what they give may be held, and among whom sub-networks are divided."""
 
     batch_size: int
     collator: Collator | None
     memory_limit: int
     seed: int
+    ranks: Ranks = ALONE
 
 
 def score_by_data(
@@ -108,6 +110,7 @@ def score_by_data(
         collator=setting.collator,
         memory_limit=setting.memory_limit,
         seed=setting.seed,
+        ranks=setting.ranks,
     )
     evaluator = evaluator_of(data)
     batches = evaluator.source.batches
@@ -128,8 +131,9 @@ def score_by_function(
 ) -> ScoreSource:
     """Score by a function of the model; data is used only by strategies that look at the model at work."""
     batches = [] if dataset is None else as_batches(dataset, setting.batch_size, setting.collator)
+    measure = FunctionMeasure(model, cutter, evaluate, metric or "score", setting.memory_limit)
     return ScoreSource(
-        measure=FunctionMeasure(model, cutter, evaluate, metric or "score", setting.memory_limit),
+        measure=in_shares(measure, setting.ranks, shares_prefixes=False),
         batches=batches,
         shared=False,
         metric_name=metric,

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from random import Random
-from typing import Protocol
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.evaluation.divided import Measure
 from hf_layerdrop.evaluation.model_or_trainer import Batches
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.search.journal import ScoreJournal
+from hf_layerdrop.search.journal import KnownScores
 from hf_layerdrop.search.objective import Objective
 from hf_layerdrop.search.space import MAX_SETS, Layers, Space, distinct, key_of
-
-Done = Callable[[list[SubNetworkResult]], None]
-
-
-class Measure(Protocol):
-    """What measures sub-networks, a few at a time, and hands over the records as they come."""
-
-    def __call__(self, kept: Sequence[Layers], done: Done) -> None:
-        """Measure the sub-networks and call ``done`` with the records of each few."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Cost:
 class Scorer:
     """Score sub-networks of one model, each once; ``cost`` is what that has taken so far."""
 
-    def __init__(self, measure: Measure, journal: ScoreJournal | None = None, *, progress: bool = True) -> None:
+    def __init__(self, measure: Measure, journal: KnownScores | None = None, *, progress: bool = True) -> None:
         self.cost = Cost()
         self._measure = measure
         self._journal = journal

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import TaskError
+from hf_layerdrop.evaluation.divided import Done
 from hf_layerdrop.evaluation.encoder_sharing import encoder_memory, shared_encoder
 from hf_layerdrop.evaluation.model_or_trainer import eval_mode
 from hf_layerdrop.evaluation.parameter_counts import parameters_of
 from hf_layerdrop.evaluation.prefix_sharing import in_walking_order
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.record import SubNetworkResult
-from hf_layerdrop.search.scoring import Done
 from hf_layerdrop.search.space import Layers
 
 Evaluate: TypeAlias = Callable[[Any], Mapping[str, SupportsFloat] | SupportsFloat]

@@ -6,15 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
+from torch import distributed
 from transformers import PreTrainedModel, Trainer
 
 from hf_layerdrop.errors import LayerDropConfigError, UnsupportedModelError
 from hf_layerdrop.evaluation.fingerprints import fingerprint
 from hf_layerdrop.evaluation.model_or_trainer import AnyMetric, Collator, Data
+from hf_layerdrop.evaluation.ranks import Ranks, ranks_of_launch
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, targets_within
-from hf_layerdrop.search.journal import ScoreJournal
+from hf_layerdrop.search.journal import KnownScores, ScoreJournal
 from hf_layerdrop.search.latency import LatencyMeter
 from hf_layerdrop.search.objective import find_objective
 from hf_layerdrop.search.score_source import ScoreSource, Setting, model_identity, score_by_data, score_by_function
@@ -61,6 +62,9 @@ def search_layers(
     layers run it once, and scores are still, to the bit, those of each alone. With ``evaluate``, or a Trainer that
     generates, candidates run one by one, and only what an encoder gives is shared.
 
+    In a launch of several processes (``accelerate launch``, torchrun), all of them call it; they divide the candidates,
+    and each returns the record that one process gives. Rank 0 writes the journal.
+
     Args:
         model: A model, or a Trainer, whose own data loader, loss and ``compute_metrics`` are then used.
         dataset: The validation set: batches, or a data set of examples. None takes the Trainer's ``eval_dataset``.
@@ -95,6 +99,7 @@ def search_layers(
         UnsupportedModelError: If the model has no layers that can be dropped, or cannot be cut to any set that the
             strategy comes to. Nothing was scored where no set of the depth is possible, or not the one of a rule.
         TaskError: If the data is missing or smaller than a batch, or the evaluation does not give the metric.
+        LayerDropStateError: If a rank of a launch has another model, data or settings, does not come, or fails.
     """
     name = find_strategy(strategy)
     propose = load_strategy(name, settings)
@@ -109,27 +114,44 @@ def search_layers(
     limit = settings.get("max_sub_networks", MAX_SETS)
     _possible_targets(name, plain, cutter, targets or [cutter.depths], limit)
 
-    setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed)
-    if evaluate is None:
-        scores = score_by_data(model, dataset, test_dataset, metric, setting)
-    elif metric is not None and not isinstance(metric, str):
-        raise LayerDropConfigError(f"metric is {metric!r}, but evaluate gives the numbers: name one, or leave it out.")
-    else:
-        scores = score_by_function(plain, cutter, evaluate, dataset, metric, setting)
-    meter = None
-    if max_latency_ms is not None:
-        meter = LatencyMeter(plain, cutter, scores.first_batch(plain), latency_batch_size, latency_length)
-    costs = Costs(plain, cutter, meter)
-    if not targets:
-        targets = _possible_targets(name, plain, cutter, targets_within(budget, costs, cutter.depths), limit)
+    with ranks_of_launch(model) as ranks:
+        ranks.check_same(name, settings, depth, vars(budget), share_samples, seed, greater_is_better, journal is None)
+        setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed, ranks)
+        if evaluate is None:
+            scores = score_by_data(model, dataset, test_dataset, metric, setting)
+        elif metric is not None and not isinstance(metric, str):
+            raise LayerDropConfigError(
+                f"metric is {metric!r}, but evaluate gives the numbers: name one, or leave it out."
+            )
+        else:
+            scores = score_by_function(plain, cutter, evaluate, dataset, metric, setting)
+        meter = None
+        if max_latency_ms is not None:
+            meter = LatencyMeter(plain, cutter, scores.first_batch(plain), latency_batch_size, latency_length, ranks)
+        costs = Costs(plain, cutter, meter)
+        if not targets:
+            targets = _possible_targets(name, plain, cutter, targets_within(budget, costs, cutter.depths), limit)
 
-    scorer = Scorer(scores.measure, _journal(journal, plain, scores), progress=progress)
-    reference = scorer.results([whole(cutter.depths)])[0]
-    objective = find_objective(scores.metric_name, reference.metrics, greater_is_better)
-    search = Search(
-        name, propose, plain, cutter, scores, scorer, objective, costs, budget, share_samples, seed, reference
-    )
-    return search.run(targets)
+        known = _known_scores(journal, plain, scores, ranks)
+        scorer = Scorer(scores.measure, known, progress=progress and ranks.is_first)
+        reference = scorer.results([whole(cutter.depths)])[0]
+        objective = find_objective(scores.metric_name, reference.metrics, greater_is_better)
+        search = Search(
+            name,
+            propose,
+            plain,
+            cutter,
+            scores,
+            scorer,
+            objective,
+            costs,
+            budget,
+            share_samples,
+            seed,
+            reference,
+            ranks,
+        )
+        return search.run(targets)
 
 
 def _targets(depth: Depth | None, budget: Budget, cutter: Cutter) -> list[Target]:
@@ -172,9 +194,16 @@ def _check_numbers(**values: float) -> None:
             raise LayerDropConfigError(f"{name} is {value!r}: give a number from 1.")
 
 
-def _journal(path: str | os.PathLike[str] | None, model: PreTrainedModel, scores: ScoreSource) -> ScoreJournal | None:
+def _known_scores(
+    path: str | os.PathLike[str] | None, model: PreTrainedModel, scores: ScoreSource, ranks: Ranks
+) -> KnownScores | None:
+    """Open the journal, which rank 0 writes; the others know what it holds."""
     if path is None:
         return None
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise LayerDropConfigError("A journal is kept by one process, but there are several: search in one.")
-    return ScoreJournal(path, fingerprint(model_identity(model), scores.identity()))
+    if ranks.size == 1 and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise LayerDropConfigError(
+            "A journal is kept by one process, but there are several that do not search together: search in one."
+        )
+    journal = ScoreJournal(path, fingerprint(model_identity(model), scores.identity())) if ranks.is_first else None
+    known = ranks.from_first(lambda: journal.known if journal else {})
+    return journal or KnownScores(known)

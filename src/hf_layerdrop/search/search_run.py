@@ -10,6 +10,7 @@ from random import Random
 from transformers import PreTrainedModel
 
 from hf_layerdrop.errors import UnsupportedModelError
+from hf_layerdrop.evaluation.ranks import ALONE, Ranks
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.search.budgets import Budget, Costs, Target, next_deeper
@@ -51,12 +52,14 @@ class Search:
     share_samples: int
     seed: int
     reference: SubNetworkResult  # the whole model's
+    ranks: Ranks = ALONE
 
     def run(self, targets: Sequence[Target]) -> Selection:
         """Choose among the sub-networks of one depth, or of each deepest one within a budget."""
         whole_score = self.objective.score(self.reference)  # before anything else is scored: it may not be a number
         began = self.scorer.cost
-        proposals = [self.propose(self._problem(target)) for target in targets]
+        # Of a choice by importance, whose numbers may differ in the last digit between devices, that of rank 0 counts.
+        proposals = [self.ranks.gather(self.propose(self._problem(target)))[0] for target in targets]
         sets = list(chain.from_iterable(proposal.sub_networks for proposal in proposals))
         if not sets:
             raise UnsupportedModelError(

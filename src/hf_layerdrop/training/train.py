@@ -41,6 +41,7 @@ from hf_layerdrop.training.recommend import forget_recommended, note_recommended
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from hf_layerdrop.evaluation.ranks import Ranks
     from hf_layerdrop.training.callbacks import DepthEvaluationCallback
 
 T = TypeVar("T", bound=KeepLayers)
@@ -434,17 +435,20 @@ def measure_depths(
     *,
     done: Callable[[list[SubNetworkResult]], None] | None = None,
     known: Sequence[SubNetworkResult] = (),
+    ranks: Ranks | None = None,
 ) -> list[SubNetworkResult]:
     """Measure on every validation set; the metrics of the second one (MNLI) join the first's under their suffix.
 
     All processes hand all records so far to ``done``, each time that there are more. ``known`` are the records of the
-    first set where they are measured already.
+    first set where they are measured already. Trainer divides batches among the processes, unless ``ranks`` are given,
+    which divide the sub-networks.
     """
     from hf_layerdrop.evaluation.evaluate import Evaluator
+    from hf_layerdrop.evaluation.ranks import ALONE
 
     sets = [[*known]] if known else []
     for rows in list(data.validation.values())[len(sets) :]:
-        evaluator = Evaluator(trainer, rows)
+        evaluator = Evaluator(trainer, rows, ranks=ranks or ALONE)
         kept = [evaluator.cutter.parse(spec) for spec in depths]
         of_first = None if sets else done
         sets.append(evaluator.measure(kept, progress=not trainer.args.disable_tqdm, done=of_first))
