@@ -74,7 +74,7 @@ def test_the_measured_set_of_a_depth_is_found(folders, capsys):
         ("llama", ["2"], "one of both; see hf-layerdrop prune --help"),
     ],
 )
-def test_what_llama_cpp_would_get_wrong_is_refused_in_one_line(folders, bart, name, words, said, capsys, tmp_path):  # noqa: F811
+def test_what_llama_cpp_would_get_wrong_is_refused_in_one_line(folders, bart, name, words, said, capsys, tmp_path):
     folder = {**folders, "bart": bart}[name]
     words = [str(tmp_path / "out") if word == "OUT" else word for word in words]
     assert run(["prune", str(folder), "--keep-layers", *words]) == 2
