@@ -78,6 +78,7 @@ serving: $(addprefix serving-,$(RUNTIMES))
 serving-%: $(VENV)/serving/%/.installed
 	SERVING=$* OMP_NUM_THREADS=1 $(VENV)/serving/$*/bin/python -m pytest tests/serving -m serving $(PYTEST_ARGS)
 
+.PRECIOUS: $(VENV)/serving/%/.installed
 $(VENV)/serving/%/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --no-compile "$(TORCH)"

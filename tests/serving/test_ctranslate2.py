@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ def converted(shape, depth, folder):
 def test_the_hidden_states_of_an_encoder(depth, tmp_path):
     model, folder = converted("bert", depth, tmp_path)
     for prompt in PROMPTS:
-        found = torch.as_tensor(ctranslate2.Encoder(folder).forward_batch([prompt]).last_hidden_state.__array__())
+        found = torch.as_tensor(np.array(ctranslate2.Encoder(folder).forward_batch([prompt]).last_hidden_state))
         assert torch.allclose(found, model.bert(torch.tensor([prompt])).last_hidden_state, atol=1e-4)
 
 
@@ -49,7 +50,7 @@ def test_the_greedy_tokens_and_logits_of_a_language_model(depth, tmp_path):
             token for token in greedy(model, prompt)[0, len(prompt) :].tolist() if token != 2
         ]
         inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt))}
-        assert_served(generator.forward_batch([prompt]).__array__(), model, inputs)
+        assert_served(np.array(generator.forward_batch([prompt])), model, inputs)
 
 
 def greedy(model, prompt):
