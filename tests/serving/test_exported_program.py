@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from conftest import batch_for, build, injected, output_of
-from hf_layerdrop import inject_layerdrop, sub_network
 from hf_layerdrop.errors import LayerDropStateError
 from serving import CLASSES, assert_served, batch, cut_folder, plain, typed, whole
 
@@ -27,7 +26,7 @@ def test_a_cut_is_exported_with_rows_and_length_left_open(shape, depth, tmp_path
         assert (whole(shape)(**inputs).logits - names["logits"]).abs().max() > 0.01  # the cut is another model
 
 
-@pytest.mark.parametrize("settings", [{}, {"execution": "mask"}, {"granularity": "row"}, {"structure": "head"}])
+@pytest.mark.parametrize("settings", [{}, {"execution": "mask"}, {"granularity": "row"}])
 def test_a_model_that_carries_layerdrop_is_exported_in_eval_and_refused_in_train_mode(settings):
     head = "BertForSequenceClassification"
     inputs, model = batch_for(head), injected(head, **settings)
@@ -41,17 +40,3 @@ def test_a_model_that_carries_layerdrop_is_exported_in_eval_and_refused_in_train
         torch.jit.trace(model, example_kwarg_inputs=inputs, strict=False, check_trace=False)
     model(**inputs)  # and it goes on as before
     assert torch.equal(output_of(model.eval(), inputs), expected)
-
-
-def test_at_rate_0_train_mode_is_no_reason_to_refuse():
-    head = "BertForSequenceClassification"
-    inputs, model = batch_for(head), injected(head, 0.0).train()
-    assert torch.equal(torch.export.export(model, (), inputs).module()(**inputs).logits, output_of(build(head), inputs))
-
-
-def test_a_sub_network_that_holds_for_a_moment_is_refused():
-    head = "BertForSequenceClassification"
-    inputs, model = batch_for(head), build(head)
-    inject_layerdrop(model, 0.5)
-    with sub_network(model, [0, 2]), pytest.raises(LayerDropStateError, match="cut a copy by prune_layers"):
-        torch.export.export(model, (), inputs)
