@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import injected
-from hf_layerdrop.errors import LayerDropStateError
 from serving import CLASSES, assert_served, batch, cut_folder, plain, runtime, typed
 
 pytestmark = pytest.mark.serving
-openvino = runtime("openvino", "openvino")
+runtime("openvino", "openvino")
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -21,9 +19,3 @@ def test_the_logits_are_those_of_the_model(shape, depth, tmp_path, monkeypatch):
     assert_served(names["logits"], model, inputs)
     other = {name: values[:2] for name, values in batch(shape, length=6).items()}
     assert_served(names["compiled"]({name: values.numpy() for name, values in other.items()})["logits"], model, other)
-
-
-def test_a_model_in_training_that_carries_layerdrop_is_refused_in_our_words():
-    model = injected("BertForSequenceClassification").train()
-    with pytest.raises(LayerDropStateError, match=r"call model.eval\(\) before the export"):
-        openvino.convert_model(model, example_input=batch("bert"))
