@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
 	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
-.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations notebooks notebook-outputs site serve-site mutants gpu gpu-short app architectures clean
+.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations serving notebooks notebook-outputs site serve-site mutants gpu gpu-short app architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -70,6 +70,25 @@ next:
 	$(NEXT)/bin/pip install --no-compile "$(TORCH)" --editable ".[dev]" peft
 	$(NEXT)/bin/pip freeze | grep -iE "^(torch|transformers|accelerate|huggingface.hub|safetensors|datasets|peft|typer)="
 	$(NEXT)/bin/python -m pytest $(CORE) $(PYTEST_ARGS)
+
+# Cut models in the runtimes of docs/serving.md: no part of `test`, where what needs one of these is skipped. Each has an
+# environment of its own, by the module that tests ask for.
+RUNTIMES := onnxruntime openvino ctranslate2 fastapi
+PACKAGES_onnxruntime := onnx onnxscript onnxruntime
+PACKAGES_openvino := openvino
+PACKAGES_ctranslate2 := ctranslate2
+PACKAGES_fastapi := "transformers[serving]"
+serving: $(addprefix serving-,$(RUNTIMES))
+
+serving-%: $(VENV)/serving/%/.installed
+	SERVING=$* OMP_NUM_THREADS=1 $(VENV)/serving/$*/bin/python -m pytest tests/serving -m serving $(PYTEST_ARGS)
+
+.PRECIOUS: $(VENV)/serving/%/.installed
+$(VENV)/serving/%/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --no-compile "$(TORCH)"
+	$(@D)/bin/pip install --no-compile "$(TORCH)" --editable . hypothesis pytest pytest-timeout $(PACKAGES_$*)
+	touch $@
 
 # The claim of the README's demo, in minutes of real training; `LONG=1 make claim` takes all of the demo's steps.
 claim: $(VENV)/.installed-dev

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_exporting
 
 from hf_layerdrop import compat
 from hf_layerdrop.errors import LayerDropStateError
@@ -51,6 +52,23 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"The {type(module).__name__} was made by torch.compile before LayerDrop was injected; call "
                 "inject_layerdrop on the plain model first, and wrap it afterwards."
             )
+
+
+def refuse_recording(training: bool) -> None:
+    """Refuse to drop layers while torch.export or torch.jit.trace records a graph, which would hold one draw for good.
+
+    Raises:
+        LayerDropStateError: If one of them does.
+    """
+    if not (is_exporting() or torch.jit.is_tracing()):
+        return
+    raise LayerDropStateError(
+        "LayerDrop draws in each training forward which layers run, and an exported graph would hold one draw for "
+        "good: call model.eval() before the export."
+        if training
+        else "Within sub_network a model skips layers in Python, which no exported graph can hold: cut a copy by "
+        "prune_layers, or load one with keep_layers, and export that."
+    )
 
 
 @cache

@@ -34,6 +34,7 @@ from hf_layerdrop.injection.compiling import (
     in_compiled_region,
     outside_of_graphs,
     refuse_compiled,
+    refuse_recording,
     untraced,
     warn_of_whole_model,
 )
@@ -388,8 +389,10 @@ class _StackOwner:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (is_compiling() or in_compiled_region()):
             return self._draw_and_run(*args, **kwargs)
-        if is_compiling() and not self._may_draw():
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if is_compiling():
+            if not self._may_draw():
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            refuse_recording(self.training)
         return self._draw_outside_and_run(*args, **kwargs)
 
     def _may_draw(self) -> bool:

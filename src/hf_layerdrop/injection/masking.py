@@ -20,6 +20,7 @@ from torch import nn
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import recomputation
+from hf_layerdrop.injection.compiling import refuse_recording
 from hf_layerdrop.injection.passthrough import name_of_hidden_states
 from hf_layerdrop.injection.ranks.ddp import refuse_replica
 from hf_layerdrop.injection.recorded_outputs import correct_record
@@ -58,6 +59,7 @@ class MaskedStack:
 
     def begin(self, inputs: Sequence[Any]) -> torch.Tensor:
         """Return the mask of the forward that begins with these inputs: a new tensor, since autograd keeps it."""
+        refuse_recording(training=True)
         kind = torch.float32 if self.draw.scales else torch.bool
         keep = torch.empty(len(self.places), dtype=kind, device=_device_of(inputs, self.owner))
         has_cache = any(holds_tokens(value) for value in inputs)

@@ -17,6 +17,7 @@ from torch import nn
 
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection import recomputation
+from hf_layerdrop.injection.compiling import refuse_recording
 from hf_layerdrop.injection.ranks import ddp
 from hf_layerdrop.injection.ranks.agreement import Agreement
 from hf_layerdrop.injection.trainable import with_one_to_train
@@ -365,6 +366,7 @@ class StackDraw:
     def _choose(self, owner: nn.Module, inputs: Sequence[Any]) -> Mask | None:
         if recomputation.in_backward():
             return self._remembered() or self._repeated(owner)
+        refuse_recording(owner.training)
         self.forward, self._repeats = self.next_forward, False
         counts = torch.is_grad_enabled()
         if recomputation.inside_generate():

@@ -34,6 +34,7 @@ from hf_layerdrop.injection.compiling import (
     direct,
     in_compiled_region,
     outside_of_graphs,
+    refuse_recording,
     untraced,
     warn_of_whole_model,
 )
@@ -130,8 +131,10 @@ class _PartsOwner:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (is_compiling() or in_compiled_region()):
             return self._draw_parts_and_run(*args, **kwargs)
-        if is_compiling() and not any(draw.may_drop(self.training) for draw in self._layerdrop_parts):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if is_compiling():
+            if not any(draw.may_drop(self.training) for draw in self._layerdrop_parts):
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            refuse_recording(self.training)
         return self._draw_parts_outside_and_run(*args, **kwargs)
 
     def _draw_parts_and_run(self, *args: Any, **kwargs: Any) -> Any:
