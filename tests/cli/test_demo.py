@@ -81,8 +81,14 @@ def test_the_table_is_fair(tiny_run: tuple) -> None:
             values = list(by_set.values())
             assert row[3] == name
             assert row[5:] == [f"{value:.3f}" for value in (fmean(values), min(values), max(values))]
-            worst, best = (tuple(map(int, filter(None, text.split(",")))) for text in sets[1 + 2 * place :][:2])
+            worst, best = (layers_of(text) for text in sets[1 + 2 * place :][:2])
             assert (by_set[worst], by_set[best]) == (min(values), max(values))
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """Read a list with runs, such as ``0, 2-4``."""
+    ends = [[int(end) for end in run.split("-")] for run in text.split(",") if run.strip()]
+    return tuple(layer for first, *last in ends for layer in range(first, (last or [first])[0] + 1))
 
 
 def test_the_shallow_model_is_plain_and_serves(tiny_run: tuple) -> None:

@@ -175,7 +175,7 @@ def test_tables_show_stacks_structures_traps_and_notes(model_type, saved, monkey
     monkeypatch.setenv("COLUMNS", "250")
     model, folder = saved(model_type)
     capsys.readouterr()
-    assert run(["inspect", str(folder)]) == 0
+    assert run(["inspect", str(folder), "--all"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     for stack in find_stacks(model):

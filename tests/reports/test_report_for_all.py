@@ -86,6 +86,7 @@ def test_names_from_outside_do_nothing_in_the_browser(show, tmp_path):
     )
     page = show(path)
     assert page.locator("h1").text_content() == marked
+    point_of(page, "0", linked).scroll_into_view_if_needed()
     page.mouse.move(*centre(point_of(page, "0", linked)))
     page.wait_for_selector(".hoverlayer .hovertext")
     assert "<a href" in page.locator("#depth-chart .hoverlayer").text_content()

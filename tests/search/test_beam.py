@@ -32,9 +32,9 @@ def test_a_beam_takes_a_small_part_of_the_layer_forwards_of_all_sets(
     with recorded_runs(model) as runs:
         found = search(model, labelled(batches=1), depth=keep, test_dataset=labelled(batches=1, first=3))
     assert found.layer_forwards + found.extra_layer_forwards <= share * exhaustive
-    # The winner and the whole model on the other data: they share their common prefix.
+    # The winner, five runner-ups and the whole model on the other data: they share their common prefixes.
     tested = len(runs["encoder"]) - found.layer_forwards - found.extra_layer_forwards
-    assert layers <= tested <= layers + keep
+    assert layers <= tested <= layers + 6 * keep
     assert 1 / found.sub_networks <= found.share_as_good < 1
 
 
