@@ -67,7 +67,8 @@ def test_what_was_scored_before_an_interrupt_is_not_run_again_where_prefixes_are
     runs = []
     model.classifier.register_forward_hook(lambda *_: runs.append(1))
     found = search(model, **settings)
-    assert len(runs) == 2 * (71 - lines) + 2 * 7  # two batches; then the winner, five runner-ups and the whole model on the other data
+    # Two batches each; then the winner, five runner-ups and the whole model on the other data.
+    assert len(runs) == 2 * (71 - lines) + 2 * 7
     assert found.from_journal == lines - 1
     assert {**found.to_dict(), "from_journal": 0, "layer_forwards": 0} == {
         **search(model, **{**settings, "journal": None}).to_dict(),
