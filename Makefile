@@ -32,7 +32,7 @@ QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journ
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
 
-# Every promise, side by side, so that no core waits: twelve minutes on two of them, which what is added keeps to.
+# Every promise, side by side, so that no core waits; the aim is twelve minutes on two of them (docs/testing.md).
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 --output-sync=target unit oldest-short notebooks quality readme site
 

@@ -26,8 +26,8 @@ from hf_layerdrop.results.table import RESULTS_FILE, write_results
 from hf_layerdrop.samplers.keep_layers import KeepLayers, choice_behind, parse_keep_layers, resolve
 from hf_layerdrop.tasks.task import Task, TaskData
 from hf_layerdrop.training.before_first_step import check_arguments
+from hf_layerdrop.training.card import measured_on
 from hf_layerdrop.training.recommend import note_recommended
-from hf_layerdrop.training.train import measured_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
