@@ -161,7 +161,7 @@ def _trained(
     from hf_layerdrop import LayerDropConfig, inject_layerdrop
     from hf_layerdrop.tasks.classification import padding_collator
     from hf_layerdrop.tasks.metrics import compute_metrics_for
-    from hf_layerdrop.tasks.registry import find_task
+    from hf_layerdrop.tasks.registry import load_task
 
     tokenizer, encoded = _encoded(folder)
     searched = encoded["train"].select(range(search_rows))
@@ -199,7 +199,7 @@ def _trained(
         train_dataset=encoded["train"].select(range(search_rows, len(encoded["train"]))),
         eval_dataset=_by_length(searched),
         data_collator=padding_collator(tokenizer),
-        compute_metrics=compute_metrics_for(find_task("sst2")),
+        compute_metrics=compute_metrics_for(load_task("sst2")),
     )
     trainer.train()
     trainer.test_rows = _by_length(encoded["validation"])
