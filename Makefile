@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,samplers search/test_space.py checkpoints/test_journal.py checkpoints/test_provenance.py \
 	results/test_escaping.py test_architecture.py test_compat.py test_documentation.py)
 
-.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations serving notebooks notebook-outputs site serve-site mutants gpu gpu-short app architectures clean
+.PHONY: demo test long quality quick unit long-cases oldest oldest-short next claim readme integrations serving notebooks notebook-outputs site serve-site mutants gpu gpu-short app judging architectures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-layerdrop demo --overwrite $(DEMO_ARGS)
@@ -121,6 +121,10 @@ serve-site: $(VENV)/.installed-dev
 app: $(VENV)/.installed-app
 	$(VENV)/app/bin/python -m pytest tests/app tests/cli/test_app_cli.py $(PYTEST_ARGS)
 
+# What `sweep --lm-eval` asks of EleutherAI's harness, in an environment of its own: elsewhere these tests are skipped.
+judging: $(VENV)/.installed-judging
+	$(VENV)/judging/bin/python -m pytest tests/evaluation/test_lm_eval.py $(PYTEST_ARGS)
+
 # Not a part of `test`: whether tests notice a changed pure core, in some minutes; docs/testing.md has what they do not.
 mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS)
@@ -165,6 +169,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-oldest: $(VENV)/.installed-dev
 	rm -rf $(VENV)/oldest
 	$(INSTALL) --no-deps --target $(VENV)/oldest "transformers==$(OLDEST)"
+	touch $@
+
+$(VENV)/.installed-judging: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)/judging
+	$(VENV)/judging/bin/pip install --no-compile "$(TORCH)"
+	$(VENV)/judging/bin/pip install --no-compile "$(TORCH)" --editable ".[all,lm-eval]" hypothesis pytest pytest-timeout
 	touch $@
 
 $(VENV)/.installed-app: pyproject.toml

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .errors import TrainingArgumentsError as TrainingArgumentsError
     from .errors import UnsupportedModelError as UnsupportedModelError
     from .evaluation.evaluate import evaluate_depths as evaluate_depths
+    from .evaluation.lm_eval_tasks import evaluate_lm_tasks as evaluate_lm_tasks
     from .healing.config import HealingConfig as HealingConfig
     from .healing.linear_map import merge_linear_maps as merge_linear_maps
     from .healing.run import heal as heal
@@ -244,6 +245,7 @@ _HOMES = {
         "LayerDropRobertaForTokenClassification", "LayerDropRobertaModel",
     ],
     "evaluation.evaluate": ["evaluate_depths"],
+    "evaluation.lm_eval_tasks": ["evaluate_lm_tasks"],
     "results.record": ["SubNetworkResult"],
     "results.collection": ["SubNetworkResults"],
     "tasks.data": ["load_task_data"],

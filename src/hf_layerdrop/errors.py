@@ -8,6 +8,7 @@ EXTRAS = {
     "reports": ("matplotlib", "plotly"),
     "app": ("gradio",),
     "lora": ("peft",),
+    "lm-eval": ("lm_eval",),
 }
 
 

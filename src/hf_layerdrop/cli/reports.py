@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,21 @@ Report = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a report is about: the metric that stands for the rest, the model's head, and on what it was measured."""
+
+    metric: str
+    head: str
+    data: str
+
+    @classmethod
+    def of(cls, task: Task) -> Measured:
+        """Say it of a task."""
+        data = f"the validation data of {task.name}" if task.hub_name else "local validation data"
+        return cls(task.headline, task.head, data)
+
+
 def check_wanted(report: Path | None, *, overwrite: bool) -> None:
     """Check what can be known of a wanted report before anything is measured."""
     if report is not None:
@@ -38,7 +54,7 @@ def write_wanted(
     model: str,
     config: Mapping[str, Any],
     revision: str | None,
-    task: Task,
+    measured: Measured,
     depths: Mapping[str, int],
     *,
     results: Mapping[str, Sequence[SubNetworkResult]] | None = None,
@@ -50,16 +66,17 @@ def write_wanted(
     from hf_layerdrop.reports.html import write_report
     from hf_layerdrop.reports.series import learned_rates
 
-    data = f"the validation data of {task.name}" if task.hub_name else "local validation data"
     found = (results or {}).values()
     path = write_report(
         report,
         results or {},
-        metric=selection.metric if selection else task.headline,
+        metric=selection.metric if selection else measured.metric,
         model=model,
-        model_class=f"AutoLayerDropModelFor{task.head}",
+        model_class=f"AutoLayerDropModelFor{measured.head}",
         revision=revision,
-        measured_on=", ".join(filter(None, (data, measured_rows([one for series in found for one in series])))),
+        measured_on=", ".join(
+            filter(None, (measured.data, measured_rows([one for series in found for one in series])))
+        ),
         selections=[selection] if selection else [],
         layer_scores=learned_rates(config, depths),
         depths=depths,

@@ -33,7 +33,7 @@ from hf_layerdrop.cli.arguments import (
 from hf_layerdrop.cli.budgets import check_budgets, read_count
 from hf_layerdrop.cli.console import console_of_launch, print_next
 from hf_layerdrop.cli.recall import Asked, recalled
-from hf_layerdrop.cli.reports import Report, check_wanted, write_wanted
+from hf_layerdrop.cli.reports import Measured, Report, check_wanted, write_wanted
 from hf_layerdrop.cli.sweep import Sizes, asked_data, asked_task, evaluating_trainer, measured_together
 from hf_layerdrop.errors import OutputExistsError, TaskError
 from hf_layerdrop.results.table import format_kept
@@ -198,7 +198,8 @@ def search_command(
         noted = _note(model, selection, trainer, encoded)
     if not writes:
         return
-    for path in (output, *write_wanted(report, model, config, revision, rows[0].task, stacks, selection=selection)):
+    measured = Measured.of(rows[0].task)
+    for path in (output, *write_wanted(report, model, config, revision, measured, stacks, selection=selection)):
         console.print(f"Wrote {path}", soft_wrap=True)
     if noted:
         console.print(noted, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,8 +34,9 @@ from hf_layerdrop.cli.arguments import (
 )
 from hf_layerdrop.cli.console import PlainConsole, console_of_launch, drawn, print_next
 from hf_layerdrop.cli.depths import KeptByStack, parse_depths
+from hf_layerdrop.cli.judging import ChatTemplate, FewShot, Limit, LmEval, LmEvalFolder, LmEvalTasks
 from hf_layerdrop.cli.recall import Asked, recalled
-from hf_layerdrop.cli.reports import Report, check_wanted, print_signatures, write_wanted
+from hf_layerdrop.cli.reports import Measured, Report, check_wanted, print_signatures, write_wanted
 from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.results.plot import draw_depth_plot
 from hf_layerdrop.results.record import SubNetworkResult
@@ -77,6 +78,11 @@ def sweep_command(
     max_length: MaxLength = None,
     max_target_length: MaxTargetLength = None,
     num_beams: NumBeams = None,
+    lm_eval: LmEvalTasks = None,
+    lm_eval_folder: LmEvalFolder = None,
+    few_shot: FewShot = None,
+    limit: Limit = None,
+    chat_template: ChatTemplate = False,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -93,14 +99,60 @@ def sweep_command(
     console = console_of_launch()
     columns, lengths = listed(text_columns), (max_length, max_target_length, num_beams)
     asked = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
-    asked = recalled(asked, model, console)
-    chosen = asked_task(asked, config)
+    harness = LmEval(listed(lm_eval), lm_eval_folder, few_shot, limit, chat_template)
+    by_harness = harness.check(asked)
+    asked = asked if by_harness else recalled(asked, model, console)
+    chosen = None if by_harness else asked_task(asked, config)
     require_tokenizer(model, config)
     require("matplotlib")
 
-    data = asked_data(asked, chosen)
     loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
-    sizes = Sizes(batch_size, asked.max_length, asked.max_target_length, asked.num_beams)
+    if chosen is None:
+        keep = partial(keep_records, folder / RESULTS_FILE)
+        results = harness.measure(model, sub_networks, loading, (batch_size, max_length), keep)
+        swept = Swept(results, harness.measured(results, config), ", ".join(harness.tasks))
+    else:
+        sizes = Sizes(batch_size, asked.max_length, asked.max_target_length, asked.num_beams)
+        found = _by_task(model, asked_data(asked, chosen), sub_networks, sizes, loading, folder, depths, console)
+        if found is None:  # another process of the launch writes
+            return
+        swept = found
+    results, metric = swept.results, swept.measured.metric
+    told = ", ".join(filter(None, (f"{name} on {swept.what}", measured_rows(results))))
+    console.print(render_table(results, title=f"{told}, cut without finetuning"))
+    print_signatures(console, swept.signatures)
+    write_results(results, folder / RESULTS_FILE)
+    drawn(console, lambda: draw_depth_plot({name: results}, metric, folder / "depth"))
+    written = write_wanted(report, model, config, revision, swept.measured, stacks, results={name: results})
+    for line in (*(f"Wrote {path}" for path in (folder, *written)), *([swept.noted] if swept.noted else [])):
+        console.print(line, soft_wrap=True)
+    if half := [result for result in results if 2 * result.depth <= sum(stacks.values())]:
+        kept = format_keep_layers(max(half, key=lambda result: result.depth).keep_layers)
+        print_next(console, "prune", model, "--keep-layers", kept, "--output", f"{folder}-pruned")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found, and how it is told."""
+
+    results: list[SubNetworkResult]
+    measured: Measured
+    what: str
+    noted: str | None = None
+    signatures: Mapping[str, str] = field(default_factory=dict)
+
+
+def _by_task(
+    model: str,
+    data: TaskData,
+    sub_networks: list[KeptByStack],
+    sizes: Sizes,
+    loading: Mapping[str, Any],
+    folder: Path,
+    depths: str,
+    console: PlainConsole,
+) -> Swept | None:
+    """Measure on the validation rows of a task; None on a process that does not write."""
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
         if depths.strip() == "all":  # and none of them asked for by name
             sub_networks = _possible(sub_networks, trainer, console)
@@ -108,19 +160,10 @@ def sweep_command(
         keep = partial(keep_records, folder / RESULTS_FILE if writes else None)
         results = measured_together(trainer, encoded, sub_networks, done=keep)
         if not writes:
-            return
+            return None
         noted = note_recommended(model, results, trainer, encoded)
-    measured = ", ".join(filter(None, (f"{name} on {data.task.name}", measured_rows(results))))
-    console.print(render_table(results, title=f"{measured}, cut without finetuning"))
-    print_signatures(console, getattr(trainer.compute_metrics, "signatures", {}))
-    write_results(results, folder / RESULTS_FILE)
-    drawn(console, lambda: draw_depth_plot({name: results}, data.task.headline, folder / "depth"))
-    written = write_wanted(report, model, config, revision, data.task, stacks, results={name: results})
-    for line in (*(f"Wrote {path}" for path in (folder, *written)), *([noted] if noted else [])):
-        console.print(line, soft_wrap=True)
-    if half := [result for result in results if 2 * result.depth <= sum(stacks.values())]:
-        kept = format_keep_layers(max(half, key=lambda result: result.depth).keep_layers)
-        print_next(console, "prune", model, "--keep-layers", kept, "--output", f"{folder}-pruned")
+    signatures = getattr(trainer.compute_metrics, "signatures", {})
+    return Swept(results, Measured.of(data.task), data.task.name, noted, signatures)
 
 
 def measured_together(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _SHARES = ("accuracy", "exact_match")  # of rows that are right; the intervals of other metrics need each row's part
-_DEVIATIONS = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution
+DEVIATIONS = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution
 
 
 class Rows(NamedTuple):
@@ -36,7 +36,7 @@ def interval_of(metric: str, value: float, rows: Rows) -> tuple[float, float] | 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
     """Return Wilson's interval of a share of ``count`` independent rows, with 95 % confidence."""
-    square = _DEVIATIONS**2 / count
+    square = DEVIATIONS**2 / count
     middle = share + square / 2
-    half = _DEVIATIONS * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    half = DEVIATIONS * math.sqrt(share * (1 - share) / count + square / (4 * count))
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))

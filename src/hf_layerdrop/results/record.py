@@ -41,7 +41,7 @@ class SubNetworkResult:
             again.
         rows: On how many rows each metric was measured, as far as that is known.
         intervals: Where a metric that is a share of rows (accuracy) lies with 95 % confidence, by Wilson's interval;
-            the others have none.
+            the others have none, but for those of lm_eval's tasks, which come with their standard errors.
     """
 
     keep_layers: Mapping[str, tuple[int, ...]]
