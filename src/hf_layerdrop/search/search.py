@@ -15,6 +15,8 @@ from hf_layerdrop.evaluation.model_or_trainer import AnyMetric, Collator, Data
 from hf_layerdrop.evaluation.ranks import Ranks, ranks_of_launch
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, targets_within
+from hf_layerdrop.search.drafts.source import check_objective, draft_depths, score_drafts
+from hf_layerdrop.search.drafts.speed import DraftObjective, with_draft
 from hf_layerdrop.search.journal import KnownScores, ScoreJournal
 from hf_layerdrop.search.latency import LatencyMeter
 from hf_layerdrop.search.objective import find_objective
@@ -45,6 +47,8 @@ def search_layers(
     evaluate: Evaluate | None = None,
     test_dataset: Data | None = None,
     greater_is_better: bool | None = None,
+    objective: str | None = None,
+    max_new_tokens: int | None = None,
     journal: str | os.PathLike[str] | None = None,
     memory_limit_mb: float = 1024,
     share_samples: int = 8,
@@ -80,6 +84,12 @@ def search_layers(
         test_dataset: Data to score the winner on. None holds half of ``dataset``, drawn with ``seed``, out of the
             search.
         greater_is_better: Whether a higher score is better. None decides by the name: not for a loss or an error.
+        objective: ``accepted_tokens_per_second`` chooses a draft for greedy assisted generation: ``dataset`` holds
+            prompts, and the score is the speed with that draft (of the whole model, without one). The rounds of
+            generation are counted, exactly, from where the draft agrees with the whole model's own text; what a round
+            and a drafted token take is measured once a depth, and is as noisy as the machine. Without depth or budget
+            every depth is tried. `Selection.draft` says how many tokens to draft.
+        max_new_tokens: With that objective: how many tokens to generate after each prompt; None for 64.
         journal: A file to write every result to, and to take known ones from: a search that was interrupted goes on
             where it was. It knows the model, the data and the metric (a function by its name and source alone).
         memory_limit_mb: Most memory for shared layer outputs and predictions; beyond it, outputs are computed again.
@@ -101,6 +111,8 @@ def search_layers(
         TaskError: If the data is missing or smaller than a batch, or the evaluation does not give the metric.
         LayerDropStateError: If a rank of a launch has another model, data or settings, does not come, or fails.
     """
+    others = {"metric": metric, "evaluate": evaluate, "greater_is_better": greater_is_better, "collator": collator}
+    new_tokens = check_objective(objective, max_new_tokens, **others)
     name = find_strategy(strategy)
     propose = load_strategy(name, settings)
     budget = Budget(max_latency_ms, max_parameters, max_size_mb)
@@ -110,14 +122,21 @@ def search_layers(
     )
     plain = model.accelerator.unwrap_model(model.model) if isinstance(model, Trainer) else model
     cutter = Cutter(plain)
-    targets = _targets(depth, budget, cutter)
+    if objective is not None and depth is None and not budget.asks:
+        targets = draft_depths(cutter.depths)
+    else:
+        targets = _targets(depth, budget, cutter)
     limit = settings.get("max_sub_networks", MAX_SETS)
     _possible_targets(name, plain, cutter, targets or [cutter.depths], limit)
 
     with ranks_of_launch(model) as ranks:
-        ranks.check_same(name, settings, depth, vars(budget), share_samples, seed, greater_is_better, journal is None)
+        asked = [name, settings, depth, vars(budget), share_samples, seed, greater_is_better, journal is None]
+        ranks.check_same(*asked, objective, new_tokens)
         setting = Setting(batch_size, collator, int(memory_limit_mb * 1e6), seed, ranks)
-        if evaluate is None:
+        drafts: DraftObjective | None = None
+        if objective is not None:
+            scores, drafts = score_drafts(plain, cutter, dataset, test_dataset, new_tokens, setting)
+        elif evaluate is None:
             scores = score_by_data(model, dataset, test_dataset, metric, setting)
         elif metric is not None and not isinstance(metric, str):
             raise LayerDropConfigError(
@@ -135,7 +154,6 @@ def search_layers(
         known = _known_scores(journal, plain, scores, ranks)
         scorer = Scorer(scores.measure, known, progress=progress and ranks.is_first)
         reference = scorer.results([whole(cutter.depths)])[0]
-        objective = find_objective(scores.metric_name, reference.metrics, greater_is_better)
         search = Search(
             name,
             propose,
@@ -143,7 +161,7 @@ def search_layers(
             cutter,
             scores,
             scorer,
-            objective,
+            drafts or find_objective(scores.metric_name, reference.metrics, greater_is_better),
             costs,
             budget,
             share_samples,
@@ -151,7 +169,8 @@ def search_layers(
             reference,
             ranks,
         )
-        return search.run(targets)
+        selection = search.run(targets)
+        return with_draft(selection, scorer, drafts) if drafts else selection
 
 
 def _targets(depth: Depth | None, budget: Budget, cutter: Cutter) -> list[Target]:

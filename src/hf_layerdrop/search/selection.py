@@ -37,6 +37,30 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """How to use a sub-network as a draft in assisted generation, and how much of what it proposes is taken.
+
+    Attributes:
+        num_assistant_tokens: The best number of tokens to propose a round.
+        acceptance: Share of the whole model's tokens that the draft would have chosen as well, after the same text.
+        tokens_per_round: Tokens that a forward of the whole model gives.
+    """
+
+    num_assistant_tokens: int
+    acceptance: float
+    tokens_per_round: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``draft.generation_config.update`` takes: this number of tokens, always, however sure the draft is."""
+        return {
+            "num_assistant_tokens": self.num_assistant_tokens,
+            "num_assistant_tokens_schedule": "constant",
+            "assistant_confidence_threshold": 0.0,
+        }
+
+
+@dataclass(frozen=True)
 class Selection:
     """The layers that a strategy chose, how good they are, and what finding them cost.
 
@@ -73,6 +97,7 @@ class Selection:
         outside: With a budget: the nearest sub-networks outside of it.
         importances: With a strategy that gives every layer an importance: those, by stack.
         warnings: What the user should know before using it.
+        draft: With the objective of a draft: how to use it as one.
     """
 
     keep_layers: Layers
@@ -103,6 +128,7 @@ class Selection:
     importances: Mapping[str, tuple[float, ...]] | None = None
     warnings: tuple[str, ...] = ()
     share_between: tuple[float, float] | None = None
+    draft: Draft | None = None
 
     @property
     def as_good(self) -> str:
@@ -133,6 +159,7 @@ class Selection:
             "importances": importances and {stack: tuple(numbers) for stack, numbers in importances.items()},
             "warnings": tuple(values["warnings"]),
             "share_between": (between := values.get("share_between")) and tuple(between),
+            "draft": (draft := values.get("draft")) and Draft(**draft),
         }
         return cls(**{**values, **changed})
 
