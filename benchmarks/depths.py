@@ -10,18 +10,19 @@ interrupt. ``short`` shows in a minute that it works, and nothing else.
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from statistics import mean, stdev
+from functools import partial
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
+from benchmarks._journal import Journal, mean_and_sd, shown
+from benchmarks._trained import SUBJECTS, training_arguments
+
 DEPTHS = (6, 4, 3, 2)
-LEARNING_RATE, ROWS, MAX_LENGTH = 1e-4, 32, 64
 RESAMPLES = 2000
 
 
@@ -39,19 +40,15 @@ def run(
         raise SystemExit(f"There is no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}.")
     if short:
         steps, seeds, chosen = 2, "0", chosen[:2] if arms == "all" else chosen
-    known = _read(Path(journal)) if journal else {}
+    known = Journal(journal)
     bf16 = False if short else _bf16_pays()  # asked once, so that all arms are trained alike
     runs = []
     for seed in map(int, seeds.split(",")):
         for arm in chosen:
             key = f"{arm}, seed {seed}, {steps} steps"
-            if key not in known:
-                known[key] = {"key": key, "arm": arm, "seed": seed, **_measured(arm, seed, steps, short, bf16)}
-                print(f"{key}: {known[key]['accuracy']}, {known[key]['seconds']:.0f} s", flush=True)
-                if journal:
-                    with Path(journal).open("a") as file:
-                        file.write(json.dumps(known[key]) + "\n")
-            runs.append(known[key])
+            found = known.measured(key, partial(_measured, arm, seed, steps, short, bf16))
+            runs.append({"arm": arm, "seed": seed, **found})
+            print(f"{key}: {found['accuracy']}, {found['seconds']:.0f} s", flush=True)
     table = {arm: _summary([one for one in runs if one["arm"] == arm], steps) for arm in chosen}
     _print(table, len(seeds.split(",")), steps)
     against = _against_alone(runs)
@@ -130,8 +127,7 @@ TITLES = {
 
 def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[str, Any]:
     """Train one arm; return the accuracy at each depth, what it cost and how long it took."""
-    import torch
-    from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+    from transformers import AutoTokenizer, Trainer, set_seed
 
     from hf_layerdrop import AutoLayerDropModelForSequenceClassification, DepthTrainer, DepthTraining, evaluate_depths
     from hf_layerdrop.cli.demo_run import demo_checkpoint, demo_data
@@ -145,29 +141,19 @@ def _measured(arm: str, seed: int, steps: int, short: bool, bf16: bool) -> dict[
     model = AutoLayerDropModelForSequenceClassification.from_pretrained(demo_checkpoint(), num_labels=2, **settings)
     model.get_input_embeddings().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
-    data = tokenize(demo_data(), tokenizer, max_length=MAX_LENGTH)
+    data = tokenize(demo_data(), tokenizer, max_length=SUBJECTS["minilm"].max_length)
     validation = next(iter(data.validation.values()))
     validation = validation.select(range(64)) if short else validation
     right: list[str] = []  # the rows that were right, by depth as measured
     lengths = [len(tokens) for tokens in validation["input_ids"]]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps if "keep_layers" in settings else round(6 * steps / _layers_a_step(model, together)),
-            per_device_train_batch_size=ROWS,
-            per_device_eval_batch_size=64,
-            learning_rate=LEARNING_RATE,
-            warmup_steps=0.1,
-            weight_decay=0.01,
-            use_cpu=not torch.accelerator.is_available(),
+        arguments = training_arguments(
+            folder,
+            steps if "keep_layers" in settings else round(6 * steps / _layers_a_step(model, together)),
+            seed,
+            **SUBJECTS["minilm"].training,
             bf16=bf16,
             optim="adamw_torch_fused",
-            train_sampling_strategy="group_by_length",
-            seed=seed,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
         )
         given = {
             "model": model,
@@ -230,18 +216,11 @@ def _spent(trainer: Any) -> int:
     return round(draw.layer_forwards)
 
 
-def _read(journal: Path) -> dict[str, dict[str, Any]]:
-    if not journal.exists():
-        return {}
-    rows = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
-    return {row["key"]: row for row in rows}
-
-
 def _summary(runs: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     by_depth = {}
     for depth in map(str, DEPTHS):
         if values := [one["accuracy"][depth] for one in runs if depth in one["accuracy"]]:
-            by_depth[depth] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+            by_depth[depth] = mean_and_sd(values)
     return {"accuracy": by_depth, "budget": mean(one["layer_forwards"] for one in runs) / (6 * steps)}
 
 
@@ -275,8 +254,8 @@ def _print_against(against: Mapping[str, Any]) -> None:
     print("\nPoints of accuracy against each depth trained alone (6: against standard), 95 % interval over the rows\n")
     print(f"| training | {' | '.join(map(str, DEPTHS))} |\n| --- |{' ---: |' * len(DEPTHS)}")
     for arm, by_depth in against.items():
-        shown = ["" if (one := by_depth.get(str(depth))) is None else _points(one) for depth in DEPTHS]
-        print(f"| {TITLES[arm]} | {' | '.join(shown)} |")
+        points = ["" if (one := by_depth.get(str(depth))) is None else _points(one) for depth in DEPTHS]
+        print(f"| {TITLES[arm]} | {' | '.join(points)} |")
 
 
 def _points(one: Mapping[str, float]) -> str:
@@ -287,11 +266,5 @@ def _print(table: Mapping[str, Any], seeds: int, steps: int) -> None:
     print(f"\nAccuracy, {seeds} seeds (mean, and standard deviation over the seeds), budget of {steps} whole steps\n")
     print(f"| training | layer forwards | {' | '.join(map(str, DEPTHS))} |\n| --- | ---: |{' ---: |' * len(DEPTHS)}")
     for arm, row in table.items():
-        shown = [_shown(row["accuracy"].get(str(depth))) for depth in DEPTHS]
-        print(f"| {TITLES[arm]} | {row['budget']:.2f} | {' | '.join(shown)} |")
-
-
-def _shown(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    return f"{found['mean']:.3f}" + (f" ({found['sd']:.3f})" if found["sd"] is not None else "")
+        accuracies = [shown(row["accuracy"].get(str(depth))) for depth in DEPTHS]
+        print(f"| {TITLES[arm]} | {row['budget']:.2f} | {' | '.join(accuracies)} |")

@@ -103,8 +103,10 @@ def heal_command(
     spec = resolve(keep_layers, stacks, partial(read_recommended, model))
     planned_cuts(parse_keep_layers(spec, stacks), stacks, healing)
     require_tokenizer(model, config)
-    _check_flags(context.args)
-    quiet = {"output_dir": "unused", "eval_strategy": "no", "report_to": "none", "max_steps": STEPS}
+    given = _given_flags(context.args)
+    quiet: dict[str, str | int] = {"output_dir": "unused", "eval_strategy": "no", "report_to": "none"}
+    if "num_train_epochs" not in given:  # which max_steps would overrule
+        quiet["max_steps"] = STEPS
     rate = SHARE_OF_PEAK * (peak_learning_rate(model) or DEFAULTS["learning_rate"])
     arguments = parse_training_arguments(
         context.args,
@@ -151,13 +153,15 @@ def peak_learning_rate(checkpoint: str) -> float | None:
     return max(rates, default=None)
 
 
-def _check_flags(words: Sequence[str]) -> None:
+def _given_flags(words: Sequence[str]) -> set[str]:
+    """Return which flags of TrainingArguments are given; refuse those of checkpoints."""
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     if refused := [name for name in _OF_CHECKPOINTS if name in given]:
         raise HealingError(
             f"--{refused[0]} is not taken: healing keeps no checkpoints on its way, and --output names its folder; for "
             "a long training, cut with hf-layerdrop prune and use hf-layerdrop train."
         )
+    return given
 
 
 def _print(console: PlainConsole, run: HealingRun, title: str) -> None:

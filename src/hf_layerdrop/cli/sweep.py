@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_layerdrop.checkpoints.recommended_file import read_recommended
-from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.cli.arguments import (
     DatasetConfig,
     DatasetName,
@@ -223,25 +222,11 @@ def evaluating_trainer(
     from torch import accelerator
     from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-    from hf_layerdrop.models.auto import load_checkpoint
-    from hf_layerdrop.training.trainers import (
-        build_trainer,
-        check_head,
-        check_vocabulary,
-        generation_flags,
-        positions_of,
-    )
+    from hf_layerdrop.training.finetuned import load_finetuned
+    from hf_layerdrop.training.trainers import build_trainer, generation_flags
 
-    network = load_checkpoint(model, **loading)
-    check_head(network, data.task, model)  # before the tokenizer, which a model of images has not, and does not lack
-    tokenizer = load_tokenizer(model, **loading)
-    check_vocabulary(network, tokenizer, model)
-    encoded = data.task.encode(
-        data,
-        tokenizer,
-        max_length=sizes.max_length,
-        max_target_length=sizes.max_target_length,
-        positions=positions_of(network),
+    network, tokenizer, encoded = load_finetuned(
+        model, data, max_length=sizes.max_length, max_target_length=sizes.max_target_length, loading=loading
     )
     with tempfile.TemporaryDirectory() as unused:  # Trainer makes its output folder, whatever it is used for
         arguments = (Seq2SeqTrainingArguments if data.task.generation else TrainingArguments)(

@@ -53,7 +53,7 @@ class NormalEquations:
         return answer[: self._width], answer[self._width] if self._shifts else None
 
     def explained(self, matrix: torch.Tensor, shift: torch.Tensor | None) -> float:
-        """Return which share of the square of what is wanted a map gives, at most 1."""
+        """Return which share of the square of what is wanted a map gives, at most 1; all of it, if that is nothing."""
         answer = matrix if shift is None else torch.cat([matrix, shift[None]])
         lost = self._square - 2 * (answer * self._cross).sum() + (answer * (self._gram @ answer)).sum()
-        return float(1 - lost / self._square)
+        return float(1 - lost / self._square) if self._square else 1.0

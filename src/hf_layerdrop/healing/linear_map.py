@@ -207,8 +207,9 @@ def _places(
         mine, its = (by_run[run] for by_run in found)
         if mine is None or its is None or (mine.norm is None) != (its.norm is None):
             raise HealingError(
-                f"The {run.stack} of a {type(whole).__name__} takes no map: no linear layer was found whose output its "
-                "blocks add to their input as it is; heal by training instead (lora, whole, distill)."
+                f"{type(whole).__name__} takes no map: no linear layer was found whose output the blocks of its "
+                f"{run.stack} add to their input as it is, neither scaled nor normalized nor by several experts; heal "
+                "by training instead (lora, whole, distill)."
             )
         forced = model.config.is_encoder_decoder and run.stack == "decoder"
         places.append(_Place(own[run], mine, last[run], its, forced))
@@ -232,8 +233,9 @@ def _fit(
         missing = _missing(states, target.to(states.device), place)
         if equations is None:
             equations = NormalEquations(states.shape[-1], shifts=shifts, device=states.device)
-        equations.add(given[counts], missing[counts])
-    assert equations is not None  # a first batch was there
+        equations.add(given.reshape(states.shape)[counts], missing[counts])
+    if equations is None or not equations.rows:
+        raise HealingError("The rows to fit a map on hold padding alone: give some hundred with tokens in them.")
     matrix, shift = equations.solve(ridge)
     return LinearMap(run, matrix, shift, equations.explained(matrix, shift), equations.rows)
 

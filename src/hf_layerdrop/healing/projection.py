@@ -2,8 +2,8 @@
 
 No name is known: a linear layer that ran on all positions is nudged, and what the block gives has to move by the same,
 neither more nor less. In a pre-norm block (Llama, GPT-2, ViT) that is seen in its output, in a post-norm one (BERT,
-BART) in what goes into its last LayerNorm. Where the output is scaled or normalized on its way into the sum (OLMo 2,
-layer scale), or several experts give it, nothing passes.
+BART) in what goes into its last LayerNorm. Where the output is scaled or normalized on its way into the sum (Gemma 2,
+OLMo 2, Granite, layer scale), or several experts give it (Mixtral), nothing passes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def find_projection(layer: nn.Module, call: Call) -> Projection | None:
         noise = torch.randn(before.output.shape, generator=generator).to(before.output)
         nudge = noise * before.output.std()
         for linear in reversed(before.linears):  # the last to run is the likeliest
-            with _nudged(linear, nudge):
+            with _nudged(linear, nudge.reshape(before.linears[linear].shape)):
                 after = _trace(layer, call)
             if norm is not None and _moved_by(nudge, before.norms[norm][0], after.norms[norm][0]):
                 return Projection(linear, norm)
@@ -114,10 +114,14 @@ def _trace(layer: nn.Module, call: Call) -> _Trace:
 
 
 def _fits(linear: Any, output: Any, states: torch.Tensor) -> bool:
-    """Tell a linear layer that gives hidden states at all positions, and whose weight is a matrix of numbers."""
+    """Tell a linear layer that gives hidden states at all positions, and whose weight is a matrix of numbers.
+
+    Batch and positions may be one dimension there, as in OPT.
+    """
     weight = linear.weight
     plain = weight.dim() == 2 and weight.is_floating_point()  # quantized weights are packed
-    return plain and torch.is_tensor(output) and output.shape == states.shape
+    given = torch.is_tensor(output) and output.numel() == states.numel() and output.shape[-1] == states.shape[-1]
+    return plain and given
 
 
 @contextmanager

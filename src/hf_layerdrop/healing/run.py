@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from hf_layerdrop import compat
 from hf_layerdrop.checkpoints.outputs import check_apart, check_replaceable, check_writable, whole_folder
 from hf_layerdrop.checkpoints.provenance import saved_provenance
 from hf_layerdrop.checkpoints.recommended_file import read_recommended
-from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
 from hf_layerdrop.errors import HealingError, TaskError, require
 from hf_layerdrop.healing.config import NONE, HealingConfig, Kept, numbered_within, planned_cuts
 from hf_layerdrop.hub.origin import find_source
@@ -30,7 +29,7 @@ from hf_layerdrop.training.card import measured_on
 from hf_layerdrop.training.recommend import note_recommended
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
     from hf_layerdrop.healing.stages import Workshop
 
@@ -99,22 +98,22 @@ def heal(
     Raises:
         LayerDropError: One of its kinds, if the data, the model, a setting or the output folder is not usable.
     """
-    from torch import accelerator
-
     from hf_layerdrop.architectures.stacks import depths_of
     from hf_layerdrop.healing.stages import Workshop
+    from hf_layerdrop.training.finetuned import load_finetuned
 
     output_dir, healing = Path(output_dir), healing or HealingConfig()
     _check(data, arguments, healing)
     check_replaceable(output_dir, overwrite)
     check_writable(output_dir)
     check_apart(output_dir, model)
-    network, tokenizer, encoded = _loaded(data, model, max_length, max_target_length)
+    network, tokenizer, encoded = load_finetuned(
+        model, data, max_length=max_length, max_target_length=max_target_length
+    )
+    _check_model(network, data.task, model)
     depths = depths_of(network)
     keep_layers = resolve(keep_layers, depths, partial(read_recommended, model))
     cuts = planned_cuts(parse_keep_layers(keep_layers, depths), depths, healing)
-    if not accelerator.is_available():
-        arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(encoded, tokenizer, arguments, healing, Path(folder))
         healed, stages, done = _rounds(workshop, network, cuts, healing)
@@ -151,25 +150,14 @@ def _check(data: TaskData, arguments: TrainingArguments, healing: HealingConfig)
         )
 
 
-def _loaded(
-    data: TaskData, name: str, max_length: int | None, max_target_length: int | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TaskData]:
-    """Load the model with its tokenizer, check that it is one of the task, and encode the data."""
-    from hf_layerdrop.models.auto import load_checkpoint
-    from hf_layerdrop.training.trainers import check_head, check_vocabulary, positions_of
-
-    network = load_checkpoint(name)
-    check_head(network, data.task, name)
-    _check_labels(network, data.task, name)
+def _check_model(network: PreTrainedModel, task: Task, name: str) -> None:
+    """Refuse an adapter, and a model of other labels."""
     if getattr(network, compat.ADAPTER_LOADED.name, False):
         raise HealingError(
             f"{name!r} is an adapter of PEFT, whose cut could not be saved without its base: save what "
             "merge_and_unload() returns, and heal that."
         )
-    tokenizer = load_tokenizer(name)
-    check_vocabulary(network, tokenizer, name)
-    lengths = {"max_length": max_length, "max_target_length": max_target_length}
-    return network, tokenizer, data.task.encode(data, tokenizer, positions=positions_of(network), **lengths)
+    _check_labels(network, task, name)
 
 
 def _check_labels(network: PreTrainedModel, task: Task, name: str) -> None:
@@ -180,6 +168,19 @@ def _check_labels(network: PreTrainedModel, task: Task, name: str) -> None:
             f"The data of task {task.name} has {count} labels, but {name!r} has {network.config.num_labels}: give the "
             "data that it was finetuned on."
         )
+    ours, its = (_named(labels) for labels in (wanted, network.config.id2label))
+    if wanted and ours and its and ours != its:
+        raise TaskError(
+            f"The data of task {task.name} has the labels {', '.join(ours)}, in this order, but {name!r} has "
+            f"{', '.join(its)}: give the data that it was finetuned on, or, if they mean the same, correct id2label in "
+            "its config.json."
+        )
+
+
+def _named(labels: Mapping[int, str] | None) -> list[str]:
+    """Return the names of labels in their order; none where they are numbers, which say nothing."""
+    names = [str(name).lower() for _, name in sorted((labels or {}).items())]
+    return [] if any(name.removeprefix("label_").isdigit() for name in names) else names
 
 
 def _rounds(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
@@ -48,6 +51,8 @@ class Workshop:
         self._data, self._tokenizer, self._healing = data, tokenizer, healing
         self._arguments = copy.copy(arguments)
         self._arguments.output_dir, self._arguments.save_strategy = str(folder), SaveStrategy.NO
+        if not accelerator.is_available():
+            self._arguments.dataloader_pin_memory = False  # torch would warn of it at every data loader
         self._folder = folder
 
     def trainer_of(self, model: PreTrainedModel) -> Trainer:
@@ -115,10 +120,22 @@ class Workshop:
         arguments = copy.copy(self._arguments)
         arguments.learning_rate = rate or arguments.learning_rate
         start = StartCallback()
-        with before_first_step(self._folder, lambda: start.begun):
+        with _in_full_precision(model), before_first_step(self._folder, lambda: start.begun):
             trainer = build_trainer(self._data, model, self._tokenizer, arguments, callbacks=[start], **more)
             trainer.train()
         model.eval()
+
+
+@contextmanager
+def _in_full_precision(model: PreTrainedModel) -> Iterator[None]:
+    """Hold weights of 16 bits in float32 inside the block: steps as small as healing's would be lost in rounding."""
+    dtype = model.dtype
+    if dtype not in (torch.float16, torch.bfloat16) or getattr(model, "is_quantized", False):
+        yield
+        return
+    model.float()
+    yield
+    model.to(dtype)
 
 
 def _loss(model: PreTrainedModel, rows: Any) -> float:
