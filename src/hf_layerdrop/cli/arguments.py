@@ -19,7 +19,7 @@ from hf_layerdrop.errors import CheckpointError, OutputExistsError
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.results.table import RESULTS_FILE, read_results
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
-from hf_layerdrop.tasks.registry import MORE_TASKS, SAMPLES, TASKS
+from hf_layerdrop.tasks.registry import MORE_TASKS, TASKS
 
 MAX_SEED = 2**32 - 1  # the largest that numpy takes
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help=f"{', '.join(MORE_TASKS)}; of GLUE: {', '.join(TASKS)}; without network: {', '.join(SAMPLES)}, which "
-        "comes with the package. Left out: a classification of your own files.",
+        help=f"{', '.join(MORE_TASKS)}, or of GLUE: {', '.join(TASKS)}. Left out: a classification of your own files.",
         show_default=False,
     ),
 ]

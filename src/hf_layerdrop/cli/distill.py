@@ -30,7 +30,7 @@ from hf_layerdrop.distillation.config import DistillationConfig, check_classific
 from hf_layerdrop.results.table import format_kept, format_parameters, metric_names
 from hf_layerdrop.samplers.keep_layers import resolve
 from hf_layerdrop.tasks.data import load_task_data
-from hf_layerdrop.tasks.registry import SAMPLES, TASKS, load_task
+from hf_layerdrop.tasks.registry import TASKS, load_task
 from hf_layerdrop.tasks.task import MAX_LENGTH
 from hf_layerdrop.training.train import check_output as check_checkpoints
 
@@ -51,8 +51,7 @@ def distill_command(
         ),
     ] = None,
     task: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join([*TASKS, *SAMPLES])}.", show_default=False),
+        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
     ] = None,
     train_file: TrainFile = None,
     validation_file: ValidationFiles = None,

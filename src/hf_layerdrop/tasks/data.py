@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError, require, said_by
 from hf_layerdrop.tasks.columns import check_columns, wanted_columns
-from hf_layerdrop.tasks.registry import MORE_TASKS, SAMPLES
+from hf_layerdrop.tasks.registry import MORE_TASKS
 from hf_layerdrop.tasks.task import Task, TaskData
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def load_task_data(
 
     Args:
         task: What `load_task` found, or a `custom_task`.
-        train_file: Training rows; CSV, TSV, JSON, JSONL or Parquet. Without any file the task comes from the Hub,
-            or from the package if it is a sample of it.
+        train_file: Training rows; CSV, TSV, JSON, JSONL or Parquet. Without any file the task comes from the Hub.
         validation_file: Validation rows. For a task with several validation sets (MNLI) one file a set, in the task's
             order; with fewer files, the first sets.
         text_columns: The text columns, if the files call them otherwise than the task.
@@ -62,11 +61,7 @@ def load_task_data(
     files = local_files(task, train_file, validation_file, train=train)
     require("datasets", "evaluate")
     raw = {split: _read_file(path) for split, path in files.items()} if files else {}
-    raw = (
-        raw
-        or _read_sample(task, train=train)
-        or _read_hub(task, train=train, otherwise=otherwise or f"pass {_options(train)}")
-    )
+    raw = raw or _read_hub(task, train=train, otherwise=otherwise or f"pass {_options(train)}")
     first = next(iter(raw))
     raw = {split: _flat(rows) for split, rows in raw.items()}
     task = _with_columns(task, text_columns, label_column, raw[first])
@@ -76,7 +71,7 @@ def load_task_data(
         task = task.kind.name_labels(raw[first], task, _place(first, files))
     checked = {split: task.kind.check(rows, task, _place(split, files)) for split, rows in raw.items()}
     if files:  # whatever they hold: a card must not say that it is the data set of the Hub
-        task = replace(task, hub_name=None, hub_config=None, folder=None)
+        task = replace(task, hub_name=None, hub_config=None)
     named = tuple(str(path) for split, path in files.items() if split != "train")
     return TaskData(task, checked.pop("train", None), checked, files=named)
 
@@ -167,21 +162,11 @@ def _read_file(path: Path) -> Dataset:
         raise TaskError(f"Data file {str(path)!r} cannot be read as {kind} ({reason}); check its contents.") from error
 
 
-def _read_sample(task: Task, *, train: bool) -> dict[str, Dataset]:
-    if task.folder is None:
-        return {}
-    return {split: _read_file(task.folder / f"{split}.parquet") for split in _splits(task, train=train)}
-
-
-def _splits(task: Task, *, train: bool) -> tuple[str, ...]:
-    return (*(["train"] if train else []), *task.validation_splits)
-
-
 def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
     import datasets
     import huggingface_hub
 
-    splits = _splits(task, train=train)
+    splits = (*(["train"] if train else []), *task.validation_splits)
     try:
         if not _is_cached(task):
             # Fails at once without a network, where `load_dataset` would retry for half a minute.
@@ -191,13 +176,8 @@ def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
         # No network shows as one of a dozen kinds of error, by what fails first: the client, the cache or `datasets`.
         raise TaskError(
             f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {said_by(error)}); check the "
-            f"network, or {otherwise}{_sample_of(task)}."
+            f"network, or {otherwise}."
         ) from error
-
-
-def _sample_of(task: Task) -> str:
-    sample = f"{task.name}-sample"
-    return f", or take the task {sample}, which comes with the package" if sample in SAMPLES else ""
 
 
 def _is_cached(task: Task) -> bool:

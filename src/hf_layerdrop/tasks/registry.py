@@ -9,7 +9,6 @@ from functools import partial
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.tasks.classification import CLASSIFICATION
-from hf_layerdrop.tasks.embedded import SST2_FOLDER
 from hf_layerdrop.tasks.language_modelling import CAUSAL, MASKED_TOKENS
 from hf_layerdrop.tasks.multiple_choice import MULTIPLE_CHOICE
 from hf_layerdrop.tasks.question_answering import QUESTION_ANSWERING
@@ -40,8 +39,6 @@ _GLUE = (
     _classified("wnli", PAIR, ("accuracy",), ENTAILMENT[::-1]),
 )
 TASKS: dict[str, Task] = {task.name: replace(task, hub_config=task.name) for task in _GLUE}
-# What comes with the package, and needs no network: a part of the training rows, and all validation rows.
-SAMPLES: dict[str, Task] = {"sst2-sample": replace(TASKS["sst2"], name="sst2-sample", folder=SST2_FOLDER)}
 
 # The other tasks of the paper, and those for whose heads the models are there anyway.
 MORE_TASKS: dict[str, Task] = {
@@ -134,27 +131,28 @@ OWN_FILES = "leave it out and give your own files by --train-file and --validati
 
 
 def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: str = OWN_FILES) -> Task:
-    """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"``, ``"sst2-sample"`` or ``"translation"``.
+    """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"`` or ``"translation"``.
 
     Args:
         name: The name.
-        more: The tasks that there are beside those of GLUE and the samples.
+        more: The tasks that there are beside those of GLUE.
         otherwise: What can be done instead of naming one, for the error.
 
     Raises:
         TaskError: If there is none of that name.
     """
     wanted = name.lower().strip()
-    if found := SAMPLES.get(wanted) or more.get(wanted):
-        return found
+    if wanted in more:
+        return more[wanted]
     known = wanted.removeprefix("glue/").replace("-", "")
     if known not in TASKS:
         nearest = difflib.get_close_matches(known, TASKS, n=1) or difflib.get_close_matches(wanted, more, n=1)
         hint = f" (nearest: {nearest[0]})" if nearest else ""
-        raise TaskError(
-            f"Task {name!r} is unknown{hint}; choose one of {', '.join([*TASKS, *SAMPLES, *more])}, or {otherwise}."
-        )
+        raise TaskError(f"Task {name!r} is unknown{hint}; choose one of {', '.join([*TASKS, *more])}, or {otherwise}.")
     return TASKS[known]
+
+
+find_task = load_task
 
 
 def with_dataset(task: Task, name: str | None, config: str | None = None) -> Task:
@@ -165,9 +163,7 @@ def with_dataset(task: Task, name: str | None, config: str | None = None) -> Tas
     """
     if name is None and config is not None:
         raise TaskError(f"--dataset-config is {config!r}, but no data set was named: give --dataset too.")
-    if name is None or (name, config) == (task.hub_name, task.hub_config):
-        return task
-    return replace(task, hub_name=name, hub_config=config, folder=None)
+    return task if name is None else replace(task, hub_name=name, hub_config=config)
 
 
 def custom_task(

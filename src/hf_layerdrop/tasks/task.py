@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError
@@ -135,7 +134,6 @@ class Task:
         kind: What it shares with other tasks: the head of the model, preprocessing, collator, generation.
         other_columns: Text columns, and label column, under which other data sets have the same.
         length: Most tokens of an input, if not as others of its kind.
-        folder: Where its rows lie if they come with the package, as ``<split>.parquet``.
     """
 
     name: str
@@ -150,7 +148,6 @@ class Task:
     hub_config: str | None = None
     other_columns: tuple[tuple[tuple[str, ...], str], ...] = ()
     length: int | None = None
-    folder: Path | None = None
     kind: Kind = field(kw_only=True)
 
     @property
