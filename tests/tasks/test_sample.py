@@ -58,6 +58,13 @@ def test_another_data_set_takes_its_place(tmp_path):
     assert with_dataset(load_task(SAMPLE), "user/reviews").embedded is None
 
 
+def test_labels_of_other_words_are_told_the_way_out(tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_text("sentence,label\nfine,yes\npoor,no\n")
+    with pytest.raises(TaskError, match="leave --task out"):
+        load_task_data(SAMPLE, train_file=own, validation_file=own)
+
+
 def test_who_cannot_reach_the_hub_is_told_of_it(monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.HfApi.dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("offline"))
@@ -74,7 +81,7 @@ def test_a_checkpoint_that_was_measured_on_it_is_measured_so_again(no_network, s
     model = save_classifier(tmp_path / "model")
     for words in (["--task", SAMPLE], []):
         assert run(["sweep", str(model), *words, "--output", str(tmp_path / f"out{len(words)}")]) == 0
-    assert f"Measured as before: task {SAMPLE}" in capsys.readouterr().out
+    assert f"Measured as before: task {SAMPLE}, max length 128.\n" in capsys.readouterr().out
     measured = read_recommended(model).measured_with
     assert (measured.task, measured.dataset, measured.config) == (SAMPLE, "nyu-mll/glue", "sst2")
 

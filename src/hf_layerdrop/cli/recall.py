@@ -59,7 +59,7 @@ def recalled(asked: Asked, model: str, console: Console) -> Asked:
         max_target_length=asked.max_target_length or before.max_target_length,
         num_beams=asked.num_beams or before.num_beams,
     )
-    data = ", ".join(map(str, files)) or " ".join(filter(None, (dataset, before.config)))
+    data = ", ".join(map(str, files)) or " ".join(filter(None, (dataset, found.dataset_config)))
     what = [f"task {before.task}", data, f"max length {found.max_length}" if found.max_length else ""]
     console.print(f"Measured as before: {', '.join(filter(None, what))}.", soft_wrap=True, markup=False)
     return found

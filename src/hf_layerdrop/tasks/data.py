@@ -118,7 +118,9 @@ def local_files(
             needed = _options(train)
             if task.name in MORE_TASKS:
                 raise TaskError(f"Task {task.name} has no data of its own; give {needed}, or a --dataset of the Hub.")
-            raise TaskError(f"No task and no data was given; name a --task, or give {needed}.")
+            raise TaskError(
+                f"No task and no data was given; name a --task (sst2-sample needs no network), or give {needed}."
+            )
         return {}
     if not named or (train and train_file is None):
         given, missing = ("--validation-file", "--train-file") if named else ("--train-file", "--validation-file")
