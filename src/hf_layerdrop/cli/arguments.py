@@ -53,7 +53,8 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help=f"{', '.join(MORE_TASKS)}, or of GLUE: {', '.join(TASKS)}. Left out: a classification of your own files.",
+        help=f"Of GLUE: {', '.join(TASKS)}; {', '.join(MORE_TASKS)}. sst2-sample needs no network. "
+        "Left out: a classification of your own files.",
         show_default=False,
     ),
 ]

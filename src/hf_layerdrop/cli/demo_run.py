@@ -120,7 +120,7 @@ def left_model(output_dir: Path) -> Path | None:
 def demo_data() -> TaskData:
     """Return the sample of SST-2 that comes with the package: part of the training set, all of the validation set."""
     splits = embedded_sst2().rename_column("label", "labels")
-    return TaskData(find_task("sst2"), splits["train"], {"validation": splits["validation"]})
+    return TaskData(find_task("sst2-sample"), splits["train"], {"validation": splits["validation"]})
 
 
 def run_demo(

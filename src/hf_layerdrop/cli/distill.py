@@ -51,7 +51,8 @@ def distill_command(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help=f"Task of GLUE: {', '.join(TASKS)}; or sst2-sample.", show_default=False),
     ] = None,
     train_file: TrainFile = None,
     validation_file: ValidationFiles = None,

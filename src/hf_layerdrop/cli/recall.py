@@ -13,6 +13,7 @@ from rich.console import Console
 from hf_layerdrop.checkpoints.recommended import MeasuredWith
 from hf_layerdrop.checkpoints.recommended_file import RECOMMENDED_FILE, read_recommended
 from hf_layerdrop.errors import LayerDropError, TaskError
+from hf_layerdrop.tasks.registry import MORE_TASKS
 
 _OWN = "custom"  # the task of a classification of one's own
 
@@ -46,7 +47,7 @@ def recalled(asked: Asked, model: str, console: Console) -> Asked:
         before = read_recommended(model).measured_with
     except LayerDropError:  # none: the data is asked for, as ever
         return asked
-    files, dataset = _data(before, model)
+    files, dataset = ([], None) if _is_embedded(before) else _data(before, model)
     found = Asked(
         task=None if before.task == _OWN else before.task,
         validation_file=files or None,
@@ -58,10 +59,16 @@ def recalled(asked: Asked, model: str, console: Console) -> Asked:
         max_target_length=asked.max_target_length or before.max_target_length,
         num_beams=asked.num_beams or before.num_beams,
     )
-    data = ", ".join(map(str, files)) or " ".join(filter(None, (dataset, before.config)))
+    data = ", ".join(map(str, files)) or " ".join(filter(None, (dataset, found.dataset_config)))
     what = [f"task {before.task}", data, f"max length {found.max_length}" if found.max_length else ""]
     console.print(f"Measured as before: {', '.join(filter(None, what))}.", soft_wrap=True, markup=False)
     return found
+
+
+def _is_embedded(before: MeasuredWith) -> bool:
+    """Tell whether the rows come with the package: the task alone finds them then."""
+    task = MORE_TASKS.get(str(before.task))
+    return task is not None and task.embedded is not None and before.dataset == task.hub_name
 
 
 def _data(before: MeasuredWith, model: str) -> tuple[list[Path], str | None]:

@@ -72,5 +72,6 @@ def check_classification(task: Task) -> None:
     if task.kind is not CLASSIFICATION:
         raise DistillationError(
             f"Task {task.name} is no classification of texts, which is what is distilled here: give one of "
-            f"{', '.join(TASKS)}, or your own files; for other heads, DistillationTrainer takes the place of Trainer."
+            f"{', '.join(TASKS)}, sst2-sample, or your own files; for other heads, DistillationTrainer takes the "
+            "place of Trainer."
         )

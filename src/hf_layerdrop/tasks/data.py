@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_layerdrop.errors import TaskError, require, said_by
 from hf_layerdrop.tasks.columns import check_columns, wanted_columns
-from hf_layerdrop.tasks.registry import MORE_TASKS
+from hf_layerdrop.tasks.registry import MORE_TASKS, load_task
 from hf_layerdrop.tasks.task import Task, TaskData
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LINES = ".txt"
 
 
 def load_task_data(
-    task: Task,
+    task: Task | str,
     *,
     train_file: PathLike | None = None,
     validation_file: PathLike | Sequence[PathLike] | None = None,
@@ -45,7 +45,8 @@ def load_task_data(
     """Load and check the data of a task.
 
     Args:
-        task: What `load_task` found, or a `custom_task`.
+        task: A name as for `load_task`, what that found, or a `custom_task`. ``"sst2-sample"`` needs neither files nor
+            a network.
         train_file: Training rows; CSV, TSV, JSON, JSONL or Parquet. Without any file the task comes from the Hub.
         validation_file: Validation rows. For a task with several validation sets (MNLI) one file a set, in the task's
             order; with fewer files, the first sets.
@@ -58,10 +59,11 @@ def load_task_data(
         TaskError: If the data cannot be had, lacks a column, has no rows, or has labels that do not fit the task.
         MissingExtraError: If the libraries of tasks are not installed.
     """
+    task = load_task(task) if isinstance(task, str) else task
     files = local_files(task, train_file, validation_file, train=train)
     require("datasets", "evaluate")
     raw = {split: _read_file(path) for split, path in files.items()} if files else {}
-    raw = raw or _read_hub(task, train=train, otherwise=otherwise or f"pass {_options(train)}")
+    raw = raw or _read_named(task, train=train, otherwise=otherwise or f"pass {_options(train)}")
     first = next(iter(raw))
     raw = {split: _flat(rows) for split, rows in raw.items()}
     task = _with_columns(task, text_columns, label_column, raw[first])
@@ -71,7 +73,7 @@ def load_task_data(
         task = task.kind.name_labels(raw[first], task, _place(first, files))
     checked = {split: task.kind.check(rows, task, _place(split, files)) for split, rows in raw.items()}
     if files:  # whatever they hold: a card must not say that it is the data set of the Hub
-        task = replace(task, hub_name=None, hub_config=None)
+        task = replace(task, hub_name=None, hub_config=None, embedded=None)
     named = tuple(str(path) for split, path in files.items() if split != "train")
     return TaskData(task, checked.pop("train", None), checked, files=named)
 
@@ -116,7 +118,9 @@ def local_files(
             needed = _options(train)
             if task.name in MORE_TASKS:
                 raise TaskError(f"Task {task.name} has no data of its own; give {needed}, or a --dataset of the Hub.")
-            raise TaskError(f"No task and no data was given; name a --task, or give {needed}.")
+            raise TaskError(
+                f"No task and no data was given; name a --task (sst2-sample needs no network), or give {needed}."
+            )
         return {}
     if not named or (train and train_file is None):
         given, missing = ("--validation-file", "--train-file") if named else ("--train-file", "--validation-file")
@@ -162,11 +166,15 @@ def _read_file(path: Path) -> Dataset:
         raise TaskError(f"Data file {str(path)!r} cannot be read as {kind} ({reason}); check its contents.") from error
 
 
-def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
+def _read_named(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
+    """Read a task whose rows come with the package, or from the Hub."""
     import datasets
     import huggingface_hub
 
     splits = (*(["train"] if train else []), *task.validation_splits)
+    if task.embedded is not None:
+        rows = task.embedded()
+        return {split: rows[split] for split in splits}
     try:
         if not _is_cached(task):
             # Fails at once without a network, where `load_dataset` would retry for half a minute.
@@ -176,8 +184,15 @@ def _read_hub(task: Task, *, train: bool, otherwise: str) -> dict[str, Dataset]:
         # No network shows as one of a dozen kinds of error, by what fails first: the client, the cache or `datasets`.
         raise TaskError(
             f"Task {task.name!r} could not be loaded from the Hub ({task.hub_name}: {said_by(error)}); check the "
-            f"network, or {otherwise}."
+            f"network, or {otherwise}{_sample_of(task)}."
         ) from error
+
+
+def _sample_of(task: Task) -> str:
+    """Name the part of the task's data that comes with the package, if there is one."""
+    source = (task.hub_name, task.hub_config)
+    names = [name for name, one in MORE_TASKS.items() if one.embedded and (one.hub_name, one.hub_config) == source]
+    return f", or take --task {names[0]}, a part of it that is here" if names else ""
 
 
 def _is_cached(task: Task) -> bool:

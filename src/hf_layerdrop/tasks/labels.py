@@ -61,7 +61,8 @@ def _expected(value: Any, task: Task) -> str:
     if value == -1 or value == "-1":
         return "-1 marks labels that are hidden, as in GLUE's test sets, so take a split with labels"
     listed = ", ".join(f"{number} ({name})" for number, name in enumerate(task.label_names[:20]))
-    return f"{task.name} has the classes {listed}"
+    own = ", or leave --task out for classes of your own" if task.hub_name is not None else ""
+    return f"{task.name} has the classes {listed}: give these{own}"
 
 
 def _regression(values: Sequence[Any], task: Task, where: str) -> list[float]:

@@ -9,6 +9,7 @@ from functools import partial
 
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.tasks.classification import CLASSIFICATION
+from hf_layerdrop.tasks.embedded import embedded_sst2
 from hf_layerdrop.tasks.language_modelling import CAUSAL, MASKED_TOKENS
 from hf_layerdrop.tasks.multiple_choice import MULTIPLE_CHOICE
 from hf_layerdrop.tasks.question_answering import QUESTION_ANSWERING
@@ -40,10 +41,11 @@ _GLUE = (
 )
 TASKS: dict[str, Task] = {task.name: replace(task, hub_config=task.name) for task in _GLUE}
 
-# The other tasks of the paper, and those for whose heads the models are there anyway.
+# The sample that needs no network, the other tasks of the paper, and those for whose heads the models are there anyway.
 MORE_TASKS: dict[str, Task] = {
     task.name: task
     for task in (
+        replace(TASKS["sst2"], name="sst2-sample", embedded=embedded_sst2),
         Task(
             "mlm",
             ("text",),
@@ -131,7 +133,7 @@ OWN_FILES = "leave it out and give your own files by --train-file and --validati
 
 
 def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: str = OWN_FILES) -> Task:
-    """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"`` or ``"translation"``.
+    """Look a task up by its name, e.g. ``"sst2"``, ``"glue/sst2"``, ``"sst2-sample"`` or ``"translation"``.
 
     Args:
         name: The name.
@@ -141,12 +143,13 @@ def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: st
     Raises:
         TaskError: If there is none of that name.
     """
-    wanted = name.lower().strip()
+    wanted = name.lower().strip().replace("_", "-")
     if wanted in more:
         return more[wanted]
-    known = wanted.removeprefix("glue/").replace("-", "")
+    wanted = wanted.removeprefix("glue/")
+    known = wanted.replace("-", "")
     if known not in TASKS:
-        nearest = difflib.get_close_matches(known, TASKS, n=1) or difflib.get_close_matches(wanted, more, n=1)
+        nearest = difflib.get_close_matches(wanted, [*TASKS, *more], n=1)
         hint = f" (nearest: {nearest[0]})" if nearest else ""
         raise TaskError(f"Task {name!r} is unknown{hint}; choose one of {', '.join([*TASKS, *more])}, or {otherwise}.")
     return TASKS[known]
@@ -163,7 +166,7 @@ def with_dataset(task: Task, name: str | None, config: str | None = None) -> Tas
     """
     if name is None and config is not None:
         raise TaskError(f"--dataset-config is {config!r}, but no data set was named: give --dataset too.")
-    return task if name is None else replace(task, hub_name=name, hub_config=config)
+    return task if name is None else replace(task, hub_name=name, hub_config=config, embedded=None)
 
 
 def custom_task(

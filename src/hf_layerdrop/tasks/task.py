@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_layerdrop.errors import TaskError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 GLUE = "nyu-mll/glue"
@@ -134,6 +134,7 @@ class Task:
         kind: What it shares with other tasks: the head of the model, preprocessing, collator, generation.
         other_columns: Text columns, and label column, under which other data sets have the same.
         length: Most tokens of an input, if not as others of its kind.
+        embedded: Reads the rows where they come with the package, as a part of the data set on the Hub; None if not.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Task:
     hub_config: str | None = None
     other_columns: tuple[tuple[tuple[str, ...], str], ...] = ()
     length: int | None = None
+    embedded: Callable[[], DatasetDict] | None = None
     kind: Kind = field(kw_only=True)
 
     @property

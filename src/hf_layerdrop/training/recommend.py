@@ -195,7 +195,8 @@ def machine_of(trainer: Trainer) -> str:
     device = trainer.args.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":
-        name = f"{_processor()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
     return f"{name}, {trainer.args.eval_batch_size} rows a batch"
 
 
