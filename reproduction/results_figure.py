@@ -72,7 +72,8 @@ def _panel(axes: Axes, one: Measured) -> None:
 
 
 def _draw_line(axes: Axes, one: Measured, line: str, label: str, place: int) -> list[Interval]:
-    points = sorted((one.layers(cut), interval) for cut in one.cuts if (interval := _point(one, line, cut)) is not None)
+    points = [(one.layers(cut), interval) for cut in one.cuts if (interval := _point(one, line, cut)) is not None]
+    points.sort(key=lambda point: point[0])  # two cuts of one depth stay as they are listed
     if not points:
         return []
     final = not any(one.lacks_seeds(arm) for cut in one.cuts if (arm := _arm(one, line, cut)) is not None)
