@@ -16,7 +16,8 @@ from reproduction.summary import FAILS, HOLDS, MISSING
 Array = Any
 UNRESOLVED = "not resolved"
 _SEED = 0  # of the resamples, the same for all arms
-_UNITS = {"accuracy": 100.0, "bleu": 1.0}
+UNITS = {"accuracy": " points", "perplexity": " %", "bleu": " BLEU"}  # of differences
+_FACTORS = {"accuracy": 100.0, "bleu": 1.0}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _gap(better: Sequence[Array], than: Sequence[Array], metric: str) -> Array:
     first, second = np.mean(better, axis=0), np.mean(than, axis=0)
     if metric == "perplexity":
         return 100 * (second - first) / second
-    return _UNITS[metric] * (first - second)
+    return _FACTORS[metric] * (first - second)
 
 
 def _interval(value: Any, drawn: Array, confidence: float) -> Interval:

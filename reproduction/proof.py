@@ -9,12 +9,13 @@ from statistics import fmean
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers
 from reproduction.criteria import Comparison, Criteria
 from reproduction.journal import Record, records_of
-from reproduction.paired import Difference, Resampled, difference
+from reproduction.paired import Difference, Interval, Resampled, difference
 from reproduction.row_scores import RowScores
 from reproduction.study import DEEP, MINI, WHOLE, Study
-from reproduction.variants import best_variant
+from reproduction.variants import best_variant, tried_variants
 
 LISTED = "depths"  # the arm of one training for a list of depths
+OPEN = "open"  # not all runs are there that would say
 _OWN = ("alone-{cut}", "scratch-{cut}")
 
 
@@ -26,6 +27,12 @@ class Read:
     cut: str
     sides: tuple[str, str]
     difference: Difference
+    lacks: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The reading, or which runs it waits for."""
+        return f"{OPEN}, {self.lacks}" if self.lacks else self.difference.verdict
 
 
 @dataclass
@@ -55,8 +62,35 @@ class Measured:
 
     def best(self, arm: str) -> str | None:
         """Return the run that stands for an arm; ``layerdrop`` is that of all rates."""
-        arms = [one for one in self.arms if one.startswith("layerdrop-")] if arm == "layerdrop" else [arm]
+        arms = self._rates() if arm == "layerdrop" else [arm]
         return best_variant(self.study, MINI, self.records, *arms) if arms and {*arms} <= {*self.arms} else None
+
+    def _rates(self) -> list[str]:
+        return [one for one in self.arms if one.startswith("layerdrop-")]
+
+    def tried(self, arm: str) -> set[str]:
+        """Return the settings that an arm was tried with, by the names of its variants."""
+        return {one.removeprefix(f"{arm}-") for one in tried_variants(self.study, MINI, self.records, arm)}
+
+    def behind(self, *arms: str) -> str:
+        """Say how many settings arms were tried with, where others were tried with more; empty if they are level."""
+        tried = [len(self.tried(one)) for arm in arms for one in self._single(arm)]
+        most = max((len(self.tried(one)) for one in self.arms), default=0)
+        least = min(tried, default=most)
+        return f"{least} of {most} settings" if least < most else ""
+
+    def lacks_seeds(self, arm: str) -> bool:
+        """Tell whether an arm was measured with fewer seeds than it is to be."""
+        return not {*self.criteria.seeds} <= {one["seed"] for one in self.of(arm)}
+
+    def lacks(self, arms: Sequence[str], seeds: int) -> str:
+        """Say which runs are missing before arms can be compared; empty if none is."""
+        wanted = len(self.criteria.seeds)
+        return self.behind(*arms) or (f"{seeds} of {wanted} seeds" if seeds < wanted else "")
+
+    def _single(self, arm: str) -> list[str]:
+        """Return an arm, or of LayerDrop every rate that was measured: one that was never run is not waited for."""
+        return [one for one in (self._rates() if arm == "layerdrop" else [arm]) if self.of(one)]
 
     def of(self, arm: str) -> list[Record]:
         """Return the records of the run that stands for an arm, one a seed."""
@@ -102,7 +136,8 @@ class Measured:
                     kind=comparison.kind,
                     share=self.layers(cut) / self.layers(WHOLE),
                 )
-                yield Read(comparison, cut, (f"{comparison.arm}@{at}", f"{other}@{cut}"), found)
+                lacks = self.lacks((comparison.arm, other), len(found.by_seed))
+                yield Read(comparison, cut, (f"{comparison.arm}@{at}", f"{other}@{cut}"), found, lacks)
 
     def _other(self, than: str, cut: str) -> str | None:
         named = {
@@ -121,6 +156,10 @@ class Measured:
         teacher = fmean(one["layer_forwards"] for one in whole) if arm.startswith("distill-") else 0.0
         return (fmean(one["layer_forwards"] for one in found) + teacher) / fmean(one["layer_forwards"] for one in whole)
 
+    def minutes(self, *arms: str) -> float:
+        """Return the CPU minutes of training arms once each, teachers left out."""
+        return sum(fmean(one["cpu_seconds"] for one in self.of(arm)) for arm in arms) / 60
+
     def costs_alone(self) -> list[tuple[str, float]]:
         """Return what training 1, 2, ... of the depths each alone costs, added up from the cheapest on."""
         own = {cut: self.own(cut) for cut in self.cuts}
@@ -130,3 +169,9 @@ class Measured:
             total += cost
             sums.append((cut, total))
         return sums
+
+
+def mean_of(one: Measured, arm: str, cut: str) -> Interval | None:
+    """Return the score of an arm at a cut with its interval; None where nothing was measured."""
+    found = one.scores(arm, cut)
+    return found.mean(one.criteria.confidence) if found.whole else None

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from hf_layerdrop.checkpoints.outputs import write_whole
 from reproduction.criteria import AS_GOOD, criteria
-from reproduction.figures import COLOURS, MARKERS, STYLE, as_svg
+from reproduction.figures import as_svg
 from reproduction.journal import Record, records_of
 from reproduction.page import Table, as_markdown
-from reproduction.paired import Difference, Interval
-from reproduction.proof import LISTED, Measured
-from reproduction.study import MINI, WHOLE, Study
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from reproduction.paired import UNITS, Difference, Interval
+from reproduction.proof import LISTED, OPEN, Measured, Read, mean_of
+from reproduction.results_figure import draw_results
+from reproduction.study import DEEP, MINI, WHOLE, Study
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = "results.md", "results.svg"
 _TEMPLATE = Path(__file__).with_name("results.md.jinja")
+_FEW = 2  # settings, of which the best is at an end whatever it is
 _TITLES = {
     "standard": "standard, then cut",
     "depths": "**a list of depths, one a step (ours)**",
     "together": "several depths a step, distilled",
     "depth-0.5": "depth sampler 0.5",
 }
-# Lines of the plot: arms that are trained whole, and those that were trained for a depth alone.
-_LINES = {
-    "standard": "standard, then cut",
-    "layerdrop": "LayerDrop, best rate",
-    LISTED: "a list of depths (ours)",
-    "alone": "each depth trained alone",
-    "distill": "each depth distilled alone",
-}
-_UNITS = {"accuracy": " points", "perplexity": " %", "bleu": " BLEU"}
 
 
 def write_results(studies: Sequence[Study], records: Sequence[Record], folder: Path = DOCS) -> list[Path]:
     """Write the page and its picture, each whole or not at all, and return their paths."""
     measured = [Measured(study, records, criteria()) for study in studies]
-    measured = [one for one in measured if any(one.of(arm) for arm in one.arms)]
-    texts = {PAGE: _page(measured)}
+    missing = [one.study.title for one in measured if not any(one.of(arm) for arm in one.arms)]
+    measured = [one for one in measured if one.study.title not in missing]
+    texts = {PAGE: _page(measured, missing)}
     if measured:
         texts[PICTURE] = as_svg(draw_results(measured))
     for name, text in texts.items():
@@ -52,7 +41,7 @@ def write_results(studies: Sequence[Study], records: Sequence[Record], folder: P
     return [folder / name for name in texts]
 
 
-def _page(measured: Sequence[Measured]) -> str:
+def _page(measured: Sequence[Measured], missing: Sequence[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -68,31 +57,90 @@ def _page(measured: Sequence[Measured]) -> str:
         for one in measured
     ]
     short = as_markdown(summary_table(measured)) if measured else ""
-    return template.render(parts=parts, short=short, criteria=criteria(), picture=PICTURE if measured else None)
+    return template.render(
+        parts=parts,
+        answers=[answer(one) for one in measured],
+        short=short,
+        missing=missing,
+        criteria=criteria(),
+        picture=PICTURE if measured else None,
+    )
 
 
-_SHORT = ("pays", "own", "long", "regularises", "cut-better")
+# Marks of the comparisons of the table in short, and what its columns are called.
+_SHORT = {
+    "pays": "depth pays",
+    "own": "list as good as each depth alone",
+    "long": "... alone, at the cost of the whole",
+    "regularises": "LayerDrop regularises",
+    "cut-better": "a cut of LayerDrop better than alone",
+}
 
 
 def summary_table(measured: Sequence[Measured]) -> Table:
     """Return the readings that matter most, a line for each study, and what one training costs of all alone."""
-    says = {one.mark: one.says for one in criteria().comparisons if one.mark}
-    rows = []
-    for one in measured:
-        cells = {mark: [f"{r.cut}: {r.difference.verdict}" for r in one.readings(mark)] for mark in _SHORT}
-        ours, alone = one.cost(LISTED), one.costs_alone()
-        share = f"{ours / alone[-1][1]:.0%}" if ours is not None and len(alone) == len(one.cuts) else ""
-        rows.append([one.study.title, *("; ".join(cell) for cell in cells.values()), share])
-    return Table("In short", ["study", *(says[mark] for mark in _SHORT), "cost of all alone"], rows)
+    rows = [
+        [one.study.title, *(_by_verdict(one, one.readings(mark)) for mark in _SHORT), _share(one)] for one in measured
+    ]
+    return Table("Readings in short", ["study", *_SHORT.values(), "cost of one for all, of each alone"], rows)
+
+
+def _by_verdict(one: Measured, reads: Iterable[Read]) -> str:
+    """Return "holds at 6, 4 layers; open, 1 of 3 seeds at 2"."""
+    depths: dict[str, list[str]] = {}
+    for read in reads:
+        depths.setdefault(read.verdict, []).append(str(one.layers(read.cut)))
+    return "; ".join(f"{verdict}: {', '.join(own)}" for verdict, own in depths.items())
+
+
+def _share(one: Measured) -> str:
+    ours, alone = one.cost(LISTED), one.costs_alone()
+    return f"{ours / alone[-1][1]:.0%}" if ours is not None and len(alone) == len(one.cuts) else ""
+
+
+def answer(one: Measured) -> str:
+    """Return what a study says in two sentences, with the differences behind them."""
+    share, seeds = _share(one), sorted({record["seed"] for record in one.of(LISTED)})
+    cost = f" for {share} of the layer forwards of training each alone" if share else ""
+    said = [f"**{one.study.title[0].upper()}{one.study.title[1:]}**{_so_far(one, seeds)}."]
+    if own := list(one.readings("own")):
+        said.append(f"One training of a list of depths{cost}, against the training of each alone: {_gaps(one, own)}.")
+    if cut := [read for read in one.readings() if read.sides[0].startswith(f"{LISTED}@") and _of_standard_cut(read)]:
+        said.append(f"Against the standard model, cut: {_gaps(one, cut)}.")
+    if regularises := list(one.readings("regularises")):
+        said.append(f"LayerDrop against the standard model, both whole: {_gaps(one, regularises)}.")
+    return " ".join(said)
+
+
+def _of_standard_cut(read: Read) -> bool:
+    return read.comparison.than == "standard"
+
+
+def _so_far(one: Measured, seeds: Sequence[int]) -> str:
+    missing = [str(seed) for seed in one.criteria.seeds if seed not in seeds]
+    return f" (seeds {', '.join(missing)} are still to come: nothing is resolved)" if missing else ""
+
+
+def _gaps(one: Measured, reads: Sequence[Read]) -> str:
+    """Return the difference at each depth, with the reading where there is one."""
+    unit, layers = UNITS[one.study.metric], " layers"
+    gaps = []
+    for read in reads:
+        if read.difference.interval is not None:
+            reading = "" if read.verdict.startswith(OPEN) else f" ({read.verdict})"
+            value = read.difference.interval.value
+            gaps.append(f"{value:+.1f}{unit} at {one.layers(read.cut)}{layers}{reading}")
+            unit = layers = ""
+    return ", ".join(gaps)
 
 
 def scores_table(one: Measured) -> Table:
     """Return the score of each arm at each depth, and its cost in trainings of the whole model."""
-    names = [f"{one.layers(cut)} layers" if cut != WHOLE else f"all {one.layers(cut)}" for cut in one.cuts]
+    names = [_cut_name(one, cut) for cut in one.cuts]
     rows = [
         [
             _title(arm),
-            *(_shown(_mean(one, arm, cut), one.study.metric) for cut in one.cuts),
+            *(_shown(mean_of(one, arm, cut), one.study.metric) for cut in one.cuts),
             _cost(one, arm),
             _seeds(one, arm),
         ]
@@ -105,6 +153,11 @@ def scores_table(one: Measured) -> Table:
     )
 
 
+def _cut_name(one: Measured, cut: str) -> str:
+    own = f", {one.cuts[cut]}" if str(one.cuts[cut]).startswith(":") else ""
+    return f"all {one.layers(cut)}" if cut == WHOLE else f"{one.layers(cut)} layers{own}"
+
+
 def _title(arm: str) -> str:
     name = arm.removesuffix("-long")
     ending = ", as long as the whole" if name != arm else ""
@@ -115,11 +168,6 @@ def _title(arm: str) -> str:
         "distill": f"{depth} distilled, alone",
     }
     return f"{_TITLES.get(name) or others.get(kind, name)}{ending}"
-
-
-def _mean(one: Measured, arm: str, cut: str) -> Interval | None:
-    found = one.scores(arm, cut)
-    return found.mean(one.criteria.confidence) if found.whole else None
 
 
 def _shown(interval: Interval | None, metric: str) -> str:
@@ -135,22 +183,31 @@ def _cost(one: Measured, arm: str) -> str:
 
 
 def _seeds(one: Measured, arm: str) -> str:
-    return ", ".join(str(record["seed"]) for record in one.of(arm))
+    """Return the seeds that are there, and what is missing."""
+    there = [record["seed"] for record in one.of(arm)]
+    missing = [str(seed) for seed in one.criteria.seeds if seed not in there]
+    notes = [", ".join(map(str, there)), f"without {', '.join(missing)}" if missing else "", one.behind(arm)]
+    return "; ".join(filter(None, notes))
 
 
 def break_even(one: Measured) -> str:
     """Return what one training costs against one for each depth, and from how many on it is the cheaper."""
     ours, alone = one.cost(LISTED), one.costs_alone()
     if ours is None or len(alone) < len(one.cuts):
-        return "One training against k: not measured yet."
+        return "One training against k: not measured yet." if LISTED in one.arms else ""
     sums = ", ".join(f"{total:.2f}" for _, total in alone)
     pays = next((number for number, (_, total) in enumerate(alone, 1) if total > ours), None)
     half = "holds" if ours < alone[-1][1] / 2 else "does not hold"
     since = f"it is the cheaper from {pays} depths on" if pays else "it is the cheaper for none of these"
+    whole = one.cost(DEEP) or 0.0
+    if pays and pays > _FEW and whole + alone[0][1] > ours:
+        since += ", and from 2 on where the whole model is one of them"
+    minutes = one.minutes(LISTED), one.minutes(*filter(None, map(one.own, one.cuts)))
     return (
-        f"One training of the list costs {ours:.2f} trainings of the whole model; one training for each depth, the "
-        f'shallowest first, costs {sums} for 1 to {len(alone)} of them: {since}. "Less than half of them all" '
-        f"**{half}** ({ours / alone[-1][1]:.0%})."
+        f"One training of the list costs {ours:.2f} trainings of the whole model, however many depths are in it; one "
+        f"training for each depth, the shallowest first, costs {sums} for 1 to {len(alone)} of them: {since}. "
+        f'"Less than half of them all" **{half}** '
+        f"({ours / alone[-1][1]:.0%}; in CPU minutes, beside other jobs, {minutes[0]:.1f} against {minutes[1]:.1f})."
     )
 
 
@@ -160,7 +217,7 @@ def readings_table(one: Measured) -> Table:
         [
             read.comparison.says,
             *read.sides,
-            read.difference.verdict,
+            read.verdict,
             _said(read.difference, one.study.metric, read.comparison.kind),
         ]
         for read in one.readings()
@@ -174,7 +231,7 @@ def _said(found: Difference, metric: str, kind: str) -> str:
     value = found.interval
     margin = f", margin {found.margin:g}" if kind == AS_GOOD else ""
     seeds = ", ".join(f"{gap:+.2f}" for gap in found.by_seed.values())
-    return f"{value.value:+.2f}{_UNITS[metric]} ({value.low:+.2f} to {value.high:+.2f}{margin}); {seeds}"
+    return f"{value.value:+.2f}{UNITS[metric]} ({value.low:+.2f} to {value.high:+.2f}{margin}); {seeds}"
 
 
 def tried_table(one: Measured) -> Table:
@@ -197,7 +254,7 @@ def _tried(one: Measured, arm: str, variant: str) -> Iterator[list[str]]:
     seeds = ", ".join(str(record["seed"]) for record in found)
     yield [
         variant,
-        "yes" if one.best(arm) == variant else "",
+        _chosen(one, arm, variant),
         *scores,
         f"{found[0]['steps']:,}",
         f"{minutes:.1f}",
@@ -205,64 +262,9 @@ def _tried(one: Measured, arm: str, variant: str) -> Iterator[list[str]]:
     ]
 
 
-def draw_results(measured: Sequence[Measured]) -> Figure:
-    """Draw a panel for each study: quality against depth, a line for each method."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    columns = min(len(measured), 4)
-    lines = -(-len(measured) // columns)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4 * columns, 3.4 * lines + 0.6), layout="constrained")
-        places = figure.subplots(lines, columns, squeeze=False).flat
-        for one in measured:
-            _panel(next(places), one)
-        for empty in places:
-            empty.set_axis_off()
-        handles = {
-            label: handle
-            for axes in figure.axes
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=min(len(_LINES), 2 * columns),
-            frameon=False,
-        )
-    return figure
-
-
-def _panel(axes: Axes, one: Measured) -> None:
-    for place, (line, label) in enumerate(_LINES.items()):
-        points = [(one.layers(cut), interval) for cut in one.cuts if (interval := _point(one, line, cut)) is not None]
-        if points:
-            values = [interval.value for _, interval in points]
-            below = [max(0.0, interval.value - interval.low) for _, interval in points]
-            above = [max(0.0, interval.high - interval.value) for _, interval in points]
-            axes.errorbar(
-                [depth for depth, _ in points],
-                values,
-                yerr=[below, above],
-                label=label,
-                color=COLOURS[place],
-                marker=MARKERS[place],
-                linestyle=("-", "--", "-", ":", "-.")[place],
-                capsize=3,
-            )
-    if one.study.lower_is_better:
-        axes.set_yscale("log")
-    axes.set_title(one.study.title, fontsize=9)
-    axes.set_xlabel("layers")
-    axes.set_ylabel(one.study.metric)
-    axes.set_xticks([one.layers(cut) for cut in one.cuts])
-
-
-def _point(one: Measured, line: str, cut: str) -> Interval | None:
-    if line == "alone":
-        own = one.own(cut)
-        return None if own is None else _mean(one, own, cut)
-    if line == "distill":
-        return _mean(one, f"distill-{cut}", cut) if f"distill-{cut}" in one.arms else None
-    return _mean(one, line, cut)
+def _chosen(one: Measured, arm: str, variant: str) -> str:
+    """Tell whether a variant stands for its arm, and where a stronger one was not tried."""
+    if one.best(arm) != variant:
+        return ""
+    variants = one.study.variants_of(arm)
+    return "yes, the last one" if len(variants) > _FEW and variant == variants[-1] else "yes"

@@ -31,6 +31,16 @@ def best_variant(study: Study, size: str, records: Sequence[Record], *arms: str)
     return min(scores, key=scores.__getitem__) if study.lower_is_better else max(scores, key=scores.__getitem__)
 
 
+def tried_variants(study: Study, size: str, records: Sequence[Record], *arms: str) -> list[str]:
+    """Return the variants of arms that were measured with the seed that decides."""
+    return [
+        variant
+        for arm in arms
+        for variant in study.variants_of(arm)
+        if any(record["seed"] == CHOSEN_BY for record in records_of(records, study.name, variant, size))
+    ]
+
+
 def _score(study: Study, record: Record, arm: str) -> float:
     values = {cut: measured["metrics"][study.metric] for cut, measured in record["cuts"].items()}
     chosen = [values[WHOLE]] if arm == DEEP else [*values.values()]

@@ -61,7 +61,7 @@ def read_journal(path: str | os.PathLike[str], kind: str, fields: Collection[str
             raise
         records = [parsed(line) for line in finished.splitlines()]
         whole = all(record.pop("version", VERSION) == VERSION and {*fields} <= {*record} for record in records)
-        if not whole or (unfinished and not unfinished.startswith(b'{"')):
+        if not whole or unfinished[:2] not in (b"", b"{", b'{"'):
             raise Unreadable("its lines are no records of this kind")
     return records
 
