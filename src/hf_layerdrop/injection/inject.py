@@ -61,7 +61,8 @@ from hf_layerdrop.injection.stack_draw import StackDraw, masks_of, shown_with
 from hf_layerdrop.injection.state import LayerDropState, forget, note_living
 from hf_layerdrop.injection.states import LayerDropStates
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
-from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig, as_rate
+from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
+from hf_layerdrop.samplers.config_values import as_rate
 from hf_layerdrop.samplers.depth_list import describe
 
 logger = logging.getLogger(__name__)
