@@ -52,9 +52,9 @@ if TYPE_CHECKING:  # the names below once more, for type checkers and editors; a
     from .injection.inject import inject_layerdrop as inject_layerdrop
     from .injection.inject import layerdrop_state as layerdrop_state
     from .injection.inject import remove_layerdrop as remove_layerdrop
-    from .injection.inject import scale_rates as scale_rates
-    from .injection.inject import set_rates as set_rates
     from .injection.inject import set_step as set_step
+    from .injection.rates import scale_rates as scale_rates
+    from .injection.rates import set_rates as set_rates
     from .injection.step_callback import LayerDropStepCallback as LayerDropStepCallback
     from .models.auto import AutoLayerDropModel as AutoLayerDropModel
     from .models.auto import AutoLayerDropModelForCausalLM as AutoLayerDropModelForCausalLM
@@ -199,9 +199,8 @@ _HOMES = {
     "samplers.config": ["LayerDropConfig"],
     "samplers.keep_layers": ["KeepLayers", "parse_keep_layers"],
     "samplers.schedules": ["make_schedule"],
-    "injection.inject": [
-        "inject_layerdrop", "layerdrop_state", "remove_layerdrop", "scale_rates", "set_rates", "set_step",
-    ],
+    "injection.inject": ["inject_layerdrop", "layerdrop_state", "remove_layerdrop", "set_step"],
+    "injection.rates": ["scale_rates", "set_rates"],
     "injection.step_callback": ["LayerDropStepCallback"],
     "pruning.heads": ["prune_heads"],
     "pruning.prune": ["prune_layers", "sub_network"],

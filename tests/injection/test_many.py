@@ -30,8 +30,8 @@ from hf_layerdrop import (
     sub_network,
 )
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
-from hf_layerdrop.injection.inject import scale_rates
 from hf_layerdrop.injection.injected import find_injected, injected_models
+from hf_layerdrop.injection.rates import scale_rates
 from rows import arguments
 
 HEAD = "BertForSequenceClassification"

@@ -28,7 +28,7 @@ from hf_layerdrop import (
 )
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection import state as states
-from hf_layerdrop.injection.inject import scale_rates
+from hf_layerdrop.injection.rates import scale_rates
 from hf_layerdrop.injection.step_callback import LayerDropStepCallback
 from rows import arguments, examples
 

@@ -22,7 +22,7 @@ from hf_layerdrop import (
     set_step,
 )
 from hf_layerdrop.errors import LayerDropConfigError
-from hf_layerdrop.injection.inject import scale_rates
+from hf_layerdrop.injection.rates import scale_rates
 
 
 def test_set_rates_changes_the_next_forward_and_is_written_down(head):

@@ -34,7 +34,7 @@ from hf_layerdrop import (
 )
 from hf_layerdrop.architectures.structures import find_attentions, find_feed_forwards, find_heads
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, UnsupportedModelError
-from hf_layerdrop.injection.inject import scale_rates
+from hf_layerdrop.injection.rates import scale_rates
 from ranks import SUPPORT, found_by_ranks
 from structure_models import CONFIGS, CROSS, FFN, WIDTH, inputs, new
 

@@ -23,8 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from conftest import DEPTH, VOCABULARY, batch_for, build, loss_of, recorded_runs
 from hf_layerdrop.errors import KeepLayersError, LayerDropConfigError, LayerDropStateError, OutputExistsError
-from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, remove_layerdrop, set_rates, set_step
+from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, remove_layerdrop, set_step
 from hf_layerdrop.injection.ranks.ddp import leave_ranks
+from hf_layerdrop.injection.rates import set_rates
 from hf_layerdrop.models.auto import AutoLayerDropModelForSequenceClassification, load_checkpoint
 from hf_layerdrop.pruning.prune import prune_layers
 from hf_layerdrop.results.plot import draw_rates_plot

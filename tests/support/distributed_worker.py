@@ -27,7 +27,8 @@ import hf_layerdrop.injection.ranks.agreement
 from conftest import build
 from hf_layerdrop.errors import LayerDropStateError
 from hf_layerdrop.injection.calling_trainer import calling_trainer
-from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, set_rates, set_step
+from hf_layerdrop.injection.inject import inject_layerdrop, layerdrop_state, set_step
+from hf_layerdrop.injection.rates import set_rates
 from hf_layerdrop.injection.step_callback import register_with_trainer
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.training.trainers import TaskTrainer

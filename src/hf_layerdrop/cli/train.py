@@ -35,7 +35,8 @@ from hf_layerdrop.cli.reports import print_signatures
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, config_words, option_names, parse_training_arguments
 from hf_layerdrop.errors import LayerDropConfigError
 from hf_layerdrop.results.table import measured_rows, render_table
-from hf_layerdrop.samplers.config import GRANULARITIES, SAMPLERS, SCALES, STRUCTURES, LayerDropConfig
+from hf_layerdrop.samplers.config import LayerDropConfig
+from hf_layerdrop.samplers.config_values import GRANULARITIES, SAMPLERS, SCALES, STRUCTURES
 from hf_layerdrop.samplers.keep_layers import KeepLayers, evenly_spread
 from hf_layerdrop.samplers.schedules import SCHEDULES, SHAPES, Schedule, read_schedule
 from hf_layerdrop.tasks.data import load_task_data

@@ -1,25 +1,20 @@
-"""Inject LayerDrop into a model in place, change its rates, and remove it without a trace.
+"""Inject LayerDrop into a model in place, and remove it without a trace.
 
-The module that loops over a stack draws one mask when its forward begins; each layer looks at its place in that mask
-before anything of its own runs, hooks included. See `class_swap.py` for why the class of a layer is changed rather than
-the layer wrapped. Any number of models may be injected side by side in one module: what is said to the module is said
-to all.
+`skipping.py` and `masking.py` are the two ways in which layers are dropped; see `class_swap.py` for why the class of a
+layer is changed rather than the layer wrapped. Any number of models may be injected side by side in one module: what
+is said to the module is said to all.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
-from torch.compiler import is_compiling
 from transformers import PreTrainedModel
 
-from hf_layerdrop import compat
 from hf_layerdrop.architectures.families import bias_in_first_block, returned_arguments
 from hf_layerdrop.architectures.residuals import check_residuals
 from hf_layerdrop.architectures.shared_kv import lenders
@@ -29,46 +24,28 @@ from hf_layerdrop.checkpoints.provenance import CONFIG_KEY, saved_provenance
 from hf_layerdrop.errors import CheckpointError, LayerDropConfigError, LayerDropStateError
 from hf_layerdrop.injection.changes import Changes, all_or_nothing
 from hf_layerdrop.injection.class_swap import adopt, release
-from hf_layerdrop.injection.compiling import (
-    direct,
-    in_compiled_region,
-    outside_of_graphs,
-    refuse_compiled,
-    refuse_recording,
-    untraced,
-    warn_of_whole_model,
-)
+from hf_layerdrop.injection.compiling import refuse_compiled
 from hf_layerdrop.injection.first_block_bias import lend_bias, return_bias
 from hf_layerdrop.injection.injected import STATE_ATTRIBUTE, find_injected, injected_models, placed_states, states_of
 from hf_layerdrop.injection.masking import MaskedLayer, MaskedStack, MaskedStackOwner
 from hf_layerdrop.injection.native import restore_native, switch_off_native
 from hf_layerdrop.injection.open_blocks import for_good
 from hf_layerdrop.injection.own_config import own_config
-from hf_layerdrop.injection.passthrough import handed_on, hidden_states_of_call
-from hf_layerdrop.injection.ranks.ddp import refuse_replica, with_zero_gradients
-from hf_layerdrop.injection.ranks.zero3 import clear_stale_gradients
-from hf_layerdrop.injection.recorded_outputs import (
-    collected_outputs,
-    correct_record,
-    forward_hooks,
-    gives_weights,
-    recorded_key,
-    recorded_keys,
-)
 from hf_layerdrop.injection.rows.layer import adopt_rows, release_rows
 from hf_layerdrop.injection.rows.refusal import check_rows
-from hf_layerdrop.injection.stack_draw import StackDraw, masks_of, shown_with
+from hf_layerdrop.injection.skipping import SkippableLayer, SkippingStackOwner
+from hf_layerdrop.injection.stack_draw import StackDraw
 from hf_layerdrop.injection.state import LayerDropState, forget, note_living
 from hf_layerdrop.injection.states import LayerDropStates
 from hf_layerdrop.injection.structure_drop import StructureDrop, release_owner, release_parts
-from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig, as_rate
-from hf_layerdrop.samplers.depth_list import describe
+from hf_layerdrop.samplers.config import LayerDrop, LayerDropConfig
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
-_COMPILED_CALL = compat.COMPILED_CALL.name
+# The names under which models that were pickled before `skipping.py` was a module look for its classes.
+_StackOwner, _DroppableLayer = SkippingStackOwner, SkippableLayer
 
 
 def inject_layerdrop(model: M, config: LayerDrop) -> M:
@@ -105,7 +82,7 @@ def put_in(inner: PreTrainedModel, config: LayerDropConfig, changes: Changes) ->
     depths = {name: stack.depth for name, stack in stacks.items()}
     lent = {name: _lent(vars(stack.config(inner.config)), stack.depth) for name, stack in stacks.items()}
     rates = config.rates_for(depths)
-    _check_lenders(lent, config, rates)
+    check_lenders(lent, config, rates)
     for name, stack in stacks.items() if config.granularity == "row" else ():
         check_rows(stack.layers(inner) if any(rates[name]) else (), lent[name])
     if config.scale == "kept":
@@ -167,7 +144,7 @@ def _lent(config: Mapping[str, Any], depth: int) -> tuple[int, ...]:
     return tuple(sorted(set(lenders(config, depth).values())))
 
 
-def _check_lenders(
+def check_lenders(
     lent: Mapping[str, Sequence[int]], config: LayerDropConfig, rates: Mapping[str, Sequence[float]]
 ) -> None:
     """Refuse to drop a layer from which a later one borrows, and which it cannot run without."""
@@ -208,111 +185,6 @@ def take_out(root: nn.Module, changes: Changes) -> None:
     _restore_config(root, state.originals)
     delattr(root, STATE_ATTRIBUTE)
     forget(id(state))
-
-
-def set_rates(model: nn.Module, rates: float | Sequence[float] | Mapping[str, float | Sequence[float]]) -> None:
-    """Use other rates from the next forward on, in place; the sampler, the shape and ``never_drop`` stay.
-
-    They take the place of the rates that were configured, in everything that follows: a schedule scales them from its
-    next step on, and they are what is saved. Stacks that a dict does not name keep their rates. Where ``model`` holds
-    several injected models, all of them are reached, and a dict may name a stack of one by its path:
-    ``{"query.encoder": 0.1}``. Where rates are learned, the mean of the given ones is the new target, and the learning
-    goes on. Where a list of depths is trained, 0 switches it off, and its own rates switch it on again.
-
-    Raises:
-        LayerDropConfigError: If a rate is outside of [0, 1], their number does not fit a stack, or a layer would be
-            dropped from which another borrows.
-        LayerDropStateError: If LayerDrop is not injected, or this is called within a block of `sub_network`.
-    """
-    injected_model(model)
-    states, roots = states_of(model), injected_models(model).values()
-    _check_named(rates, states)
-    changed = {path: _changed_rates(state, _rates_for(rates, path, state)) for path, state in states.items()}
-    for (path, state), root in zip(states.items(), roots, strict=True):
-        if state.config.scale == "kept":
-            newly = [name for name, new in changed[path].items() if any(new) and not any(state.rates[name])]
-            check_residuals(root, {name: stack for name, stack in find_stacks(root).items() if name in newly})
-    held = [part for state in states.values() for part in state.parts]
-    with for_good("set_rates", *roots), all_or_nothing(*(root.config for root in roots), *held):
-        for (path, state), root in zip(states.items(), roots, strict=True):
-            if not changed[path]:
-                continue
-            state.set_rates(changed[path])
-            saved = saved_provenance(root.config)
-            write_down(root, **({} if saved.get("trained_with") else {"trained_with": state.config.to_dict()}))
-
-
-def _check_named(rates: Any, states: Mapping[str, LayerDropState]) -> None:
-    """Refuse the name of a stack that none of several models has; an only one says itself what it has."""
-    if len(states) == 1 or not isinstance(rates, Mapping):
-        return
-    names = {f"{path}.{name}": name for path, state in states.items() for name in state.depths}
-    if unknown := sorted(set(map(str, rates)) - set(names) - set(names.values())):
-        raise LayerDropConfigError(f"rate names the stack {unknown[0]!r}; the module has {', '.join(names)}.")
-
-
-def _rates_for(rates: Any, path: str, state: LayerDropState) -> Any:
-    """Return which of the given rates are those of the model at ``path``, under its own names of its stacks."""
-    if not isinstance(rates, Mapping) or not path:
-        return rates
-    by_stack = {name: rates[name] for name in state.depths if name in rates}
-    return {**by_stack, **{name: rates[full] for name in state.depths if (full := f"{path}.{name}") in rates}}
-
-
-def _changed_rates(state: LayerDropState, rates: Any) -> dict[str, tuple[float, ...]]:
-    """Return the rates of each layer of the stacks that change.
-
-    Raises:
-        LayerDropConfigError: If they do not fit.
-    """
-    if state.config.depths is not None:
-        return _changed_list(state, rates)
-    given = rates.values() if isinstance(rates, Mapping) else [rates]
-    shaped = not any(isinstance(rate, tuple) for rate in map(as_rate, given))
-    settings = {**state.config.to_dict(), "rate": rates, "shape": state.config.shape if shaped else "uniform"}
-    by_stack = LayerDropConfig.from_dict(settings).rates_for(state.depths)
-    changed = {name: by_stack[name] for name in (rates if isinstance(rates, Mapping) else by_stack)}
-    _check_lenders(state.lent, state.config, {**state.rates, **changed})
-    return changed
-
-
-def _changed_list(state: LayerDropState, rates: Any) -> dict[str, tuple[float, ...]]:
-    """Return the rates of a model that trains a list of depths: 0, or those of the list, all lower by one factor."""
-    own = state.config.rates_for(state.depths)
-    by_stack = rates if isinstance(rates, Mapping) else dict.fromkeys(own, rates)
-    wanted = {name: as_rate(rate) for name, rate in by_stack.items()}
-    full = {name: rate if isinstance(rate, tuple) else (rate,) * len(own[name]) for name, rate in wanted.items()}
-    total = sum(map(sum, own.values()))
-    factor = sum(map(sum, full.values())) / total if total else 0.0
-    scaled = {name: tuple(min(factor, 1.0) * rate for rate in layers) for name, layers in own.items()}
-    if full.keys() != own.keys() or any(
-        len(full[name]) != len(layers) or any(abs(a - b) > 1e-6 for a, b in zip(full[name], layers, strict=True))
-        for name, layers in scaled.items()
-    ):
-        raise LayerDropConfigError(
-            f"set_rates got {rates!r}, but this model trains the depths {describe(state.config.depths or ())}, from "
-            "which its rates follow: give 0 to train it whole, inject another list, or use a schedule."
-        )
-    return scaled
-
-
-def scale_rates(model: nn.Module, factor: float) -> None:
-    """Use the rates of the config, or of `set_rates`, times ``factor`` from the next forward on: what a schedule does.
-
-    What is saved with the model are the rates that are scaled, which a resumed schedule scales again.
-
-    Raises:
-        LayerDropConfigError: If ``factor`` is outside of [0, 1].
-    """
-    try:
-        fits = 0 <= factor <= 1
-    except TypeError:  # a schedule without a return gives None
-        fits = False
-    if not fits:
-        raise LayerDropConfigError(
-            f"A schedule gave the factor {factor!r}; it must be from 0 to 1, at every share of training."
-        )
-    layerdrop_state(model).scale_rates(factor)
 
 
 def set_step(model: nn.Module, step: int, micro_step: int = 0) -> None:
@@ -376,119 +248,14 @@ def _restore_config(model: PreTrainedModel, originals: Mapping[str, Any]) -> Non
         setattr(model.config, CONFIG_KEY, originals[CONFIG_KEY])
 
 
-class _StackOwner:
-    """Mixin of the module that loops over a stack, or over several: one draw for each of its forwards."""
-
-    _layerdrop_draws: list[StackDraw]
-    training: bool
-
-    def extra_repr(self) -> str:
-        """Say what is dropped here."""
-        return shown_with(super().extra_repr(), self._layerdrop_draws)  # type: ignore[misc]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (is_compiling() or in_compiled_region()):
-            return self._draw_and_run(*args, **kwargs)
-        if is_compiling():
-            if not self._may_draw():
-                return super().__call__(*args, **kwargs)  # type: ignore[misc]
-            refuse_recording(self.training)
-        return self._draw_outside_and_run(*args, **kwargs)
-
-    def _may_draw(self) -> bool:
-        return any(draw.may_drop(self.training) for draw in self._layerdrop_draws)
-
-    def _draw_and_run(self, *args: Any, **kwargs: Any) -> Any:
-        draws = self._layerdrop_draws
-        call = untraced if in_compiled_region() else direct
-        call(refuse_replica, self)
-        if (call is untraced or getattr(self, _COMPILED_CALL) is not None) and call(self._may_draw):
-            untraced(warn_of_whole_model)
-        outer = call(masks_of, draws)
-        try:
-            for draw in draws:
-                call(draw.begin, self, (*args, *kwargs.values()))
-            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
-            for draw in draws:
-                call(draw.check_heeded)
-            return output
-        finally:
-            for draw, before in zip(draws, outer, strict=True):
-                draw.go_on(*before)
-
-    _draw_outside_and_run = outside_of_graphs(_draw_and_run)
-
-
-class _DroppableLayer:
-    """Mixin of a layer: run, or hand the input on."""
-
-    _layerdrop_place: tuple[StackDraw, int]
-    _layerdrop_handed_on: tuple[str, ...] = ()  # arguments that it returns, where reading it cannot tell
-    training: bool
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not is_compiling():
-            draw, index = self._layerdrop_place
-            if draw.known[index]:
-                draw.heeded = True
-                return super().__call__(*args, **kwargs)  # type: ignore[misc]
-            if not in_compiled_region():
-                return self._run_or_drop(*args, **kwargs)
-        elif not self._layerdrop_place[0].may_drop(self.training):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return self._run_or_drop_outside(*args, **kwargs)
-
-    def _run_or_drop(self, *args: Any, **kwargs: Any) -> Any:
-        draw, index = self._layerdrop_place
-        call = untraced if in_compiled_region() else direct
-        if call(draw.runs, index, self.training):
-            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
-            if draw.learner is not None:
-                call(self._note_activation, args, kwargs, output)
-            return call(self._scaled, args, kwargs, output) if draw.scales else output
-        return call(self._drop, args, kwargs)
-
-    _run_or_drop_outside = outside_of_graphs(_run_or_drop)
-
-    def _scaled(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Divide what the layer adds to its input by the chance that it runs (arXiv 2609.05275)."""
-        draw, index = self._layerdrop_place
-        if (factor := draw.factor_of(index)) == 1:
-            return output
-        after = _hidden_states_of(output)
-        before = hidden_states_of_call(self, args, kwargs)  # type: ignore[arg-type]
-        scaled = torch.lerp(before.to(after), after, factor)
-        correct_record([(after, scaled)])
-        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
-
-    def _note_activation(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-        draw, index = self._layerdrop_place
-        before = hidden_states_of_call(self, args, kwargs)  # type: ignore[arg-type]
-        draw.note_activation(index, before, _hidden_states_of(output))
-
-    def _drop(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        layer: nn.Module = self  # type: ignore[assignment]
-        clear_stale_gradients(layer)
-        output = handed_on(layer, args, kwargs, self._layerdrop_handed_on)
-        _record_dropped(layer, _hidden_states_of(output), args, kwargs)
-        if isinstance(output, tuple):
-            return (with_zero_gradients(output[0], *self._layerdrop_place, layer), *output[1:])
-        return with_zero_gradients(output, *self._layerdrop_place, layer)
-
-
-def _hidden_states_of(output: Any) -> torch.Tensor:
-    """Return what a layer hands on: its output, or the first part of it in older models."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def _adopt_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
     for index, layer in enumerate(stack.layers(model)):
-        adopt(layer, _DroppableLayer)
+        adopt(layer, SkippableLayer)
         layer.__dict__["_layerdrop_place"] = (draw, index)  # no weight, so past nn.Module
         layer.__dict__["_layerdrop_handed_on"] = returned_arguments(stack.model_type)
     if bias := bias_in_first_block(stack.model_type):
         lend_bias(list(stack.layers(model)), bias)
-    _adopt_owner(stack.owner(model), _StackOwner, draw)
+    _adopt_owner(stack.owner(model), SkippingStackOwner, draw)
 
 
 def _mask_stack(model: nn.Module, stack: Stack, draw: StackDraw) -> None:
@@ -512,34 +279,10 @@ def _adopt_owner(owner: nn.Module, mixin: type, draw: StackDraw | MaskedStack) -
 def _release_stack(model: nn.Module, stack: Stack) -> None:
     owner = stack.owner(model)
     if "_layerdrop_draws" in owner.__dict__:  # else it owned another stack too, and is released
-        release(owner, MaskedStackOwner if isinstance(owner, MaskedStackOwner) else _StackOwner)
+        release(owner, MaskedStackOwner if isinstance(owner, MaskedStackOwner) else SkippingStackOwner)
         del owner._layerdrop_draws
     return_bias(list(stack.layers(model)))
     for layer in stack.layers(model):
-        release(layer, MaskedLayer if isinstance(layer, MaskedLayer) else _DroppableLayer)
+        release(layer, MaskedLayer if isinstance(layer, MaskedLayer) else SkippableLayer)
         del layer._layerdrop_place
         layer.__dict__.pop("_layerdrop_handed_on", None)
-
-
-def _record_dropped(
-    layer: nn.Module, hidden_states: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
-    """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None.
-
-    The hooks that record hang on the modules that a dropped layer does not run, so the record is made by hand.
-    Where the attention that runs returns no weights, at rate 0 there are none, and so here.
-    """
-    collected = collected_outputs()
-    if not collected:
-        return
-    for hook in forward_hooks(layer).values():
-        if recorded_key(hook) == "hidden_states":
-            hook(layer, (hidden_states,), hidden_states)
-    given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
-    crosses = given.get("encoder_hidden_states") is not None
-    if not gives_weights(layer):
-        return
-    for part in layer.modules():
-        for key in recorded_keys(part):
-            if "attentions" in key and key in collected and (crosses or "cross" not in key):
-                collected[key].append(None)

@@ -5,9 +5,11 @@ Neither the collector that the hooks write to nor what a hook records has a publ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_layerdrop import compat
@@ -73,6 +75,30 @@ def gives_weights(attention: nn.Module) -> bool:
     kinds = (getattr(config, compat.ATTENTION_KIND.name, None) for config in configs)
     implementation = next(filter(None, kinds), "")
     return not any(name in implementation for name in ("sdpa", "flash"))
+
+
+def record_dropped(
+    layer: nn.Module, hidden_states: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Keep the per-layer outputs as long as at rate 0: the hidden state is repeated, attentions hold None.
+
+    The hooks that record hang on the modules that a dropped layer does not run, so the record is made by hand.
+    Where the attention that runs returns no weights, at rate 0 there are none, and so here.
+    """
+    collected = collected_outputs()
+    if not collected:
+        return
+    for hook in forward_hooks(layer).values():
+        if recorded_key(hook) == "hidden_states":
+            hook(layer, (hidden_states,), hidden_states)
+    given = inspect.signature(layer.forward).bind_partial(*args, **kwargs).arguments
+    crosses = given.get("encoder_hidden_states") is not None
+    if not gives_weights(layer):
+        return
+    for part in layer.modules():
+        for key in recorded_keys(part):
+            if "attentions" in key and key in collected and (crosses or "cross" not in key):
+                collected[key].append(None)
 
 
 def record_no_attentions(attention: nn.Module) -> None:

@@ -21,8 +21,9 @@ from hf_layerdrop.injection.compiling import refuse_recording
 from hf_layerdrop.injection.ranks import ddp
 from hf_layerdrop.injection.ranks.agreement import Agreement
 from hf_layerdrop.injection.trainable import with_one_to_train
-from hf_layerdrop.samplers.config import LayerDropConfig, masks_by_depth
+from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.depth_list import draws_of, rates_of
+from hf_layerdrop.samplers.depth_masks import masks_by_depth
 from hf_layerdrop.samplers.draws import (
     SAMPLER_VERSION,
     Mask,

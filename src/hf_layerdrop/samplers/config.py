@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from hf_layerdrop.errors import LayerDropConfigError
+from hf_layerdrop.samplers.config_values import (
+    EXECUTIONS,
+    GRANULARITIES,
+    SAMPLERS,
+    SCALES,
+    Rate,
+    as_never_drop,
+    as_python,
+    as_rate,
+    as_structure,
+    check_one_of,
+    check_schedule,
+    stack_name,
+)
 from hf_layerdrop.samplers.depth_list import (
     Choice,
     DepthList,
@@ -21,33 +33,16 @@ from hf_layerdrop.samplers.depth_list import (
     sizes_of,
     unknown_stacks,
 )
-from hf_layerdrop.samplers.draws import SAMPLER_VERSION, Mask, most_dropped
+from hf_layerdrop.samplers.depth_masks import check_depths_reach, check_drawn
+from hf_layerdrop.samplers.draws import SAMPLER_VERSION
 from hf_layerdrop.samplers.frozen_dict import FrozenDict
 from hf_layerdrop.samplers.keep_layers import evenly_spread
-from hf_layerdrop.samplers.learned.rates_from_shares import HIGHEST_RATE
+from hf_layerdrop.samplers.learned.rates_from_shares import HIGHEST_RATE, rate_of_the_others
 from hf_layerdrop.samplers.nested import nested_set
-from hf_layerdrop.samplers.schedules import SHAPES, read_schedule
+from hf_layerdrop.samplers.schedules import SHAPES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Rate: TypeAlias = float | tuple[float, ...]
-
-SAMPLERS = ("bernoulli", "depth", "learned")
-STRUCTURES = ("layer", "attention", "ffn", "head")
-EXECUTIONS = ("skip", "mask")
-GRANULARITIES = ("batch", "row")
-SCALES = ("none", "kept")
-
-# What people call the structures, so that an error can name the one that was meant.
-_OTHER_NAMES = {name: name for name in STRUCTURES} | {
-    "block": "layer",
-    "self-attention": "attention",
-    "attn": "attention",
-    "feed-forward": "ffn",
-    "mlp": "ffn",
-    "attention head": "head",
-}
 
 
 class _BesideRate(TypedDict, total=False):
@@ -168,19 +163,19 @@ class LayerDropConfig:
         schedule: str | None = None,
     ) -> None:
         """Convert every value once, so that inside the package each has one type."""
-        _one_of("shape", shape, tuple(SHAPES))
-        structure = _structure(structure)
-        _one_of("sampler", sampler, SAMPLERS)
-        _one_of("execution", execution, EXECUTIONS)
-        _one_of("granularity", granularity, GRANULARITIES)
-        _one_of("scale", scale, SCALES)
-        _check_schedule(schedule)
+        check_one_of("shape", shape, tuple(SHAPES))
+        structure = as_structure(structure)
+        check_one_of("sampler", sampler, SAMPLERS)
+        check_one_of("execution", execution, EXECUTIONS)
+        check_one_of("granularity", granularity, GRANULARITIES)
+        check_one_of("scale", scale, SCALES)
+        check_schedule(schedule)
         if nested is not False and (nested is not True or sampler != "depth"):
             raise LayerDropConfigError(
                 f"nested is {nested!r} beside sampler={sampler!r}; it is True or False, and True says which sets "
                 "sampler='depth' draws: give that sampler too, or use LayerDropConfig.for_depths."
             )
-        seed = _as_python(seed)
+        seed = as_python(seed)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
             raise LayerDropConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or None.")
         depths = as_depth_list(depths)
@@ -190,7 +185,7 @@ class LayerDropConfig:
                 f"sampler={sampler!r}; leave the rate out and give sampler='depth', or use LayerDropConfig.for_depths."
             )
         if isinstance(rate, Mapping):
-            checked: Any = FrozenDict({_name(stack): as_rate(value, stack) for stack, value in rate.items()})
+            checked: Any = FrozenDict({stack_name(stack): as_rate(value, stack) for stack, value in rate.items()})
         else:
             checked = as_rate(rate)
         for value in checked.values() if isinstance(checked, dict) else [checked]:
@@ -241,7 +236,7 @@ class LayerDropConfig:
             "rate": checked,
             "shape": shape,
             "seed": seed,
-            "never_drop": _never_drop(never_drop),
+            "never_drop": as_never_drop(never_drop),
             "structure": structure,
             "sampler": sampler,
             "execution": execution,
@@ -261,12 +256,12 @@ class LayerDropConfig:
 
         The mean of the exponential shape depends on the number of layers, so the result then holds one rate a layer.
         """
-        depth, of = _as_python(depth), _as_python(of)
+        depth, of = as_python(depth), as_python(of)
         if not (type(depth) is type(of) is int and 0 < depth <= of):
             raise LayerDropConfigError(
                 f"depth is {depth!r} of {of!r}; it must be a whole number from 1 to the number of layers."
             )
-        _one_of("shape", shape, tuple(SHAPES))
+        check_one_of("shape", shape, tuple(SHAPES))
         target = 1 - depth / of
         weights = SHAPES[shape](1.0, of)
         mean_weight = sum(weights) / of
@@ -372,12 +367,12 @@ class LayerDropConfig:
         kept = self.always_kept(stack, depth)
         if self.depths is not None:
             draws = draws_of(self.depths, stack, depth, kept, self.choice())
-            _check_drawn(sizes_of(self.depths, stack, depth), draws, kept, stack)
+            check_drawn(sizes_of(self.depths, stack, depth), draws, kept, stack)
             return rates_of(draws)
         if self.sampler == "depth" and not isinstance(rate, tuple):
-            _check_depths_reach(rate, depth, kept, stack, self.choice())
+            check_depths_reach(rate, depth, kept, stack, self.choice())
         if self.sampler == "learned" and not isinstance(rate, tuple):
-            rate = _for_the_others(rate, depth, kept, stack)
+            rate = rate_of_the_others(rate, depth, kept, stack)
         rates = rate if isinstance(rate, tuple) else SHAPES[self.shape](rate, depth)
         return tuple(0.0 if layer in kept else float(value) for layer, value in enumerate(rates))
 
@@ -423,133 +418,8 @@ LayerDrop: TypeAlias = float | Sequence[float] | Mapping[str, Any] | LayerDropCo
 """What ``layerdrop=`` accepts: a rate, one a layer, rates by stack, a config or its dict."""
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise LayerDropConfigError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}.")
-
-
-def _check_schedule(schedule: Any) -> None:
-    if schedule is not None and not isinstance(schedule, str):
-        raise LayerDropConfigError(
-            f"schedule is {schedule!r}; a config names one, such as 'falling'. Give a function to "
-            "LayerDropScheduleCallback."
-        )
-    if schedule is not None:
-        read_schedule(schedule)
-
-
 def _is_zero(rate: Any) -> bool:
     return isinstance(rate, int | float) and rate == 0
-
-
-def _structure(value: Any) -> str | tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names or len(set(map(str, names))) < len(names):
-        raise LayerDropConfigError(
-            f"structure is {value!r}; give one of {', '.join(STRUCTURES)}, or several, each once: ('head', 'layer')."
-        )
-    for name in names:
-        if name not in STRUCTURES:
-            near = get_close_matches(str(name).lower(), _OTHER_NAMES, n=1, cutoff=0.5)
-            hint = f"; did you mean {_OTHER_NAMES[near[0]]!r}?" if near else "."
-            raise LayerDropConfigError(
-                f"structure names {name!r}; it must be {' or '.join(map(repr, STRUCTURES))}, or several of them{hint}"
-            )
-    ordered = tuple(name for name in STRUCTURES if name in names)
-    return ordered[0] if len(ordered) == 1 else ordered
-
-
-def _name(stack: Any) -> str:
-    if not isinstance(stack, str):
-        raise LayerDropConfigError(f"rate by stack needs stack names as keys, not {stack!r}; e.g. {{'encoder': 0.2}}.")
-    return stack
-
-
-def _as_python(value: Any) -> Any:
-    """Turn an array or a number of numpy, torch or the like into Python's own; leave everything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def as_rate(value: Any, stack: str | None = None) -> Rate:
-    """Return a rate as plain numbers: one, or one a layer.
-
-    Raises:
-        LayerDropConfigError: If it is neither, or out of range.
-    """
-    where = f"rate of the {stack}" if stack else "rate"
-    value = _as_python(value)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if not value:
-            raise LayerDropConfigError(f"{where} is empty; give one number, or one a layer.")
-        return tuple(_number(entry, where) for entry in value)
-    return _number(value, where)
-
-
-def _number(value: Any, where: str) -> float:
-    value = _as_python(value)
-    try:
-        number = float(value) if not isinstance(value, bool | str | bytes) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise LayerDropConfigError(f"{where} is {value!r}; it must be a number from 0 (never skip) to 1 (always skip).")
-    return number
-
-
-def _never_drop(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return FrozenDict({_name(stack): _indices(indices) for stack, indices in value.items()})
-    return _indices(value)
-
-
-def _indices(value: Any) -> tuple[int, ...]:
-    value = _as_python(value)
-    entries = [value] if isinstance(value, int) else value
-    if not isinstance(entries, Sequence | AbstractSet) or isinstance(entries, str | bytes):
-        raise LayerDropConfigError(
-            f"never_drop is {value!r}; give layer indices such as (0, -1), or a dict of them by stack."
-        )
-    indices = [_as_python(entry) for entry in entries]
-    for entry in indices:
-        if isinstance(entry, bool) or not isinstance(entry, int):
-            raise LayerDropConfigError(f"never_drop holds {entry!r}; layer indices are whole numbers such as 0 or -1.")
-    return tuple(sorted(indices) if isinstance(entries, AbstractSet) else indices)
-
-
-def _for_the_others(rate: float, depth: int, kept: Collection[int], stack: str) -> float:
-    """Return the rate of the layers that may be dropped at which the mean over all layers is ``rate``."""
-    share = (depth - len(kept)) / depth
-    if rate > share * HIGHEST_RATE:
-        raise LayerDropConfigError(
-            f"rate is {rate}, but with {len(kept)} of {depth} layers in never_drop and no rate above {HIGHEST_RATE}, "
-            f"the {stack} can drop at most {share * HIGHEST_RATE:.3g} on average; give a lower rate."
-        )
-    return rate / share if rate else 0.0
-
-
-def masks_by_depth(depth: int, kept: Collection[int], choose: Choice) -> tuple[Mask, ...]:
-    """Return for each depth from 1 on which layers the depth sampler runs: those that it keeps, and the protected."""
-    sets = [{*choose(size, depth), *kept} for size in range(1, depth + 1)]
-    return tuple(tuple(layer in layers for layer in range(depth)) for layers in sets)
-
-
-def _check_drawn(sizes: Sequence[int], draws: Sequence[tuple[Mask, float]], kept: Collection[int], stack: str) -> None:
-    """Refuse a listed depth whose draw would run more layers, because ``never_drop`` protects others than its set."""
-    for size, (mask, _) in zip(sizes, draws, strict=True):
-        if sum(mask) != size:
-            raise LayerDropConfigError(
-                f"depths names {size}, but with {sorted(kept)} in never_drop it would run {sum(mask)} layers of the "
-                f"{stack}: list depths whose sets hold these layers, or leave never_drop out."
-            )
-
-
-def _check_depths_reach(rate: float, depth: int, kept: Collection[int], stack: str, choose: Choice) -> None:
-    most = most_dropped(sorted(mask.count(False) for mask in masks_by_depth(depth, kept, choose)))
-    if rate * (depth - len(kept)) > most + 1e-9:
-        raise LayerDropConfigError(
-            f"rate is {rate}, but of the {stack} of {depth} layers with {len(kept)} in never_drop, sampler='depth' can "
-            f"drop at most {most:.3g} layers on average; give a lower rate, or other layers to never_drop."
-        )
 
 
 def _mean(values: tuple[float, ...]) -> float:

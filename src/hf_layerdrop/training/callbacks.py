@@ -26,7 +26,8 @@ from hf_layerdrop.evaluation.evaluate import depth_name, evaluate_depths, listed
 from hf_layerdrop.evaluation.trainer_source import Evaluation, arguments_of
 from hf_layerdrop.injection.call_stack import callers
 from hf_layerdrop.injection.calling_trainer import calling_trainer
-from hf_layerdrop.injection.inject import injected_model, layerdrop_state, scale_rates
+from hf_layerdrop.injection.inject import injected_model, layerdrop_state
+from hf_layerdrop.injection.rates import scale_rates
 from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.results.collection import SubNetworkResults
 from hf_layerdrop.results.record import SubNetworkResult

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import batch_for, build
 from hf_layerdrop import LayerDropConfig, inject_layerdrop, set_rates
-from hf_layerdrop.injection.inject import layerdrop_state, scale_rates
+from hf_layerdrop.injection.inject import layerdrop_state
 from hf_layerdrop.injection.ranks.ddp import leave_ranks
+from hf_layerdrop.injection.rates import scale_rates
 
 BART = "BartForConditionalGeneration"
 RATES = [{"encoder": 0.0, "decoder": 0.5}, {"encoder": 0.5, "decoder": 0.0}, {"encoder": 0.5, "decoder": 0.5}]

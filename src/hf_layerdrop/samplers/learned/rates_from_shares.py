@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from hf_layerdrop.errors import LayerDropConfigError
 
 HIGHEST_RATE = 0.9  # no layer is dropped more often: what never runs is not trained, and cannot show that it is needed
 
@@ -21,3 +23,14 @@ def rates_from_shares(shares: Sequence[float], total: float, highest: float = HI
         if level * largest <= highest:
             break
     return [min(level * share, highest) for share in shares]
+
+
+def rate_of_the_others(rate: float, depth: int, kept: Collection[int], stack: str) -> float:
+    """Return the rate of the layers that may be dropped at which the mean over all layers is ``rate``."""
+    share = (depth - len(kept)) / depth
+    if rate > share * HIGHEST_RATE:
+        raise LayerDropConfigError(
+            f"rate is {rate}, but with {len(kept)} of {depth} layers in never_drop and no rate above {HIGHEST_RATE}, "
+            f"the {stack} can drop at most {share * HIGHEST_RATE:.3g} on average; give a lower rate."
+        )
+    return rate / share if rate else 0.0
