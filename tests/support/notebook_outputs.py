@@ -20,6 +20,7 @@ from PIL import Image
 
 RAN = "outputs_of"  # in the notebook's metadata: the digest of the cells that were run
 _TEMPORARY = re.compile(r"(?:/[\w.-]+)*/layerdrop-\w+")  # what mkdtemp made
+_SPEED = re.compile(r"'train_(?:runtime|samples_per_second|steps_per_second)': '[^']*', ")
 _DURATION = re.compile(r"(\[\d+/\d+) [\d:]+(, Epoch)")  # in the progress of a Trainer
 
 
@@ -68,7 +69,7 @@ def _smaller(png: str) -> str:
 
 
 def _clean(text: str) -> str:
-    return _DURATION.sub(r"\1\2", _TEMPORARY.sub("layerdrop", text))
+    return _SPEED.sub("", _DURATION.sub(r"\1\2", _TEMPORARY.sub("layerdrop", text)))
 
 
 if __name__ == "__main__":
