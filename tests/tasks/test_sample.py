@@ -90,3 +90,13 @@ def test_a_checkpoint_that_was_measured_on_it_is_measured_so_again(no_network, s
 def test_help_lists_it(command, capsys):
     assert run([command, "--help"]) == 0
     assert SAMPLE in capsys.readouterr().out
+
+
+def test_a_cut_is_healed_on_what_its_checkpoint_was_measured_on(no_network, short_sample, tmp_path, capsys):
+    model = save_classifier(tmp_path / "model")
+    assert run(["sweep", str(model), "--task", SAMPLE, "--max-length", "16", "--output", str(tmp_path / "swept")]) == 0
+    words = ["--keep-layers", "2", "--method", "whole", "--max_steps", "1", "--use_cpu"]
+    assert run(["heal", str(model), *words, "--output", str(tmp_path / "healed")]) == 0
+    assert f"Measured as before: task {SAMPLE}, max length 16.\n" in capsys.readouterr().out
+    measured = read_recommended(tmp_path / "healed").measured_with
+    assert (measured.task, measured.max_length) == (SAMPLE, 16)

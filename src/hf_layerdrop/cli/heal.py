@@ -32,7 +32,8 @@ from hf_layerdrop.cli.arguments import (
     require_tokenizer,
 )
 from hf_layerdrop.cli.console import PlainConsole
-from hf_layerdrop.cli.sweep import choose_task
+from hf_layerdrop.cli.recall import Asked, recalled
+from hf_layerdrop.cli.sweep import asked_task
 from hf_layerdrop.cli.training_flags import DEFAULTS, HelpAll, option_names, parse_training_arguments
 from hf_layerdrop.errors import HealingError, require
 from hf_layerdrop.healing.config import METHODS, NONE, HealingConfig, planned_cuts
@@ -40,7 +41,6 @@ from hf_layerdrop.results.fitting_table import FittingTable
 from hf_layerdrop.results.table import format_kept, format_parameters, format_score, measured_rows, metric_names
 from hf_layerdrop.samplers.keep_layers import parse_keep_layers, resolve
 from hf_layerdrop.tasks.data import load_task_data
-from hf_layerdrop.tasks.registry import with_dataset
 
 if TYPE_CHECKING:
     from hf_layerdrop.healing.run import HealingRun, HealingStage
@@ -97,9 +97,12 @@ def heal_command(
         require("peft")
     check_output(output, overwrite=overwrite)
     check_apart(output, model)
-    columns = listed(text_columns)
+    columns, console = listed(text_columns), PlainConsole()
     config, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)
-    chosen = with_dataset(choose_task(task, columns, label_column, config), dataset, dataset_config)
+    lengths = (max_length, max_target_length, num_beams)
+    asked = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
+    asked = asked if train_file else recalled(asked, model, console)
+    chosen = asked_task(asked, config)
     spec = resolve(keep_layers, stacks, partial(read_recommended, model))
     planned_cuts(parse_keep_layers(spec, stacks), stacks, healing)
     require_tokenizer(model, config)
@@ -118,14 +121,14 @@ def heal_command(
     from hf_layerdrop.healing.run import heal
     from hf_layerdrop.training.trainers import generation_flags
 
-    for field, value in generation_flags(chosen, max_target_length, num_beams).items():
+    for field, value in generation_flags(chosen, asked.max_target_length, asked.num_beams).items():
         setattr(arguments, field, value)
     data = load_task_data(
         chosen,
         train_file=train_file,
-        validation_file=validation_file,
-        text_columns=columns,
-        label_column=label_column,
+        validation_file=asked.validation_file,
+        text_columns=asked.text_columns,
+        label_column=asked.label_column,
         train=healing.methods != (NONE,),
     )
     run = heal(
@@ -135,11 +138,11 @@ def heal_command(
         output,
         keep_layers=keep_layers,
         healing=healing,
-        max_length=max_length,
-        max_target_length=max_target_length,
+        max_length=asked.max_length,
+        max_target_length=asked.max_target_length,
         overwrite=overwrite,
     )
-    _print(PlainConsole(), run, f"{Path(model).resolve().name} on {data.task.name}")
+    _print(console, run, f"{Path(model).resolve().name} on {data.task.name}")
 
 
 def peak_learning_rate(checkpoint: str) -> float | None:
