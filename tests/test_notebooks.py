@@ -12,7 +12,7 @@ from notebook_outputs import RAN, digest, is_told
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LARGEST = 400_000  # bytes, with pictures
 # Those that nobody has stored with outputs yet: make notebook-outputs NOTEBOOKS=...
-WITHOUT = {"02_choosing_layers", "03_any_model"}
+WITHOUT = {"02_choosing_layers"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
