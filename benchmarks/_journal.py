@@ -15,8 +15,10 @@ class Journal:
     def __init__(self, path: str) -> None:
         """Read what is there; a line that was cut off by the interrupt is measured again."""
         self._path = Path(path) if path else None
-        lines = self._path.read_text().splitlines() if self._path and self._path.exists() else []
-        self._known = {row["key"]: row for row in map(json.loads, filter(lambda line: line.endswith("}"), lines))}
+        text = self._path.read_text() if self._path and self._path.exists() else ""
+        if self._path and text and not text.endswith("\n"):  # or the next one would be glued to it
+            self._path.write_text(text[: text.rfind("\n") + 1])
+        self._known = {row["key"]: row for row in map(json.loads, text.splitlines()[: text.count("\n")])}
 
     def measured(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what is noted under a key, or measure it and note it."""

@@ -103,10 +103,10 @@ def _text(folder: str) -> TaskData:
     """Read train.parquet and validation.parquet of a folder; without one, take the sentences of SST-2 as text."""
     from hf_layerdrop.tasks.data import load_task_data
     from hf_layerdrop.tasks.embedded import embedded_sst2
-    from hf_layerdrop.tasks.registry import find_task
+    from hf_layerdrop.tasks.registry import load_task
     from hf_layerdrop.tasks.task import TaskData
 
-    task = find_task("clm")
+    task = load_task("clm")
     if folder:
         files = [Path(folder) / f"{split}.parquet" for split in ("train", "validation")]
         data = load_task_data(task, train_file=files[0], validation_file=files[1])

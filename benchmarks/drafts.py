@@ -10,14 +10,14 @@ same command goes on from it. ``short`` shows in seconds that it works, and noth
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks._journal import Journal
 from benchmarks._mini_lm import loss_of, mini_lm, prompts_of, read_text, train_mini_lm
 from benchmarks._rounds import CLOCKS
 
@@ -49,24 +49,24 @@ def run(
     if short:
         steps, layers, width, prompts, timed, new_tokens, sizes = 2, 4, 64, 4, 2, 8, (2,)
     setting = (
-        f"{layers} layers of {width}, {steps} steps, rate {rate}, seed {seed}, {prompts} prompts, {data or 'SST-2'}"
+        f"{layers} layers of {width}, {steps} steps, rate {rate}, seed {seed}, {prompts} prompts, {data or 'SST-2'}, "
+        f"{new_tokens} tokens, {timed} timed, {clock} clock, {threads} threads"
     )
-    known = _read(Path(journal)) if journal else {}
+    kept = Journal(journal)
     runs = []
     for kind in KINDS:
         trial = Trial(kind, steps, layers, width, rate, prompts, timed, new_tokens, data, seed, clock)
         for arm, measure in trial.arms(sizes):
-            key = f"{kind}, {arm}: {setting}"
-            if key not in known:
-                known[key] = {"key": key, "kind": kind, "arm": arm, **measure()}
-                print(f"{kind}, {arm}: measured", flush=True)
-                if journal:
-                    with Path(journal).open("a") as file:
-                        file.write(json.dumps(known[key]) + "\n")
-            runs.append(known[key])
+            runs.append(kept.measured(f"{kind}, {arm}: {setting}", partial(_noted, kind, arm, measure)))
     for kind in KINDS:
         _print(kind, [one for one in runs if one["kind"] == kind])
     return {"setting": setting, "clock": clock, "short": short, "runs": runs}
+
+
+def _noted(kind: str, arm: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    found = {"kind": kind, "arm": arm, **measure()}
+    print(f"{kind}, {arm}: measured", flush=True)
+    return found
 
 
 @dataclass
@@ -208,13 +208,6 @@ class Trial:
 def _different(trial: Trial) -> int:
     """Count the different texts: a model that always writes the same would be easy to draft for."""
     return len({tuple(text.sequence[text.start :].tolist()) for text in trial.texts})
-
-
-def _read(journal: Path) -> dict[str, dict[str, Any]]:
-    if not journal.exists():
-        return {}
-    rows = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
-    return {row["key"]: row for row in rows}
 
 
 def _print(kind: str, runs: Sequence[Mapping[str, Any]]) -> None:

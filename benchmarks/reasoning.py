@@ -10,11 +10,11 @@ right end on its own. Arms, seeds, depths and lengths are fixed before a run; ``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from statistics import mean, stdev
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from benchmarks._journal import Journal, mean_and_sd, shown
 
 if TYPE_CHECKING:
     import torch
@@ -37,21 +37,21 @@ def run(
     rows = 256
     if short:
         steps, seeds, rows = 2, "0", 8
-    known = _read(Path(journal)) if journal else {}
+    kept = Journal(journal)
     runs = []
     for seed in map(int, seeds.split(",")):
         for arm in ARMS:
-            key = f"{arm}, seed {seed}, {steps} steps"
-            if key not in known:
-                known[key] = {"key": key, "arm": arm, "seed": seed, **_measured(_trained(arm, seed, steps), rows)}
-                print(f"{key}: measured", flush=True)
-                if journal:
-                    with Path(journal).open("a") as file:
-                        file.write(json.dumps(known[key]) + "\n")
-            runs.append(known[key])
+            measure = partial(_run, arm, seed, steps, rows)
+            runs.append(kept.measured(f"{arm}, seed {seed}, {steps} steps, {rows} rows", measure))
     table = {arm: _summary([one for one in runs if one["arm"] == arm]) for arm in ARMS}
     _print(table, len(seeds.split(",")))
     return {"steps": steps, "seeds": seeds, "rows": rows, "short": short, "arms": table, "runs": runs}
+
+
+def _run(arm: str, seed: int, steps: int, rows: int) -> dict[str, Any]:
+    found = {"arm": arm, "seed": seed, **_measured(_trained(arm, seed, steps), rows)}
+    print(f"{arm}, seed {seed}: measured", flush=True)
+    return found
 
 
 def chains(rows: int, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,20 +151,9 @@ def _steps_right(model: LlamaForCausalLM, question: torch.Tensor, answer: torch.
     return (said == answer).reshape(len(answer), -1, 6).all(-1).float().mean().item()
 
 
-def _read(journal: Path) -> dict[str, dict[str, Any]]:
-    if not journal.exists():
-        return {}
-    rows = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
-    return {row["key"]: row for row in rows}
-
-
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        share: {
-            key: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
-            for key in runs[0][share]
-            for values in [[one[share][key] for one in runs]]
-        }
+        share: {key: mean_and_sd(values) for key in runs[0][share] for values in [[one[share][key] for one in runs]]}
         for share in ("steps_right", "chains_right")
     }
 
@@ -176,8 +165,4 @@ def _print(table: dict[str, Any], seeds: int) -> None:
         print(f"| | {head} |\n| --- |{' ---: |' * len(DEPTHS) * len(MEASURED)}")
         for arm, shares in table.items():
             cells = (shares[share][f"{depth}/{length}"] for depth in DEPTHS for length in MEASURED)
-            print(f"| {arm} | {' | '.join(map(_shown, cells))} |")
-
-
-def _shown(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.3f}" + (f" ({found['sd']:.3f})" if found["sd"] is not None else "")
+            print(f"| {arm} | {' | '.join(map(shown, cells))} |")

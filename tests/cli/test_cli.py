@@ -157,8 +157,8 @@ def test_wrong_input_is_answered_by_one_line_and_writes_nothing(case, places, tm
     ("words", "said"),
     [
         (["demo", "--task", "rte", "--output", "OUT"], "leave --task out for the sample of SST-2"),
-        (["sweep", "MODEL", "--task", "sst2", "--output", "OUT"], "pass --validation-file."),
-        ([*TRAIN, "--output_dir", "OUT"], "pass --train-file and --validation-file."),
+        (["sweep", "MODEL", "--task", "sst2", "--output", "OUT"], "pass --validation-file"),
+        ([*TRAIN, "--output_dir", "OUT"], "pass --train-file and --validation-file"),
     ],
 )
 def test_without_the_hub_a_command_names_an_option_that_it_has(words, said, places, capsys):

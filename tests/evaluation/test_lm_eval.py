@@ -105,11 +105,14 @@ def test_each_depth_scores_what_the_cut_model_scores(task_folder: Path) -> None:
     model, tokenizer = language_model().train(), tokenizer_of_words()
     inject_layerdrop(model, 0.5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stream = torch.get_rng_state()
+    model.lm_head.eval()  # a part that is frozen
+    stream, vocabulary = torch.get_rng_state(), len(tokenizer)
     tasks = ["which_word", "next_words"]
     found = evaluate_lm_tasks(model, tokenizer, tasks, depths=[4, [0, 3], [1]], task_folder=task_folder, limit=16)
     assert torch.equal(stream, torch.get_rng_state())
     assert model.training
+    assert not model.lm_head.training
+    assert len(tokenizer) == vocabulary
     assert len(model.model.layers) == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert [one.keep_layers["layers"] for one in found] == [(0, 1, 2, 3), (0, 3), (1,)]
@@ -152,6 +155,10 @@ def test_sweep_judges_by_tasks_of_ones_own(task_folder: Path, tmp_path: Path, ca
         ({"tasks": "which_word"}, TaskError, "give a list"),
         ({"task_folder": "nowhere"}, TaskError, "no folder 'nowhere'"),
         ({"depths": [9]}, KeepLayersError, "9"),
+        ({"limit": 0}, TaskError, "limit is 0"),
+        ({"limit": 2.5}, TaskError, "whole number of rows"),
+        ({"few_shot": -1}, TaskError, "few_shot is -1"),
+        ({"chat_template": True}, TaskError, "the tokenizer has none"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_at_once(
@@ -167,6 +174,13 @@ def test_a_task_whose_data_is_gone_is_one_sentence(task_folder: Path) -> None:
     (task_folder / "rows.jsonl").unlink()
     with pytest.raises(TaskError, match="could not load which_word"):
         evaluate_lm_tasks(language_model(), tokenizer_of_words(), ["which_word"], depths=[2], task_folder=task_folder)
+
+
+@needs_harness
+def test_a_launch_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TaskError, match="judged by one process"):
+        evaluate_lm_tasks(language_model(), tokenizer_of_words(), ["hellaswag"], depths=[2])
 
 
 @needs_harness

@@ -29,7 +29,7 @@ from hf_layerdrop import Selection, search_layers, shared_sub_network
 from hf_layerdrop.errors import LayerDropConfigError, LayerDropError
 from hf_layerdrop.search.drafts.rounds import DRAFT_TOKENS, count_rounds, rounds_by_length
 from hf_layerdrop.search.drafts.speed import DraftMeter, Seconds
-from hf_layerdrop.search.drafts.texts import agreement, batches_of, write_texts
+from hf_layerdrop.search.drafts.texts import agreement, batches_of, read_prompts, write_texts
 
 NEW = 20
 NO_END = {"eos_token_id": None, "pad_token_id": 0}
@@ -257,3 +257,15 @@ def test_a_model_that_does_not_generate_has_no_use_for_a_draft() -> None:
     single = LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_hidden_layers": 1}, hidden_size=16, intermediate_size=32))
     with pytest.raises(LayerDropConfigError, match="say by depth= how many"):
         search_layers(single, prompts(), **SETTINGS)
+
+
+def test_prompts_are_taken_in_every_form_that_a_tokenizer_gives():
+    model, single = build("llama"), [{"input_ids": row["input_ids"].tolist()} for row in prompts(3)]
+    texts = [row["input_ids"] for row in single]
+    longest = max(map(len, texts))
+    padded = {
+        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in texts]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in texts]),
+    }
+    for form in (single, {"input_ids": texts}, [{"input_ids": texts}], padded, [padded]):
+        assert [row.tolist() for row in read_prompts(model, form, NEW)] == texts

@@ -8,7 +8,7 @@ import pytest
 from hf_layerdrop.errors import TaskError
 from hf_layerdrop.tasks.data import READERS, load_task_data
 from hf_layerdrop.tasks.embedded import SST2_FOLDER, embedded_sst2
-from hf_layerdrop.tasks.registry import TASKS, custom_task, find_task
+from hf_layerdrop.tasks.registry import TASKS, custom_task, load_task
 from hf_layerdrop.tasks.task import tokenize
 from rows import write_table
 
@@ -173,8 +173,8 @@ def test_files_must_fit_the_splits(tmp_path):
 
 def test_an_unknown_task_names_the_nearest_one():
     with pytest.raises(TaskError, match="nearest: mrpc"):
-        find_task("mprc")
-    assert find_task("SST-2").name == "sst2"
+        load_task("mprc")
+    assert load_task("SST-2").name == "sst2"
 
 
 def test_without_a_network_the_error_says_to_give_files():

@@ -101,7 +101,11 @@ def heal_command(
     config, stacks = checkpoint_facts(model, revision=None, allow_pickle=False)
     lengths = (max_length, max_target_length, num_beams)
     asked = Asked(task, validation_file, dataset, dataset_config, columns, label_column, *lengths)
-    asked = asked if train_file else recalled(asked, model, console)
+    asked = recalled(asked, model, console)
+    if asked.validation_file and not validation_file and not train_file and healing.methods != (NONE,):
+        raise HealingError(
+            f"{model} was measured on local files, but healing needs training rows as well: give them by --train-file."
+        )
     chosen = asked_task(asked, config)
     spec = resolve(keep_layers, stacks, partial(read_recommended, model))
     planned_cuts(parse_keep_layers(spec, stacks), stacks, healing)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_layerdrop.cli.depths import KeptByStack
 from hf_layerdrop.cli.recall import Asked
 from hf_layerdrop.cli.reports import Measured
 from hf_layerdrop.errors import TaskError, require
 from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.results.table import metric_names
-from hf_layerdrop.samplers.keep_layers import KeepLayers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LmEvalTasks = Annotated[
     str | None,
@@ -66,8 +69,8 @@ class LmEval:
                     "such as --lm-eval hellaswag."
                 )
             return False
-        others = (asked.task, asked.validation_file, asked.dataset, asked.text_columns, asked.label_column)
-        if any(others) or asked.max_target_length or asked.num_beams:
+        data = (asked.dataset, asked.dataset_config, asked.text_columns, asked.label_column)
+        if asked.task or asked.validation_file or any(data) or asked.max_target_length or asked.num_beams:
             raise TaskError("--lm-eval brings its own data and lengths: leave out --task and the options of its data.")
         if self.limit is not None and self.limit <= 0:
             raise TaskError(f"--limit is {self.limit:g}; give a number of rows, or a share below 1.")
@@ -77,12 +80,13 @@ class LmEval:
     def measure(
         self,
         model: str,
-        depths: Sequence[KeepLayers],
+        depths: Sequence[KeptByStack],
         loading: Mapping[str, Any],
         sizes: tuple[int, int | None],
         done: Callable[[list[SubNetworkResult]], None],
+        leave_out: Callable[[Sequence[KeptByStack], PreTrainedModel], Sequence[KeptByStack]] | None,
     ) -> list[SubNetworkResult]:
-        """Load the model to where the work is done, and judge it at each depth."""
+        """Load the model to where the work is done, and judge it at each depth, but for those that are left out."""
         from torch import accelerator
 
         from hf_layerdrop.checkpoints.tokenizers import load_tokenizer
@@ -99,10 +103,10 @@ class LmEval:
             network,
             tokenizer,
             self.tasks,
-            depths=depths,
+            depths=leave_out(depths, network) if leave_out else depths,
             task_folder=self.folder,
             few_shot=self.few_shot,
-            limit=int(self.limit) if self.limit and self.limit >= 1 else self.limit,
+            limit=self.limit,
             chat_template=self.chat_template,
             batch_size=batch_size,
             max_length=max_length,

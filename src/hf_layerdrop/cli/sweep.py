@@ -48,7 +48,7 @@ from hf_layerdrop.training.recommend import note_recommended
 from hf_layerdrop.training.train import RESULTS_FILE, keep_records, measure_depths, possible
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
 SEQUENCES = "SequenceClassification"
 
@@ -87,7 +87,8 @@ def sweep_command(
 ) -> None:
     """Measure MODEL on a validation set at each depth, without finetuning: table, plot (PNG, SVG) and JSON.
 
-    Records are written as they come. Under accelerate launch or torchrun, processes divide the depths.
+    Records are written as they come. Under accelerate launch or torchrun, processes divide the depths; --lm-eval takes
+    one process.
     """
     name = Path(model).resolve().name
     folder = output or Path("runs") / f"sweep-{name}"
@@ -108,7 +109,8 @@ def sweep_command(
     loading = loading_arguments(model, revision=revision, allow_pickle=False, trust_remote_code=trust_remote_code)
     if chosen is None:
         keep = partial(keep_records, folder / RESULTS_FILE)
-        results = harness.measure(model, sub_networks, loading, (batch_size, max_length), keep)
+        leave_out = partial(_possible, console=console) if depths.strip() == "all" else None
+        results = harness.measure(model, sub_networks, loading, (batch_size, max_length), keep, leave_out)
         swept = Swept(results, harness.measured(results, config), ", ".join(harness.tasks))
     else:
         sizes = Sizes(batch_size, asked.max_length, asked.max_target_length, asked.num_beams)
@@ -154,7 +156,8 @@ def _by_task(
     """Measure on the validation rows of a task; None on a process that does not write."""
     with evaluating_trainer(model, data, sizes, loading) as (trainer, encoded):
         if depths.strip() == "all":  # and none of them asked for by name
-            sub_networks = _possible(sub_networks, trainer, console)
+            model_in_use = trainer.accelerator.unwrap_model(trainer.model)
+            sub_networks = _possible(sub_networks, model_in_use, console)
         writes = trainer.is_world_process_zero()
         keep = partial(keep_records, folder / RESULTS_FILE if writes else None)
         results = measured_together(trainer, encoded, sub_networks, done=keep)
@@ -179,9 +182,9 @@ def measured_together(
         return measure_depths(trainer, data, depths, done=done, ranks=ranks)
 
 
-def _possible(sub_networks: list[KeptByStack], trainer: Trainer, console: PlainConsole) -> list[KeptByStack]:
+def _possible(sub_networks: Sequence[KeptByStack], model: PreTrainedModel, console: PlainConsole) -> list[KeptByStack]:
     """Leave out what the model cannot be cut to, and say so."""
-    found = possible(sub_networks, trainer.accelerator.unwrap_model(trainer.model))
+    found = possible(sub_networks, model)
     for kept in (one for one in sub_networks if one not in found):
         console.print(f"Left out: layers {format_kept(kept)}, to which the model cannot be cut.")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import math
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_layerdrop.errors import TaskError, require, said_by
 from hf_layerdrop.evaluation.confidence import DEVIATIONS, Rows, interval_of
 from hf_layerdrop.evaluation.evaluate import listed_depths
+from hf_layerdrop.evaluation.model_or_trainer import eval_mode
 from hf_layerdrop.evaluation.parameter_counts import parameters_of
 from hf_layerdrop.evaluation.random_streams import unmoved_streams
 from hf_layerdrop.pruning.prune import Cutter
@@ -69,6 +71,7 @@ def evaluate_lm_tasks(
         TaskError: If a task is unknown or cannot be loaded, or the model generates no text.
     """
     require("lm_eval")
+    _check_asked(tokenizer, few_shot, limit, chat_template)
     if not model.can_generate():
         raise TaskError(
             f"A {type(model).__name__} generates no text, and the tasks of lm_eval are for language models: give one "
@@ -78,11 +81,12 @@ def evaluate_lm_tasks(
     kept = [cutter.parse(spec) for spec in listed_depths(depths)]
     for layers in kept:
         cutter.check(layers)
+    limit = int(limit) if limit is not None and limit >= 1 else limit
     with _quiet_harness():
         manager, names = _found(tasks, task_folder)
         results: list[SubNetworkResult] = []
         for layers in kept:
-            with _measuring(model), cutter.sub_network(layers):
+            with unmoved_streams(), eval_mode(model), cutter.sub_network(layers):
                 scores = _scores(
                     model,
                     tokenizer,
@@ -95,6 +99,21 @@ def evaluate_lm_tasks(
             if done is not None:
                 done([*results])
     return SubNetworkResults(results)
+
+
+def _check_asked(
+    tokenizer: PreTrainedTokenizerBase, few_shot: int | None, limit: float | None, chat_template: bool
+) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TaskError("lm_eval's tasks are judged by one process, and this is a launch of several: start it without.")
+    if limit is not None and limit <= 0:
+        raise TaskError(f"limit is {limit:g}; give a number of rows, or a share below 1.")
+    if limit is not None and limit > 1 and limit != int(limit):
+        raise TaskError(f"limit is {limit:g}; give a whole number of rows, or a share below 1.")
+    if few_shot is not None and few_shot < 0:
+        raise TaskError(f"few_shot is {few_shot}; give 0 or more examples.")
+    if chat_template and not tokenizer.chat_template:
+        raise TaskError("chat_template is asked for, but the tokenizer has none: leave it out.")
 
 
 def _found(tasks: Sequence[str], folder: str | os.PathLike[str] | None) -> tuple[TaskManager, list[str]]:
@@ -111,6 +130,8 @@ def _found(tasks: Sequence[str], folder: str | os.PathLike[str] | None) -> tuple
     names = list(dict.fromkeys(name for task in tasks for name in _of_pattern(task, manager)))
     try:
         manager.load(names)
+    except (AttributeError, ImportError):  # another version of the harness: no fault of the task
+        raise
     except Exception as error:  # its data could not be had, or its file is wrong: whatever the libraries raise then
         reason = f"lm_eval could not load {', '.join(names)} ({said_by(error)})"
         raise TaskError(f"{reason}: check the network and the task's file.") from error
@@ -140,12 +161,14 @@ def _scores(
     from lm_eval.models.huggingface import HFLM
 
     # Anew for each sub-network: it reads the config. It keeps nothing between them, since no cache is asked for.
-    judged = HFLM(pretrained=model, tokenizer=tokenizer, **sizes)
-    found = simple_evaluate(
-        judged, tasks=names, task_manager=manager, bootstrap_iters=_DRAWS, log_samples=False, **asked
-    )
-    assert found is not None  # but on other ranks than the first, and a model in memory has none
-    return found
+    judged = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), **sizes)  # which it gives a token to pad with
+    try:
+        found = simple_evaluate(
+            judged, tasks=names, task_manager=manager, bootstrap_iters=_DRAWS, log_samples=False, **asked
+        )
+    except ValueError as error:  # a task that runs code, or wants what is no text
+        raise TaskError(f"lm_eval refuses {', '.join(names)}: {said_by(error)}.") from error
+    return found or {}
 
 
 def _record(
@@ -181,16 +204,6 @@ def _interval(metric: str, value: float, error: Any, count: int) -> tuple[float,
     if not isinstance(error, int | float) or not math.isfinite(error):
         return None
     return value - DEVIATIONS * error, value + DEVIATIONS * error
-
-
-@contextmanager
-def _measuring(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    try:
-        with unmoved_streams():  # the harness seeds them all
-            yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

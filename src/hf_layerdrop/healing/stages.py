@@ -128,14 +128,22 @@ class Workshop:
 
 @contextmanager
 def _in_full_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Hold weights of 16 bits in float32 inside the block: steps as small as healing's would be lost in rounding."""
-    dtype = model.dtype
-    if dtype not in (torch.float16, torch.bfloat16) or getattr(model, "is_quantized", False):
+    """Hold weights of 16 bits in float32 inside the block: steps as small as healing's would be lost in rounding.
+
+    Each of them goes back to its own type. Buffers are not touched: what a model keeps in float32 (rotary frequencies)
+    would be rounded on the way back, and is not in the checkpoint.
+    """
+    halves = (torch.float16, torch.bfloat16)
+    types = {weight: weight.dtype for weight in model.parameters() if weight.dtype in halves}
+    if getattr(model, "is_quantized", False):
+        types = {}
+    for weight in types:
+        weight.data = weight.data.float()
+    try:
         yield
-        return
-    model.float()
-    yield
-    model.to(dtype)
+    finally:
+        for weight, dtype in types.items():
+            weight.data = weight.data.to(dtype)
 
 
 def _loss(model: PreTrainedModel, rows: Any) -> float:

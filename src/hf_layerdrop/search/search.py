@@ -17,6 +17,7 @@ from hf_layerdrop.pruning.prune import Cutter
 from hf_layerdrop.search.budgets import Budget, Costs, Target, targets_within
 from hf_layerdrop.search.drafts.source import check_objective, draft_depths, score_drafts
 from hf_layerdrop.search.drafts.speed import DraftObjective, with_draft
+from hf_layerdrop.search.drafts.texts import check_model
 from hf_layerdrop.search.journal import KnownScores, ScoreJournal
 from hf_layerdrop.search.latency import LatencyMeter
 from hf_layerdrop.search.objective import find_objective
@@ -123,11 +124,13 @@ def search_layers(
     plain = model.accelerator.unwrap_model(model.model) if isinstance(model, Trainer) else model
     cutter = Cutter(plain)
     if objective is not None and depth is None and not budget.asks:
+        check_model(plain)
         targets = draft_depths(cutter.depths)
     else:
         targets = _targets(depth, budget, cutter)
     limit = settings.get("max_sub_networks", MAX_SETS)
-    _possible_targets(name, plain, cutter, targets or [cutter.depths], limit)
+    could_be = _possible_targets(name, plain, cutter, targets or [cutter.depths], limit)
+    targets = targets and could_be
 
     with ranks_of_launch(model) as ranks:
         asked = [name, settings, depth, vars(budget), share_samples, seed, greater_is_better, journal is None]

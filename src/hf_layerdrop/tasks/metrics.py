@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hf_layerdrop.evaluation.metrics import load_metric, named_metric
-from hf_layerdrop.tasks.registry import find_task
+from hf_layerdrop.tasks.registry import load_task
 from hf_layerdrop.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def glue_metric(task_name: str) -> evaluate.Metric:
     Raises:
         TaskError: If there is no task of that name.
     """
-    return load_metric(*find_task(task_name).metrics)
+    return load_metric(*load_task(task_name).metrics)
 
 
 def compute_metrics_for(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -155,9 +155,6 @@ def load_task(name: str, *, more: Mapping[str, Task] = MORE_TASKS, otherwise: st
     return TASKS[known]
 
 
-find_task = load_task
-
-
 def with_dataset(task: Task, name: str | None, config: str | None = None) -> Task:
     """Return the task with another data set of the Hub, or the folder of one; as it is if none is named.
 

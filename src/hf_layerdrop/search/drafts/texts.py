@@ -29,12 +29,11 @@ class Text:
         return self.sequence[: self.start]
 
 
-def read_prompts(model: PreTrainedModel, dataset: Any, max_new_tokens: int) -> list[torch.Tensor]:
-    """Return the token ids of each prompt, without padding, of a data set of examples or of batches.
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot generate with a sub-network of its own as a draft.
 
     Raises:
-        UnsupportedModelError: If the model does not generate, or has an encoder.
-        TaskError: If there are no prompts, or one is empty or too long for what is to be generated.
+        UnsupportedModelError: If it does not generate, or has an encoder.
     """
     if not model.can_generate():
         raise UnsupportedModelError(
@@ -47,6 +46,18 @@ def read_prompts(model: PreTrainedModel, dataset: Any, max_new_tokens: int) -> l
             f"objective is {OBJECTIVE!r}, but in assisted generation of an encoder-decoder transformers lets the draft "
             "read tokens twice, so that it does not draft what its layers would say: give a model without an encoder."
         )
+
+
+def read_prompts(model: PreTrainedModel, dataset: Any, max_new_tokens: int) -> list[torch.Tensor]:
+    """Return the token ids of each prompt, without padding, of a data set of examples or of batches.
+
+    Raises:
+        UnsupportedModelError: If the model does not generate, or has an encoder.
+        TaskError: If there are no prompts, or one is empty or too long for what is to be generated.
+    """
+    check_model(model)
+    if isinstance(dataset, Mapping):  # one batch: what a tokenizer makes of several texts
+        dataset = [dataset]
     rows = [] if dataset is None else [row for entry in dataset for row in _rows_of(entry)]
     if not rows:
         raise TaskError(
@@ -103,7 +114,11 @@ def _rows_of(entry: Any) -> list[torch.Tensor]:
     """Return the rows of a batch, or an example as the one row that it is."""
     if not isinstance(entry, Mapping) or "input_ids" not in entry:
         raise TaskError(f"A prompt is {entry!r:.60}: give what the tokenizer makes of it, a dict with input_ids.")
-    tokens = torch.as_tensor(entry["input_ids"])
+    ids = entry["input_ids"]
+    if isinstance(ids, list) and ids and isinstance(ids[0], list):  # rows that nobody has padded
+        masks = entry.get("attention_mask", [[1] * len(row) for row in ids])
+        return [torch.tensor(row)[torch.tensor(mask).bool()] for row, mask in zip(ids, masks, strict=True)]
+    tokens = torch.as_tensor(ids)
     mask = torch.as_tensor(entry.get("attention_mask", torch.ones_like(tokens))).bool()
     if tokens.dim() == 1:
         tokens, mask = tokens[None], mask[None]
