@@ -118,7 +118,9 @@ def _of_standard_cut(read: Read) -> bool:
 
 def _so_far(one: Measured, seeds: Sequence[int]) -> str:
     missing = [str(seed) for seed in one.criteria.seeds if seed not in seeds]
-    return f" (seeds {', '.join(missing)} are still to come: nothing is resolved)" if missing else ""
+    if not missing:
+        return ""
+    return f" (so far without seed{'s' if len(missing) > 1 else ''} {', '.join(missing)})"
 
 
 def _gaps(one: Measured, reads: Sequence[Read]) -> str:

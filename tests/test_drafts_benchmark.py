@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from warm import run_python
 
 
+@pytest.mark.long
 def test_texts_are_the_same_and_a_journal_is_gone_on_with(tmp_path: Path) -> None:
     journal = tmp_path / "drafts.jsonl"
     words = ("-m", "benchmarks", "drafts", "--short", "1", "--json", "--journal", str(journal))

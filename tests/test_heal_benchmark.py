@@ -10,6 +10,7 @@ import pytest
 from warm import run_python
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["minilm", "lm"])
 def test_arms_are_measured_once_and_a_journal_is_gone_on_with(model: str, tmp_path: Path) -> None:
     words = ("-m", "benchmarks", "heal", "--model", model, "--short", "1", "--json", "--arms", "map+alone")

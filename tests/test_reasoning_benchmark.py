@@ -36,6 +36,7 @@ def test_a_wrong_sign_makes_its_step_wrong_and_no_other() -> None:
     assert reasoning._steps_right(model, question, answer) == pytest.approx(11 / 12)
 
 
+@pytest.mark.long
 def test_a_journal_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     journal = str(tmp_path / "runs.jsonl")
     first = reasoning.run(short=True, journal=journal)

@@ -154,7 +154,7 @@ def test_the_page_has_scores_readings_costs_and_all_that_was_run(tmp_path, monke
     assert "holds: 6, 4; not resolved: 3; does not hold: 2" in front
     assert "+0.0 points at 6 layers (holds), +0.0 at 4 (holds)" in front
     assert "for 40% of the layer forwards" in front
-    assert "still to come" not in front
+    assert "so far without" not in front
     assert picture.read_text().startswith("<svg")
     first = text, picture.read_text()
     write_results([*all_studies().values()], records(), tmp_path)

@@ -57,7 +57,7 @@ def test_the_answer_has_differences_and_what_is_to_come():
     ours = [record(f"depths-{name}", 0, 2.7) for name in ("d0", "d0.1", "d0.25", "d0.4")]
     one = Measured(STUDY, [*measured(seeds=(0,)).records, *ours], FEW)
     said = answer(one)
-    assert "seeds 1, 2 are still to come" in said
+    assert "so far without seeds 1, 2" in said
     assert "+0.0 % at 8 layers, +4.9 at 4." in said
 
 
