@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM
+
+    from hf_layerdrop import LayerDropConfig
 
 BYTES = 256
 POSITIONS = 256
@@ -55,17 +57,26 @@ def mini_lm(layers: int = 12, width: int = 256, seed: int = 0) -> LlamaForCausal
 def train_mini_lm(
     model: LlamaForCausalLM, text: torch.Tensor, *, steps: int, layerdrop: float = 0.0, seed: int = 0
 ) -> LlamaForCausalLM:
-    """Train it on random windows of the text with AdamW and one cycle of the learning rate; LayerDrop is gone after."""
+    """Train it on random windows of the text."""
+    from hf_layerdrop import LayerDropConfig
+
+    return train_on(model, LayerDropConfig(rate=layerdrop, seed=seed), _windows(text, seed), steps)
+
+
+def train_on(
+    model: LlamaForCausalLM, layerdrop: LayerDropConfig, batches: Iterator[Mapping[str, torch.Tensor]], steps: int
+) -> LlamaForCausalLM:
+    """Train a model with AdamW and one cycle of the learning rate; LayerDrop is gone after."""
     import torch
 
-    from hf_layerdrop import LayerDropConfig, inject_layerdrop, remove_layerdrop, set_step
+    from hf_layerdrop import inject_layerdrop, remove_layerdrop, set_step
 
-    inject_layerdrop(model, LayerDropConfig(rate=layerdrop, seed=seed))
+    inject_layerdrop(model, layerdrop)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    for step, rows in enumerate(itertools.islice(_windows(text, seed), steps)):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2), pct_start=0.1)
+    for step, batch in enumerate(itertools.islice(batches, steps)):
         set_step(model, step)
-        model.train()(input_ids=rows, labels=rows).loss.backward()
+        model.train()(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -88,13 +99,14 @@ def prompts_of(text: torch.Tensor, count: int, length: int = 32) -> list[dict[st
     return [{"input_ids": text[begin : begin + length]} for begin in begins]
 
 
-def _windows(text: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
+def _windows(text: torch.Tensor, seed: int) -> Iterator[Mapping[str, torch.Tensor]]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     windows = text.unfold(0, LENGTH, 1)
     while True:
-        yield windows[torch.randint(len(windows), (ROWS,), generator=generator)]
+        rows = windows[torch.randint(len(windows), (ROWS,), generator=generator)]
+        yield {"input_ids": rows, "labels": rows}
 
 
 def _texts(data: str) -> list[str]:

@@ -10,11 +10,12 @@ right end on its own. Arms, seeds, depths and lengths are fixed before a run; ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._journal import Journal, mean_and_sd, shown
+from benchmarks._mini_lm import train_on
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ LAYERS, DEPTHS = 6, (6, 4, 3)
 SIGNS = "0123456789+-=;."
 TRAINED, MEASURED = (2, 3, 4, 5), (3, 5, 7)  # steps in a chain
 ARMS = {"standard": 6.0, "LayerDrop 0.2": 6 * 0.8, "list of depths": 13 / 3}  # and the layers of a step
-LEARNING_RATE, ROWS = 2e-3, 32
+ROWS = 32
 
 
 def run(
@@ -78,7 +79,7 @@ def _trained(arm: str, seed: int, steps: int) -> LlamaForCausalLM:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hf_layerdrop import LayerDropConfig, inject_layerdrop, remove_layerdrop, set_step
+    from hf_layerdrop import LayerDropConfig
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -92,27 +93,12 @@ def _trained(arm: str, seed: int, steps: int) -> LlamaForCausalLM:
         eos_token_id=None,
         pad_token_id=None,
     )
-    model = LlamaForCausalLM(config)
-    dropped = {"standard": 0.0, "LayerDrop 0.2": 0.2}.get(arm)
-    inject_layerdrop(
-        model,
-        LayerDropConfig.for_depths(DEPTHS, seed=seed) if dropped is None else LayerDropConfig(dropped, seed=seed),
-    )
-    count = round(LAYERS * steps / ARMS[arm])
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.1, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(count, 2), pct_start=0.1)
-    for step, (rows, labels) in zip(range(count), _batches(seed), strict=False):
-        set_step(model, step)
-        model.train()(input_ids=rows, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    remove_layerdrop(model)
-    return model.eval()
+    rate = {"standard": 0.0, "LayerDrop 0.2": 0.2}.get(arm)
+    layerdrop = LayerDropConfig.for_depths(DEPTHS, seed=seed) if rate is None else LayerDropConfig(rate, seed=seed)
+    return train_on(LlamaForCausalLM(config), layerdrop, _batches(seed), round(LAYERS * steps / ARMS[arm]))
 
 
-def _batches(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(seed: int) -> Iterator[Mapping[str, torch.Tensor]]:
     """Draw batches of one length each; the loss is that of the answers."""
     import torch
 
@@ -120,7 +106,8 @@ def _batches(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     while True:
         length = TRAINED[int(torch.randint(len(TRAINED), (), generator=generator))]
         question, answer = chains(ROWS, length, generator)
-        yield torch.cat([question, answer], 1), torch.cat([torch.full_like(question, -100), answer], 1)
+        labels = torch.cat([torch.full_like(question, -100), answer], 1)
+        yield {"input_ids": torch.cat([question, answer], 1), "labels": labels}
 
 
 def _measured(model: LlamaForCausalLM, rows: int) -> dict[str, Any]:

@@ -28,9 +28,8 @@ from hf_layerdrop.results.record import SubNetworkResult
 from hf_layerdrop.samplers.config import LayerDropConfig
 from hf_layerdrop.samplers.keep_layers import evenly_spread
 from hf_layerdrop.tasks.classification import padding_collator
-from hf_layerdrop.tasks.embedded import embedded_sst2
+from hf_layerdrop.tasks.data import load_task_data
 from hf_layerdrop.tasks.metrics import compute_metrics_for
-from hf_layerdrop.tasks.registry import load_task
 from hf_layerdrop.tasks.task import Task, TaskData, tokenize
 
 if TYPE_CHECKING:
@@ -119,8 +118,7 @@ def left_model(output_dir: Path) -> Path | None:
 
 def demo_data() -> TaskData:
     """Return the sample of SST-2 that comes with the package: part of the training set, all of the validation set."""
-    splits = embedded_sst2().rename_column("label", "labels")
-    return TaskData(load_task("sst2-sample"), splits["train"], {"validation": splits["validation"]})
+    return load_task_data("sst2-sample")
 
 
 def run_demo(

@@ -130,11 +130,9 @@ def _found(tasks: Sequence[str], folder: str | os.PathLike[str] | None) -> tuple
     names = list(dict.fromkeys(name for task in tasks for name in _of_pattern(task, manager)))
     try:
         manager.load(names)
-    except (AttributeError, ImportError):  # another version of the harness: no fault of the task
-        raise
-    except Exception as error:  # its data could not be had, or its file is wrong: whatever the libraries raise then
+    except Exception as error:  # its data or a package that it needs could not be had, or its file is wrong
         reason = f"lm_eval could not load {', '.join(names)} ({said_by(error)})"
-        raise TaskError(f"{reason}: check the network and the task's file.") from error
+        raise TaskError(f"{reason}: check the network, the task's file, and what it needs installed.") from error
     return manager, names
 
 
@@ -168,7 +166,8 @@ def _scores(
         )
     except ValueError as error:  # a task that runs code, or wants what is no text
         raise TaskError(f"lm_eval refuses {', '.join(names)}: {said_by(error)}.") from error
-    return found or {}
+    assert found is not None  # but on later ranks of a launch, which is refused
+    return found
 
 
 def _record(

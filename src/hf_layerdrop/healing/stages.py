@@ -133,10 +133,8 @@ def _in_full_precision(model: PreTrainedModel) -> Iterator[None]:
     Each of them goes back to its own type. Buffers are not touched: what a model keeps in float32 (rotary frequencies)
     would be rounded on the way back, and is not in the checkpoint.
     """
-    halves = (torch.float16, torch.bfloat16)
+    halves = () if getattr(model, "is_quantized", False) else (torch.float16, torch.bfloat16)
     types = {weight: weight.dtype for weight in model.parameters() if weight.dtype in halves}
-    if getattr(model, "is_quantized", False):
-        types = {}
     for weight in types:
         weight.data = weight.data.float()
     try:
